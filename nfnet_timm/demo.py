@@ -1,0 +1,213 @@
+"""``nfnet-timm demo``: a small NFNet on handwritten digits, without and with AGC, saved and loaded again by timm.
+
+The digits are scikit-learn's, 1,797 real scans of 8 x 8 pixels that come with the library. About a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits, load_sample_image
+from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nfnet_timm.agc import adaptive_clip_grad_
+from nfnet_timm.hub import save_folder
+from nfnet_timm.variants import VARIANTS
+
+__all__ = ["run"]
+
+# A tiny NFNet-F0, by keywords of timm.create_model.
+ARGS: dict[str, Any] = {
+    "depths": (1, 2, 2, 1),
+    "channels": (32, 64, 96, 96),
+    "group_size": 8,
+    "in_chans": 1,
+    "num_classes": 10,
+}
+SIZE = 32  # pixels: the network halves its input five times
+BATCH, LR, CLIP_FACTOR = 64, 0.4, 0.02  # a learning rate at which this network diverges without clipping
+
+
+@dataclass
+class Digits:
+    """Images (N, 1, SIZE, SIZE), normalized, and their classes."""
+
+    train: Tensor
+    train_classes: Tensor
+    test: Tensor
+    test_classes: Tensor
+    mean: float
+    std: float
+
+
+@dataclass
+class Curves:
+    """One training run: the loss of each step and the test accuracy after each epoch."""
+
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+
+
+def run(out: Path, epochs: int) -> None:
+    """Run the whole demo and leave curves.png and model/ in ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    _list_networks()
+    digits = _digits()
+    print(
+        f"\nTraining a small NFNet on {len(digits.train)} handwritten digits, testing on {len(digits.test)}; "
+        f"SGD at learning rate {LR}, {epochs} epochs."
+    )
+    _, plain = _train(digits, epochs, clip_factor=None)
+    model, clipped = _train(digits, epochs, clip_factor=CLIP_FACTOR)
+    for label, curves in (("without AGC", plain), ("with AGC", clipped)):
+        print(f"  {label:12} test accuracy {curves.accuracies[-1]:6.1%}, last loss {curves.losses[-1]:.3g}")
+    _plot(plain, clipped, out / "curves.png")
+    print(f"Curves: {out / 'curves.png'}")
+
+    folder = out / "model"
+    save_folder(model, folder, ARGS)
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        logits, again = model(digits.test), loaded(digits.test)
+    identical = torch.equal(logits, again)
+    print(
+        f'Saved to {folder} and loaded by timm.create_model("local-dir:{folder}", pretrained=True): logits '
+        f"{'identical' if identical else 'DIFFERENT'}, test accuracy {_accuracy(again, digits.test_classes):.1%}."
+    )
+    if not identical:
+        raise ValueError(f"the loaded model's logits differ by up to {(logits - again).abs().max():.3g}, expected 0")
+
+    _classify_photo()
+    print(
+        "\nNext:\n"
+        '  timm.create_model("nfnet_f0", pretrained=True, num_classes=YOURS)    fine-tune the released weights\n'
+        "  nfnet-timm convert F0_haiku.npz --out nfnet_f0                       use the authors' own file\n"
+        "  README.md                                                            all networks, figures, caveats"
+    )
+
+
+def _list_networks() -> None:
+    print(f"timm {timm.__version__} has {len(VARIANTS)} networks of nfnet_timm:")
+    families: dict[str, list[str]] = {}
+    for name in VARIANTS:
+        families.setdefault(re.sub(r"\d", "", name), []).append(name)
+    for names in families.values():
+        print(f"  {', '.join(names)}")
+
+
+def _digits() -> Digits:
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16  # sixteen grey levels, to 0..1
+    classes = torch.tensor(data.target)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, test = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
+    mean, std = images[train].mean().item(), images[train].std().item()
+    images = F.interpolate((images - mean) / std, size=SIZE, mode="bilinear")
+    return Digits(images[train], classes[train], images[test], classes[test], mean, std)
+
+
+def _train(digits: Digits, epochs: int, clip_factor: float | None) -> tuple[nn.Module, Curves]:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "nfnet_f0",
+        drop_path_rate=0.1,
+        pretrained_cfg_overlay={
+            "input_size": (1, SIZE, SIZE),
+            "test_input_size": None,
+            "num_classes": 10,
+            "mean": (digits.mean,),
+            "std": (digits.std,),
+            "crop_pct": 1.0,
+        },
+        **ARGS,
+    )
+    optimizer = create_optimizer_v2(model, "sgd", lr=LR, momentum=0.9, weight_decay=2e-5)
+    steps = math.ceil(len(digits.train) / BATCH)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, "cosine", num_epochs=epochs, warmup_epochs=1, step_on_epochs=False, updates_per_epoch=steps
+    )
+    classifier = model.get_classifier().weight
+    clipped = [p for p in model.parameters() if p is not classifier]
+    curves = Curves()
+    label = "with AGC   " if clip_factor else "without AGC"
+    with tqdm(total=epochs * steps, desc=label, unit="step") as progress:
+        for _ in range(epochs):
+            model.train()
+            for batch in torch.randperm(len(digits.train)).split(BATCH):
+                scheduler.step_update(len(curves.losses))
+                loss = F.cross_entropy(model(digits.train[batch]), digits.train_classes[batch], label_smoothing=0.1)
+                optimizer.zero_grad()
+                loss.backward()
+                if clip_factor:
+                    adaptive_clip_grad_(clipped, clip_factor)
+                optimizer.step()
+                curves.losses.append(loss.item())
+                progress.update()
+            model.eval()
+            with torch.no_grad():
+                curves.accuracies.append(_accuracy(model(digits.test), digits.test_classes))
+            progress.set_postfix(loss=f"{curves.losses[-1]:.3g}", accuracy=f"{curves.accuracies[-1]:.1%}")
+    return model, curves
+
+
+def _accuracy(logits: Tensor, classes: Tensor) -> float:
+    return (logits.argmax(1) == classes).float().mean().item()
+
+
+def _plot(plain: Curves, clipped: Curves, path: Path) -> None:
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(f"A small NFNet on handwritten digits, SGD at learning rate {LR}", fontweight="bold")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    runs = ((plain, "without AGC", "tab:red"), (clipped, f"with AGC, clip factor {CLIP_FACTOR}", "tab:blue"))
+    for curves, label, color in runs:
+        finite = [loss for loss in curves.losses if math.isfinite(loss)]
+        loss_axes.plot(finite, color=color, label=label)
+        if len(finite) < len(curves.losses) and finite:
+            loss_axes.plot(len(finite) - 1, finite[-1], "x", color=color, markersize=10, markeredgewidth=3)
+            loss_axes.annotate(
+                "diverged", (len(finite) - 1, finite[-1]), (12, -4), textcoords="offset points", color=color
+            )
+        epochs = range(1, len(curves.accuracies) + 1)
+        accuracy_axes.plot(epochs, [100 * a for a in curves.accuracies], "o-", color=color, label=label)
+    loss_axes.axhline(math.log(10), color="grey", linestyle=":", label="guessing")
+    loss_axes.set(title="Training loss", xlabel="step", yscale="log", ylim=(0.3, 1e4))
+    accuracy_axes.axhline(10, color="grey", linestyle=":", label="guessing")
+    accuracy_axes.set(title="Test accuracy (%)", xlabel="epoch", ylim=(0, 102))
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    accuracy_axes.legend(loc="center right", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _classify_photo() -> None:
+    repo = VARIANTS["nfnet_f0"].hf_hub_id
+    if not isinstance(try_to_load_from_cache(repo, "model.safetensors"), str):
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, "model.safetensors"), timeout=5)
+        except Exception as error:  # whatever the network does wrong, the demo goes on
+            print(f"The Hub cannot be reached ({type(error).__name__}): no photograph is classified.")
+            return
+    from PIL import Image
+
+    model = timm.create_model("nfnet_f0", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model, use_test_size=True))
+    photo = Image.fromarray(load_sample_image("china.jpg"))
+    with torch.no_grad():
+        probabilities, classes = model(transform(photo).unsqueeze(0)).softmax(1)[0].topk(3)
+    names = [ImageNetInfo().index_to_description(int(i)).split(",")[0] for i in classes]
+    guesses = ", ".join(f"{name} {p:.0%}" for name, p in zip(names, probabilities.tolist(), strict=True))
+    print(f"The pretrained nfnet_f0 on scikit-learn's photograph china.jpg: {guesses}.")

@@ -1,0 +1,207 @@
+"""The parts of a Normalizer-Free network: weight standardization, activation gammas, squeeze-excite.
+
+Source: deepmind-research/nfnets/base.py. Everything that scales a whole feature map by a constant in the
+authors' code (gamma, beta) is folded into the weight of the convolution that reads it: the same product, computed
+on the smaller tensor.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import get_same_padding
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "AvgPool2dSame", "ScaledAct", "SqueezeExcite", "WSConv2d", "activation"]
+
+# Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are
+# those of deepmind-research/nfnets/base.py, the names timm's. The authors' "gelu" is JAX's, the tanh form: here
+# "gelu_tanh"; "gelu" is the erf form, as everywhere in timm, with the same gamma.
+ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, object], float]] = {
+    "identity": (nn.Identity, {}, 1.0),
+    "celu": (nn.CELU, {}, 1.270926833152771),
+    "elu": (nn.ELU, {}, 1.2716004848480225),
+    "gelu": (nn.GELU, {}, 1.7015043497085571),
+    "gelu_tanh": (nn.GELU, {"approximate": "tanh"}, 1.7015043497085571),
+    "leaky_relu": (nn.LeakyReLU, {}, 1.70590341091156),
+    "log_sigmoid": (nn.LogSigmoid, {}, 1.9193484783172607),
+    "log_softmax": (nn.LogSoftmax, {"dim": 1}, 1.0002083778381348),
+    "relu": (nn.ReLU, {}, 1.7139588594436646),
+    "relu6": (nn.ReLU6, {}, 1.7131484746932983),
+    "selu": (nn.SELU, {}, 1.0008515119552612),
+    "sigmoid": (nn.Sigmoid, {}, 4.803835391998291),
+    "silu": (nn.SiLU, {}, 1.7881293296813965),
+    "softplus": (nn.Softplus, {}, 1.9203323125839233),
+    "softsign": (nn.Softsign, {}, 2.338853120803833),
+    "tanh": (nn.Tanh, {}, 1.5939117670059204),
+}
+
+
+def activation(name: str) -> tuple[nn.Module, float]:
+    """Return a new module of the activation called ``name`` and its gamma, which the module does not apply.
+
+    Raises:
+        ValueError: If no gamma is known for ``name``; signal propagation would not be preserved.
+    """
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(
+            f"act_layer={name!r} has no gamma: a Normalizer-Free network needs an activation whose output variance is "
+            f"known. Expected one of {', '.join(ACTIVATIONS)}; to add one, give it an entry in "
+            "nfnet_timm.layers.ACTIVATIONS."
+        )
+    cls, kwargs, gamma = ACTIVATIONS[name]
+    return cls(**kwargs), gamma
+
+
+class ScaledAct(nn.Module):
+    """``gamma * act(x)``, shape kept: an activation that no convolution follows to carry its gamma."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.act, self.gamma = activation(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate and scale ``x``."""
+        return self.act(x) * self.gamma
+
+
+@register_notrace_module
+class WSConv2d(nn.Conv2d):
+    """Convolution whose weight is standardized per output channel, with SAME padding and always a bias.
+
+    ``W_hat = scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel,
+    computed in float32 also for half-precision weights and under autocast. At ``scale`` 1 and gain 1 each output
+    channel's weights have zero mean and unit norm.
+
+    Args:
+        in_chs: Input channels; forward takes (N, in_chs, H, W), any H and W of at least 1.
+        out_chs: Output channels; forward returns (N, out_chs, ceil(H / stride), ceil(W / stride)).
+        scale: Constant factor of the input (gamma and beta), carried by the weight.
+    Raises:
+        ValueError: From forward, if the input has another number of channels or no pixels.
+    Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
+    Differs from timm: ``ScaledStdConv2dSame`` takes ``rsqrt(var + eps)`` and keeps ``gain`` as (O, 1, 1, 1), which
+        its optimizers decay and its AGC clips element by element. Here ``gain`` is (O,); both shapes load.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        scale: float = 1.0,
+        eps: float = 1e-4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(
+            in_chs,
+            out_chs,
+            kernel_size,
+            stride=stride,
+            # SAME is symmetric at stride 1; otherwise it depends on the input's size and forward pads.
+            padding=dilation * (kernel_size - 1) // 2 if stride == 1 else 0,
+            dilation=dilation,
+            groups=groups,
+            device=device,
+            dtype=dtype,
+        )
+        self.gain = nn.Parameter(torch.ones(out_chs, device=device, dtype=dtype))
+        self.scale = scale
+        self.eps = eps
+
+    def reset_parameters(self) -> None:
+        """Initialise as the authors do: weight N(0, 1 / fan_in), bias 0. The gain starts at 1."""
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def standardized_weight(self) -> Tensor:
+        """Return ``W_hat`` in the shape and dtype of ``weight``."""
+        weight = self.weight.float().flatten(1)  # (O, fan_in)
+        centred = weight - weight.mean(1, keepdim=True)
+        sum_sq = centred.square().sum(1)  # var * fan_in
+        scale = self.gain.float() * self.scale * torch.rsqrt(sum_sq.clamp(min=self.eps))
+        return (centred * scale.unsqueeze(1)).view_as(self.weight).to(self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride))."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0:
+            raise ValueError(
+                f"expected images or features of shape (N, {self.in_channels}, H, W) with at least one pixel, got "
+                f"{list(x.shape)}. For images with another number of channels, build the model with in_chans=."
+            )
+        weight = self.standardized_weight()
+        if self.stride[0] == 1:
+            return F.conv2d(x, weight, self.bias, 1, self.padding, self.dilation, self.groups)
+        pad_h = get_same_padding(x.shape[2], self.kernel_size[0], self.stride[0], self.dilation[0])
+        pad_w = get_same_padding(x.shape[3], self.kernel_size[1], self.stride[1], self.dilation[1])
+        if pad_h % 2 != 0 or pad_w % 2 != 0:  # SAME puts the odd pixel at the bottom and right: a padded copy
+            x = F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
+            pad_h = pad_w = 0
+        return F.conv2d(x, weight, self.bias, self.stride, [pad_h // 2, pad_w // 2], self.dilation, self.groups)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[no-untyped-def]
+        gain = state_dict.get(prefix + "gain")
+        if gain is not None and gain.dim() == 4:  # timm's shape, (O, 1, 1, 1)
+            state_dict[prefix + "gain"] = gain.flatten()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class AvgPool2dSame(nn.Module):
+    """2 x 2 average pooling with SAME padding, where the padding is not counted.
+
+    Args:
+        stride: 2, or 1 where ``output_stride`` replaces the stride by dilation; forward takes (N, C, H, W) to
+            (N, C, ceil(H / stride), ceil(W / stride)).
+    Source: ``hk.avg_pool(..., padding="SAME")`` in deepmind-research/nfnets/nfnet.py.
+    Differs from timm: its module of this name counts the padding as zeros.
+    """
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``x``."""
+        if self.stride == 1:
+            # The last window holds one row or column and its own copy, whose mean is itself.
+            return F.avg_pool2d(F.pad(x, [0, 1, 0, 1], mode="replicate"), 2, 1)
+        return F.avg_pool2d(x, 2, self.stride, ceil_mode=True, count_include_pad=False)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gate ``2 * sigmoid(fc2(relu(fc1(mean(x)))))``: (N, C, H, W) to (N, C, 1, 1), for the caller to apply.
+
+    The factor 2 keeps the variance: the mean of the sigmoid at initialisation is one half.
+
+    Args:
+        chs: Channels of the input.
+        rd_ratio: Hidden channels as a share of ``chs``, rounded down, at least one.
+    Source: ``SqueezeExcite`` in deepmind-research/nfnets/base.py; plain ReLU, no gamma.
+    Differs from timm: ``SEModule`` multiplies the feature map itself, and rounds the hidden channels to 8.
+    """
+
+    def __init__(
+        self,
+        chs: int,
+        rd_ratio: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        rd_chs = max(1, int(chs * rd_ratio))
+        self.fc1 = nn.Conv2d(chs, rd_chs, 1, device=device, dtype=dtype)
+        self.act = nn.ReLU(inplace=True)
+        self.fc2 = nn.Conv2d(rd_chs, chs, 1, device=device, dtype=dtype)
+        for fc in (self.fc1, self.fc2):  # Haiku's default for linear layers
+            std = fc.in_channels**-0.5
+            nn.init.trunc_normal_(fc.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.zeros_(fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gate of ``x``."""
+        x = x.mean((2, 3), keepdim=True)
+        return 2 * self.fc2(self.act(self.fc1(x))).sigmoid()

@@ -1,0 +1,483 @@
+"""NFNets, NF-ResNets and NF-RegNets as their authors published them, under timm's contract.
+
+Papers: "Characterizing signal propagation to close the performance gap in unnormalized ResNets" (arXiv 2101.08692),
+"High-Performance Large-Scale Image Recognition Without Normalization" (arXiv 2102.06171).
+Source: deepmind-research/nfnets (Apache-2.0): nfnet.py, nf_resnet.py, nf_regnet.py, base.py. The released weights come
+from the same repository, which states no separate licence for them.
+
+State-dict names are those of timm's ``dm_nfnet_*``; the one difference is the shape of ``gain``, (O,).
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import ClassifierHead, DropPath, create_pool2d
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    checkpoint_seq,
+    generate_default_cfgs,
+    load_pretrained,
+    register_model,
+)
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from nfnet_timm.layers import AvgPool2dSame, ScaledAct, SqueezeExcite, WSConv2d, activation
+from nfnet_timm.pretrained import check_state_dict, materialize
+from nfnet_timm.variants import VARIANTS, NormFreeCfg, Variant
+
+__all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
+
+Device = torch.device | str | None
+
+
+class Downsample(nn.Sequential):
+    """Shortcut of a block that changes width or resolution: (N, in_chs, H, W) to the shape of the block's output."""
+
+    def __init__(self, pool: nn.Module, conv: nn.Module):
+        super().__init__()
+        self.pool = pool
+        self.conv = conv
+
+
+class NormFreeBlock(nn.Module):
+    """Pre-activation residual block ``x + alpha * skip_gain * f(beta * x)`` that preserves variance without norms.
+
+    gamma and beta sit in the standardized weights; 2, alpha, skip gain and the drop mask in the gate (N, C, 1, 1), so
+    that the block ends in one fused multiply-add over the feature map.
+
+    Args:
+        in_chs: Input channels; forward takes (N, in_chs, H, W).
+        out_chs: Output channels; forward returns (N, out_chs, ceil(H / stride), ceil(W / stride)).
+        beta: 1 / expected standard deviation of the input at initialisation.
+        avg_down: Whether the shortcut pools before its 1 x 1 convolution, or strides (NF-ResNets).
+        drop_path_rate: Probability of dropping the residual branch of a sample. Kept ones are not rescaled.
+    Raises:
+        ValueError: If no group of ``group_size`` channels fits.
+    Source: ``NFBlock`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py, ``NFResBlock`` in nf_resnet.py.
+    Differs from timm: stochastic depth does not rescale (timm's does); the multiplications are folded.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int = 1,
+        dilation: int = 1,
+        first_dilation: int = 1,
+        alpha: float = 0.2,
+        beta: float = 1.0,
+        bottle_ratio: float = 0.5,
+        group_size: int | None = None,
+        reg: bool = False,
+        extra_conv: bool = False,
+        avg_down: bool = True,
+        rd_ratio: float = 0.5,
+        act_layer: str = "gelu_tanh",
+        drop_path_rate: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        mid_chs = int((in_chs if reg else out_chs) * bottle_ratio)
+        groups = mid_chs // group_size if group_size else 1
+        if group_size:
+            mid_chs = groups * group_size
+        if mid_chs == 0:
+            raise ValueError(
+                f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} leaves no room for one "
+                f"group of group_size={group_size} channels: expected a smaller group_size or wider channels"
+            )
+        _, gamma = activation(act_layer)
+        self.alpha = alpha
+
+        self.act1, _ = activation(act_layer)  # not in place: x is also the shortcut
+        self.downsample: nn.Module | None = None
+        if stride > 1 or in_chs != out_chs or dilation != first_dilation:
+            pool: nn.Module = nn.Identity()
+            if avg_down and (stride > 1 or dilation > 1):
+                pool = AvgPool2dSame(stride)
+            self.downsample = Downsample(
+                pool, WSConv2d(in_chs, out_chs, 1, 1 if avg_down else stride, scale=gamma * beta, **dd)
+            )
+        self.conv1 = WSConv2d(in_chs, mid_chs, 1, scale=gamma * beta, **dd)
+        self.act2 = _inplace(activation(act_layer)[0])
+        conv = partial(WSConv2d, mid_chs, mid_chs, 3, groups=groups, scale=gamma, **dd)
+        self.conv2 = conv(stride=stride, dilation=first_dilation)
+        self.act2b = _inplace(activation(act_layer)[0]) if extra_conv else None
+        self.conv2b = conv(dilation=dilation) if extra_conv else None
+        self.attn = SqueezeExcite(mid_chs, rd_ratio, **dd) if reg and rd_ratio else None
+        self.act3 = _inplace(activation(act_layer)[0])
+        self.conv3 = WSConv2d(mid_chs, out_chs, 1, scale=gamma, **dd)
+        self.attn_last = SqueezeExcite(out_chs, rd_ratio, **dd) if not reg and rd_ratio else None
+        self.skipinit_gain = nn.Parameter(torch.zeros((), **dd))
+        self.drop_path = DropPath(drop_path_rate, scale_by_keep=False) if drop_path_rate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        out = self.act1(x)
+        shortcut = x
+        if self.downsample is not None:
+            shortcut = self.downsample(out)
+        out = self.conv2(self.act2(self.conv1(out)))
+        if self.conv2b is not None and self.act2b is not None:
+            out = self.conv2b(self.act2b(out))
+        if self.attn is not None:
+            out = out * self.attn(out)
+        out = self.conv3(self.act3(out))
+        gate = self.skipinit_gain * self.alpha
+        if self.attn_last is not None:
+            gate = gate * self.attn_last(out)
+        else:
+            gate = gate.expand(out.shape[0], 1, 1, 1)
+        gate = self.drop_path(gate)
+        return torch.addcmul(shortcut, out, gate.to(out.dtype))
+
+
+def _inplace(act: nn.Module) -> nn.Module:
+    """Let ReLU overwrite its input: autograd needs only its output, and the map before it is tapped by nobody."""
+    if isinstance(act, nn.ReLU):
+        act.inplace = True
+    return act
+
+
+def create_stem(cfg: NormFreeCfg, in_chans: int, **dd: Any) -> tuple[nn.Sequential, int, dict[str, Any]]:
+    """Return the stem, its stride, and timm's description of the feature map at half resolution in it."""
+    stem = nn.Sequential()
+    out_chs = cfg.out_chs_of_stem
+    if cfg.stem_type == "deep_quad":
+        scale = 1.0
+        for i, (chs, stride) in enumerate(zip((16, 32, 64, out_chs), (2, 1, 1, 2), strict=True), start=1):
+            stem.add_module(f"conv{i}", WSConv2d(in_chans, chs, 3, stride, scale=scale, **dd))
+            in_chans = chs
+            if i < 4:
+                act, scale = activation(cfg.act_layer)
+                stem.add_module(f"act{i + 1}", act)
+        return stem, 4, {"num_chs": 64, "reduction": 2, "module": "stem.conv3"}
+    stem.add_module("conv", WSConv2d(in_chans, out_chs, 7 if cfg.stem_type == "7x7_pool" else 3, 2, **dd))
+    if cfg.stem_type == "7x7_pool":
+        stem.add_module("pool", create_pool2d("max", 3, stride=2, padding="same"))
+    return stem, 2 * len(stem), {"num_chs": out_chs, "reduction": 2, "module": "stem.conv"}
+
+
+class NormFreeNet(nn.Module):
+    """A network of ``NormFreeBlock``s whose outputs and gradients equal the authors' JAX code to float32 rounding.
+
+    Args:
+        cfg: The architecture; further keyword arguments override its fields.
+        num_classes: Classes; forward takes (N, in_chans, H, W) with any H and W, and returns (N, num_classes) logits,
+            or the pooled features (N, num_features) where it is 0.
+        output_stride: 8, 16 or 32; below 32 the last stages dilate instead of striding.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth: block ``i`` of ``n`` drops with probability ``drop_path_rate * i / n``.
+    Raises:
+        UnknownFieldError: If a keyword is neither an argument nor a field of ``NormFreeCfg``.
+        ValueError: If a value cannot be built.
+    Source: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py.
+    Differs from timm: see ``WSConv2d``, ``SqueezeExcite`` and ``NormFreeBlock``. As in timm, dropout and stochastic
+        depth are off unless asked for; the authors' values are in ``nfnet_timm/recipes``.
+    """
+
+    def __init__(
+        self,
+        cfg: NormFreeCfg,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        output_stride: int = 32,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__()
+        cfg = cfg.override(**kwargs)
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride={output_stride}: expected 8, 16 or 32")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.cfg = cfg
+        self.pretrained_cfg: dict[str, Any] = {}  # set by timm
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        self.stem, net_stride, stem_feature = create_stem(cfg, in_chans, **dd)
+        # The child of the stem whose output is the first feature map.
+        self.stem_feat_idx = [name for name, _ in self.stem.named_children()].index(
+            stem_feature["module"].removeprefix("stem.")
+        )
+        self.feature_info = [stem_feature]
+        prev_chs = cfg.out_chs_of_stem
+        dilation = 1
+        expected_var = 1.0
+        index = 0
+        stages = []
+        for stage_idx, (depth, out_chs) in enumerate(zip(cfg.depths, cfg.stage_chs, strict=True)):
+            stride = 1 if stage_idx == 0 and net_stride > 2 else 2
+            first_dilation = dilation
+            if net_stride >= output_stride and stride > 1:
+                dilation *= stride
+                stride = 1
+            net_stride *= stride
+            blocks = []
+            for block_idx in range(depth):
+                first = block_idx == 0
+                blocks.append(
+                    NormFreeBlock(
+                        prev_chs,
+                        out_chs,
+                        stride=stride if first else 1,
+                        dilation=dilation,
+                        first_dilation=first_dilation if first else dilation,
+                        alpha=cfg.alpha,
+                        beta=expected_var**-0.5,
+                        # The first block of an NF-RegNet does not widen.
+                        bottle_ratio=1.0 if cfg.reg and index == 0 else cfg.bottle_ratio,
+                        group_size=cfg.group_size,
+                        reg=cfg.reg,
+                        extra_conv=cfg.extra_conv,
+                        avg_down=cfg.stem_type != "7x7_pool",
+                        rd_ratio=cfg.rd_ratio,
+                        act_layer=cfg.act_layer,
+                        drop_path_rate=drop_path_rate * index / sum(cfg.depths),
+                        **dd,
+                    )
+                )
+                # A transition block's shortcut is normalized: the variance starts again, and grows by its residual.
+                expected_var = (1.0 if first else expected_var) + cfg.alpha**2
+                prev_chs = out_chs
+                index += 1
+            stages.append(nn.Sequential(*blocks))
+            self.feature_info.append({"num_chs": prev_chs, "reduction": net_stride, "module": f"stages.{stage_idx}"})
+        self.stages = nn.Sequential(*stages)
+
+        self.num_features = cfg.final_chs or prev_chs
+        self.final_conv: nn.Module = nn.Identity()
+        if cfg.final_chs:
+            self.final_conv = WSConv2d(prev_chs, cfg.final_chs, 1, **dd)
+            self.feature_info[-1] = {"num_chs": cfg.final_chs, "reduction": net_stride, "module": "final_conv"}
+        self.final_act: nn.Module = ScaledAct(cfg.act_layer)
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self.reset_fc()
+
+    def reset_fc(self) -> None:
+        """Initialise the classifier: N(0, 0.01), or 0 for NF-RegNets; bias 0."""
+        if isinstance(self.head.fc, nn.Linear):
+            nn.init.normal_(self.head.fc.weight, std=0.0 if self.cfg.zero_init_fc else 0.01)
+            nn.init.zeros_(self.head.fc.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's description of the parameter groups for layer-wise learning rate decay."""
+        block = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
+        return {"stem": r"^stem", "blocks": [(block, None), (r"^final_conv", (99999,))]}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier, ``nn.Identity`` where there is none."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one of ``num_classes`` classes (0: none), initialised as the authors' is."""
+        self.num_classes = num_classes
+        reference = next(self.parameters())
+        fc = self.head.fc
+        self.head.in_features = self.num_features
+        self.head.reset(num_classes, global_pool)
+        self.head.fc.to(device=reference.device, dtype=reference.dtype).train(fc.training)
+        self.head.global_pool.train(fc.training)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self.reset_fc()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the activated feature map (N, num_features, H / 32, W / 32) of images (N, in_chans, H, W)."""
+        x = self.stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages, x)
+        else:
+            x = self.stages(x)
+        return self.final_act(self.final_conv(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of a feature map, or its pooled features before the classifier."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, num_classes), before softmax."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the feature maps at ``indices`` (0 the stem, 1 to 4 the stages), and the final one unless told not to.
+
+        The last is taken after the final convolution, before its activation. ``norm`` is there for timm's signature:
+        these networks have none.
+
+        Raises:
+            ValueError: If ``output_fmt`` is not "NCHW".
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: expected 'NCHW'")
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        for i, module in enumerate(self.stem):
+            x = module(x)
+            if i == self.stem_feat_idx and 0 in take_indices:
+                intermediates.append(x)
+        stages = self.stages[:max_index] if stop_early else self.stages
+        for i, stage in enumerate(stages, start=1):
+            x = checkpoint(stage, x) if self.grad_checkpointing else stage(x)
+            if i == len(self.feature_info) - 1:
+                x = self.final_conv(x)
+            if i in take_indices:
+                intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        if len(stages) == len(self.feature_info) - 1:
+            x = self.final_act(x)
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what the feature maps at ``indices`` do not need, and return the indices that are kept."""
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        pruned = max_index < len(self.feature_info) - 1
+        if pruned:
+            self.stages = self.stages[:max_index]
+            self.final_conv = nn.Identity()
+            self.final_act = nn.Identity()
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if max_index == 0:
+            self.stem = self.stem[: self.stem_feat_idx + 1]
+        if prune_head or pruned:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load ``state_dict``; a model on the meta device takes its tensors, in the dtype that the model has."""
+        own = dict(self.named_parameters())
+        if any(p.is_meta for p in own.values()):
+            assign = True
+            state_dict = {name: t.to(own[name].dtype) if name in own else t for name, t in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str | Path) -> None:
+        """Load one of the authors' files, ``F*_haiku.npz``, adapting the first convolution and dropping the classifier.
+
+        Raises:
+            ValueError: If the file cannot be read, or holds another architecture.
+        """
+        from nfnet_timm import haiku  # it builds models itself
+
+        cfg = {**self.pretrained_cfg, "source": "", "file": None, "custom_load": False}
+        state_dict = haiku.load_state_dict(checkpoint_path)
+        try:
+            check_state_dict(state_dict, self, cfg["architecture"])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint_path}: {error}") from None
+        load_pretrained(
+            self,
+            # The file's own number of classes decides whether its classifier fits.
+            pretrained_cfg={**cfg, "state_dict": state_dict, "num_classes": len(state_dict["head.fc.bias"])},
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+        )
+
+
+
+
+def _create_normfreenet(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    build = partial(
+        build_model_with_cfg,
+        NormFreeNet,
+        name,
+        pretrained,
+        model_cfg=VARIANTS[name].cfg,
+        feature_cfg={"flatten_sequential": True},
+    )
+    if not pretrained:
+        return build(**kwargs)
+    # Weights are about to be loaded: random ones would only cost time and memory.
+    device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    if str(overlay.get("file", "")).endswith(".npz"):  # one of the authors' files: NormFreeNet.load_pretrained
+        overlay["custom_load"] = True
+    strict = kwargs.get("pretrained_strict", True)
+    model = build(
+        device="meta",
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=partial(check_state_dict, name=name) if strict else None,
+        **kwargs,
+    )
+    return materialize(model, device)
+
+
+def _default_cfg(name: str, variant: Variant) -> tuple[str, dict[str, Any]]:
+    train, test = variant.train_size, variant.test_size
+    cfg: dict[str, Any] = {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, train, train),
+        "pool_size": (-(-train // 32), -(-train // 32)),
+        "test_input_size": (3, test, test),
+        "interpolation": "bicubic",
+        "crop_pct": variant.crop_pct,
+        "crop_mode": variant.crop_mode,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "stem.conv1" if variant.cfg.stem_type == "deep_quad" else "stem.conv",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": variant.paper_ids,
+        "origin_url": "https://github.com/google-deepmind/deepmind-research/tree/master/nfnets",
+    }
+    if variant.hf_hub_id:
+        return f"{name}.dm_in1k", {**cfg, "hf_hub_id": variant.hf_hub_id}
+    return name, cfg
+
+
+# timm looks this name up in the module of an entrypoint.
+default_cfgs = generate_default_cfgs(dict(_default_cfg(*item) for item in VARIANTS.items()))
+
+
+def _register(name: str) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create_normfreenet(name, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = f"Build {VARIANTS[name].title}, as its authors published it."
+    globals()[name] = register_model(entrypoint)
+
+
+with warnings.catch_warnings():
+    # timm's own nfnet_f* have no weights and differ from the paper; replacing them is what this package is for.
+    warnings.filterwarnings("ignore", message="Overwriting nfnet_f")
+    for _name in VARIANTS:
+        _register(_name)
