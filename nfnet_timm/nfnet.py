@@ -204,7 +204,6 @@ class NormFreeNet(nn.Module):
             raise ValueError(f"output_stride={output_stride}: expected 8, 16 or 32")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg = cfg
-        self.pretrained_cfg: dict[str, Any] = {}  # set by timm
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -396,10 +395,10 @@ class NormFreeNet(nn.Module):
         """
         from nfnet_timm import haiku  # it builds models itself
 
-        cfg = {**self.pretrained_cfg, "source": "", "file": None, "custom_load": False}
+        cfg = {**getattr(self, "pretrained_cfg", {}), "source": "", "file": None, "custom_load": False}
         state_dict = haiku.load_state_dict(checkpoint_path)
         try:
-            check_state_dict(state_dict, self, cfg["architecture"])
+            check_state_dict(state_dict, self, cfg.get("architecture", "the model"))
         except ValueError as error:
             raise ValueError(f"{checkpoint_path}: {error}") from None
         load_pretrained(

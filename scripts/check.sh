@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Formats, lints and type-checks, and checks that rendered tables are up to date. With CI set, nothing is rewritten.
+#   bash scripts/check.sh
+set -euo pipefail
+EXTRAS=dev source "$(dirname "$0")/setup_env.sh"
+if [ -n "${CI:-}" ]; then
+    ruff format --check .
+    ruff check .
+    python scripts/render_tables.py --check
+else
+    ruff format .
+    ruff check --fix .
+    python scripts/render_tables.py
+fi
+mypy

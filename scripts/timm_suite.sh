@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs timm's own tests/test_models.py and tests/test_optim.py on our names, for the oldest timm that we claim and the
+# installed one. The tests come from timm's source distribution. Tests that download weights are left out.
+#   bash scripts/timm_suite.sh              as timm's CI does: without the largest networks (its filter for *nfnet_f3*
+#                                           and up), about ten minutes on two cores
+#   bash scripts/timm_suite.sh --full       every network: about an hour, 16 GB of memory
+set -euo pipefail
+EXTRAS=test source "$(dirname "$0")/setup_env.sh"
+export HF_HUB_OFFLINE=1
+jobs=2
+if [ "${1:-}" = --full ]; then
+    jobs=1
+    shift
+else
+    export GITHUB_ACTIONS=true
+fi
+
+oldest=$(sed -n 's/.*"timm>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+installed=$(python -c 'import importlib.metadata as m; print(m.version("timm"))')
+for version in $oldest $installed; do
+    suite=$PWD/.cache/timm-$version
+    if [ ! -d "$suite" ]; then
+        download=$(mktemp -d)
+        python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary timm --dest "$download" "timm==$version"
+        tar -xzf "$download"/timm-*.tar.gz -C "$download"
+        mkdir -p .cache
+        mv "$download/timm-$version" "$suite"
+        rm -r "$download"
+    fi
+    echo "== timm $version"
+    # In that folder `import timm` is the timm of that version, as `python -m` puts the folder first.
+    (cd "$suite" && PYTHONPATH="$OLDPWD/scripts" python -m pytest -p timm_suite_plugin -q -n "$jobs" -W ignore \
+        tests/test_models.py tests/test_optim.py "$@")
+done

@@ -1,0 +1,21 @@
+"""A pytest plugin for timm_suite.sh: keep the tests of timm's suite that concern this package, and can run offline."""
+
+import pytest
+
+from nfnet_timm.variants import VARIANTS
+
+# They download weights.
+ONLINE = ("test_model_inference", "test_model_load_pretrained", "test_model_features_pretrained")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is about other models, or online."""
+    kept, dropped = [], []
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        model = callspec.params.get("model_name") if callspec else None
+        ours = model is not None and model.split(".")[0] in VARIANTS
+        concerns_us = ours or item.path.name == "test_optim.py"
+        (kept if concerns_us and item.originalname not in ONLINE else dropped).append(item)  # type: ignore[attr-defined]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept

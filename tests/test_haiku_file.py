@@ -1,0 +1,310 @@
+"""The reader of the authors' files reads what they are, and does nothing that a file asks for beyond that."""
+
+import io
+import os
+import pickle
+import pickletools
+import random
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+import golden
+from nfnet_timm.haiku_file import read_tree, write_tree
+
+TREE = {"NFNet/~/linear": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3, np.float32)}}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read bytes, or a pickled object, as a file."""
+
+    def read(content):
+        path = tmp_path / "F0_haiku.npz"
+        path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=4))
+        return read_tree(path)
+
+    return read
+
+
+def assert_equal(tree, expected):
+    assert {m: set(ps) for m, ps in tree.items()} == {m: set(ps) for m, ps in expected.items()}
+    for module, params in expected.items():
+        for name, array in params.items():
+            assert tree[module][name].dtype == array.dtype == np.float32
+            assert np.array_equal(tree[module][name], array)
+
+
+@pytest.mark.parametrize("kind", ["dict", "flatmap"])
+def test_files_as_released_are_read_exactly(kind):
+    assert_equal(read_tree(golden.DATA / f"nfnet_tiny_haiku_{kind}.npz"), golden.tree("nfnet_tiny_train"))
+
+
+def test_jax_arrays_are_read_without_jax():
+    expected = golden.tree("nfnet_tiny_train")
+    tree = read_tree(golden.DATA / "haiku_jax_arrays.npz")
+    assert tree["NFNet/~/linear"]["w"].shape == (3, 4)
+    assert np.array_equal(
+        tree["NFNet/~/nf_block"]["skip_gain"], expected["NFNet/~/nf_block"]["skip_gain"]
+    )
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_every_protocol_with_bytes_is_read(read, protocol):
+    assert_equal(read(pickle.dumps(TREE, protocol=protocol)), TREE)
+
+
+def test_written_files_are_read_exactly_and_by_pickle(read, tmp_path):
+    write_tree(TREE, tmp_path / "out.npz")
+    assert_equal(read_tree(tmp_path / "out.npz"), TREE)
+    assert_equal(pickle.loads((tmp_path / "out.npz").read_bytes()), TREE)
+
+
+def test_layouts_and_byte_orders_of_numpy_are_read(read):
+    w = TREE["NFNet/~/linear"]["w"]
+    tree = read({"m": {"fortran": np.asfortranarray(w), "big": w.astype(">f4"), "scalar": np.float32(2.5)}})
+    assert np.array_equal(tree["m"]["fortran"], w)
+    assert np.array_equal(tree["m"]["big"], w)
+    assert tree["m"]["big"].dtype == np.float32
+    assert tree["m"]["scalar"] == 2.5
+
+
+# --- files that are no such tree
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello", "is no pickle, it begins with b'hell'"),
+        (pickle.dumps(TREE, protocol=0), "is no pickle"),
+        (pickle.dumps([1, 2]), "is not loaded"),
+        (pickle.dumps({}), None),
+        (pickle.dumps("text"), "holds a str: expected a dict of modules"),
+        (pickle.dumps({"m": 3}), "'m' holds a int: expected a dict of parameters"),
+        (pickle.dumps({"m": {"w": 3}}), "m/w is no array: expected float32"),
+        (pickle.dumps({"m": {"w": np.zeros(2)}}), "m/w is float64: expected float32"),
+        (pickle.dumps({"m": {"w": np.float32([1, np.nan, np.inf])}}), "m/w has 2 NaN or infinite values of 3"),
+        (pickle.dumps({3: {"w": np.zeros(2)}}), "key that is a int, expected a string"),
+        (pickle.dumps(TREE) + b"x", "1 bytes follow its end"),
+        (pickle.dumps(TREE)[:-40], "damaged or truncated"),
+        (pickle.dumps(TREE)[:1], "damaged or truncated"),
+    ],
+)
+def test_other_files_are_refused_with_what_was_found_and_expected(read, content, message):
+    if message is None:
+        assert read(content) == {}
+    else:
+        with pytest.raises(ValueError, match=message) as error:
+            read(content)
+        assert "F0_haiku.npz" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_real_npz_is_named(read):
+    buffer = io.BytesIO()
+    np.savez(buffer, w=np.zeros(3))
+    assert zipfile.is_zipfile(buffer)
+    with pytest.raises(ValueError, match=r"zip archive, a real \.npz.*numpy\.load"):
+        read(buffer.getvalue())
+
+
+@pytest.mark.parametrize("cut", range(1, 200, 7))
+def test_a_file_truncated_anywhere_is_refused(read, cut):
+    content = pickle.dumps(TREE, protocol=4)
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        read(content[: len(content) * cut // 200])
+
+
+# --- hostile files
+
+
+class Call:
+    """Pickles as a call of ``function``."""
+
+    def __init__(self, function, *args, state=None):
+        self.reduced = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def reduce_of(module: str, name: str, *args) -> bytes:
+    """Pickle a call of a function that need not exist, protocol 4."""
+    body = b"\x80\x04" + text(module) + text(name) + b"\x93"
+    return body + pickle.dumps(args, protocol=3)[2:-1] + b"R."
+
+
+def text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+def array_of(shape, content: bytes, code: str = "f4") -> bytes:
+    """Pickle {"m": {"w": array}} with a shape and content that need not agree."""
+    good = pickle.dumps({"m": {"w": np.zeros(3, np.float32)}}, protocol=3)
+    state = pickle.dumps((1, (3,), np.dtype("f4"), False, bytes(12)), protocol=3)[2:-1]
+    other = pickle.dumps((1, shape, np.dtype(code), False, content), protocol=3)[2:-1]
+    # With a memo of its own, the state can be written anew.
+    start = good.index(b"K\x01K\x03")
+    assert len(state) > 0
+    return good[: start - 1] + other + b"bsus."
+
+
+EXEC = "open('PWNED', 'w').write('x')"
+HOSTILE = {
+    "os.system": pickle.dumps(Call(os.system, "touch PWNED")),
+    "os.system in a tree": pickle.dumps({"m": {"w": Call(os.system, "touch PWNED")}}),
+    "os.system as a key": pickle.dumps({"m": [Call(os.system, "touch PWNED")]}),
+    "posix.system by name": reduce_of("posix", "system", "touch PWNED"),
+    "nt.system": reduce_of("nt", "system", "touch PWNED"),
+    "subprocess": reduce_of("subprocess", "Popen", ["touch", "PWNED"]),
+    "eval": reduce_of("builtins", "eval", EXEC),
+    "exec": reduce_of("builtins", "exec", EXEC),
+    "exec in Python 2's words": b"\x80\x02c__builtin__\nexec\n" + pickle.dumps((EXEC,), protocol=2)[2:-1] + b"R.",
+    "compile": reduce_of("builtins", "compile", EXEC, "x", "exec"),
+    "__import__": reduce_of("builtins", "__import__", "os"),
+    "getattr": reduce_of("builtins", "getattr", "x", "join"),
+    "open": reduce_of("builtins", "open", "PWNED", "w"),
+    "importlib": reduce_of("importlib", "import_module", "os"),
+    "dotted name": reduce_of("numpy", "os.system", "touch PWNED"),
+    "dotted module": reduce_of("numpy.os", "system", "touch PWNED"),
+    "name that resembles dill's": reduce_of("dill._dill", "_create_array_", 1),
+    "dill's function factory": reduce_of("dill._dill", "_create_function", 1),
+    "dill's code factory": reduce_of("dill._dill", "_create_code", 1),
+    "dill's import": reduce_of("dill._dill", "_import_module", "os"),
+    "name with a blank": reduce_of("numpy", "dtype ", "f4"),
+    "name with another case": reduce_of("NumPy", "dtype", "f4"),
+    "name with a look-alike letter": reduce_of("numpy", "dtyp\u0435", "f4"),
+    "numpy's own loader": reduce_of("numpy", "load", "x"),
+    "numpy's exec": reduce_of("numpy.testing", "rundocs", "x"),
+    "numpy's runstring": reduce_of("numpy.testing._private.utils", "runstring", EXEC, {}),
+    "a call of ndarray": reduce_of("numpy", "ndarray", (10**12,)),
+    "dict called with a call": reduce_of("builtins", "dict", [("a", 1)]),
+    "FlatMapping of no mapping": reduce_of("haiku._src.data_structures", "FlatMapping", "text"),
+    "dtype of objects": reduce_of("numpy", "dtype", "O8", False, True),
+    "dtype of a structure": reduce_of("numpy", "dtype", [("a", "O")], False, True),
+    "dtype that evaluates": reduce_of("numpy", "dtype", EXEC, False, True),
+    "an array of objects": pickle.dumps({"m": {"w": np.array([Call(os.system, "touch PWNED")], dtype=object)}}),
+    "a nested call": pickle.dumps(Call(os.system, Call(os.getcwd))),
+    "a call as a state": pickle.dumps({"m": Call(dict, state=Call(os.system, "touch PWNED"))}),
+    "persistent id": b"\x80\x04" + text("os.system") + b"Q.",
+    "persistent id as text": b"\x80\x02Pos.system\n.",
+    "extension registry": b"\x80\x02\x82\x01.",
+    "instance": b"\x80\x02(ios\nsystem\n.",
+    "object": b"\x80\x02(cos\nsystem\n" + text("touch PWNED") + b"o.",
+    "new object": b"\x80\x04" + text("subprocess") + text("Popen") + b"\x93)\x81.",
+    "new object with keywords": b"\x80\x04" + text("subprocess") + text("Popen") + b"\x93)}\x92.",
+    "call of a string": b"\x80\x04" + text("os.system") + b"(" + text("touch PWNED") + b"tR.",
+    "name put together from numbers": b"\x80\x04K\x01K\x02\x93.",
+    "name taken from the memo": b"\x80\x04" + text("os") + b"\x94" + text("system") + b"\x94h\x00h\x01\x93)R.",
+    "memo that was never set": b"\x80\x04h\x07.",
+    "memo at a huge index": b"\x80\x04}r\xff\xff\xff\xffj\xff\xff\xff\x7f.",
+    "pop of nothing": b"\x80\x040.",
+    "mark that was never set": b"\x80\x04t.",
+    "tuple across a mark": b"\x80\x04K\x01(K\x02\x86.",
+    "build of a name": b"\x80\x04" + text("numpy") + text("ndarray") + b"\x93}b.",
+    "build of a dict": b"\x80\x04}}b.",
+    "items of a tuple": b"\x80\x04)(" + text("a") + b"K\x01u.",
+    "odd number of items": b"\x80\x04}(" + text("a") + b"u.",
+    "terabytes of array": array_of((10**12,), b"x"),
+    "negative sizes": array_of((-3, -1), bytes(12)),
+    "size that is no number": array_of(("3",), bytes(12)),
+    "more sizes than a kernel has": array_of((1,) * 40, bytes(4)),
+    "terabytes of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
+    "exabytes of bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b"x.",
+    "a long of gigabytes": b"\x80\x04\x8b" + struct.pack("<i", 2**31 - 1) + b"x.",
+    "a set": pickle.dumps({"m": {1, 2}}, protocol=4),
+    "a frozenset": pickle.dumps({"m": frozenset([1])}, protocol=4),
+    "a list that holds itself": b"\x80\x04]\x94h\x00a.",
+    "out-of-band buffer": b"\x80\x05\x97.",
+    "a deep nest of tuples as a key": b"\x80\x04}(" + b")" + b"\x85" * 100_000 + b"K\x01u.",
+    "no end": b"\x80\x04}",
+    "two values": b"\x80\x04}}.",
+    "an open mark": b"\x80\x04(}.",
+}
+
+
+def test_there_are_at_least_thirty_hostile_files():
+    assert len(HOSTILE) >= 60
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_before_anything_runs(read, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"F0_haiku\.npz") as error:
+        read(HOSTILE[name])
+    assert not (tmp_path / "PWNED").exists()
+    assert len(str(error.value)) < 600
+
+
+def test_bytes_used_over_and_over_are_refused(read):
+    # One megabyte, memoized, and a thousand arrays made of it: a gigabyte, if each were copied.
+    one = pickle.dumps({"m": {f"w{i}": np.zeros(4, np.float32) for i in range(2)}}, protocol=4)
+    assert read(one)["m"]["w1"].shape == (4,)
+    blob = b"\x80\x04" + b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\x00"
+    dtype = text("numpy") + text("dtype") + b"\x93" + text("f4") + b"\x89\x88\x87R" + b"q\x01"
+    scalar = text("numpy._core.numeric") + text("_frombuffer") + b"\x93q\x02"
+    arrays = b"".join(
+        text(f"w{i}") + b"h\x02(h\x00h\x01" + b"J" + struct.pack("<i", 1 << 18) + b"\x85" + text("C") + b"tR"
+        for i in range(1000)
+    )
+    # The blob, the dtype and the function stay on the stack in a tuple that is a value of the tree.
+    content = blob + dtype + scalar + b"\x87" + b"q\x03}(" + arrays + b"u\x86."
+    with pytest.raises(ValueError, match="larger than the file"):
+        read(content)
+
+
+def test_no_module_is_imported_for_a_name(run_python):
+    out = run_python(
+        "import sys\n"
+        "from nfnet_timm.haiku_file import read_tree\n"
+        f"for name in ('nfnet_tiny_haiku_flatmap', 'haiku_jax_arrays'): read_tree({str(golden.DATA)!r} + f'/{{name}}.npz')\n"
+        "print([m for m in ('jax', 'haiku', 'dill', 'torch', 'timm') if m in sys.modules])"
+    )
+    assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_damage_gives_a_tree_or_a_valueerror(read, seed):
+    """Flip, insert, delete and duplicate bytes of a good file: whatever comes out, no other exception does."""
+    r = random.Random(seed)
+    good = (golden.DATA / "haiku_jax_arrays.npz").read_bytes()
+    opcodes = bytes(ord(op.code) for op in pickletools.opcodes)
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(r.randint(1, 6)):
+            at = r.randrange(2, len(data))
+            match r.randrange(5):
+                case 0:
+                    data[at] = r.randrange(256)
+                case 1:
+                    data[at:at] = bytes([r.choice(opcodes)])
+                case 2:
+                    del data[at : at + r.randint(1, 9)]
+                case 3:
+                    data[at:at] = data[at : at + r.randint(1, 30)]
+                case 4:
+                    data[at] = r.choice(opcodes)
+        try:
+            tree = read(bytes(data))
+        except ValueError as error:
+            assert "F0_haiku.npz" in str(error)
+        else:
+            assert all(a.dtype == np.float32 and np.isfinite(a).all() for ps in tree.values() for a in ps.values())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_programs_give_a_tree_or_a_valueerror(read, seed):
+    """Opcodes in any order, with arguments that fit them."""
+    r = random.Random(seed)
+    pieces = [b"}", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"u", b"s", b"R", b"b", b"\x93", b"\x94", b"h\x00"]
+    pieces += [b"h\x01", b"q\x00", b"N", b"\x88", b"K\x03", b"0", b"2", b"a", b"e", b"]", b"\x81", b"C\x04abcd"]
+    pieces += [text("numpy"), text("dtype"), text("f4"), text("dill._dill"), text("_create_array"), text("C")]
+    for _ in range(300):
+        program = b"".join(r.choice(pieces) for _ in range(r.randint(1, 40)))
+        try:
+            read(b"\x80\x04" + program + b".")
+        except ValueError as error:
+            assert "F0_haiku.npz" in str(error)
