@@ -139,8 +139,7 @@ def _train(digits: Digits, epochs: int, clip_factor: float | None) -> tuple[nn.M
     scheduler, _ = create_scheduler_v2(
         optimizer, "cosine", num_epochs=epochs, warmup_epochs=1, step_on_epochs=False, updates_per_epoch=steps
     )
-    classifier = model.get_classifier().weight
-    clipped = [p for p in model.parameters() if p is not classifier]
+    clipped = [p for name, p in model.named_parameters() if name != "head.fc.weight"]
     curves = Curves()
     label = "with AGC   " if clip_factor else "without AGC"
     with tqdm(total=epochs * steps, desc=label, unit="step") as progress:
@@ -194,7 +193,7 @@ def _plot(plain: Curves, clipped: Curves, path: Path) -> None:
 
 
 def _classify_photo() -> None:
-    repo = VARIANTS["nfnet_f0"].hf_hub_id
+    repo = "timm/dm_nfnet_f0.dm_in1k"
     if not isinstance(try_to_load_from_cache(repo, "model.safetensors"), str):
         try:
             get_hf_file_metadata(hf_hub_url(repo, "model.safetensors"), timeout=5)

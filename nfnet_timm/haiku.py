@@ -14,10 +14,11 @@ import numpy as np
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nfnet_timm.haiku_file import Tree, read_tree, write_tree
 from nfnet_timm.hub import save_folder
+from nfnet_timm.nfnet import NormFreeNet
 from nfnet_timm.pretrained import check_state_dict, describe
 from nfnet_timm.variants import VARIANTS
 
@@ -134,7 +135,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def convert_to_folder(source: Path, folder: Path) -> tuple[nn.Module, str]:
+def convert_to_folder(source: Path, folder: Path) -> tuple[NormFreeNet, str]:
     """Write one of the authors' files as a folder that timm loads; return the model and the SHA-256 of the file.
 
     Raises:
@@ -232,5 +233,3 @@ def _to_numpy(tensor: Tensor, param: str, linear: bool) -> np.ndarray:
     elif param == "w":
         tensor = tensor.flatten(1).t() if linear else tensor.permute(2, 3, 1, 0)
     return np.ascontiguousarray(tensor.numpy()) if tensor.dim() else tensor.numpy().copy()
-
-

@@ -154,7 +154,8 @@ class _Interpreter:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        for opcode, arg, position in pickletools.genops(self.data):
+        # An mmap reads like a file.
+        for opcode, arg, position in pickletools.genops(self.data):  # type: ignore[arg-type]
             if opcode.name == "STOP":
                 break
             try:

@@ -45,7 +45,7 @@ def save_folder(
     try:
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt", **(metadata or {})})
-        save_config_for_hf(model, partial / "config.json", model_args=dict(model_args or {}))
+        save_config_for_hf(model, partial / "config.json", model_args=dict(model_args or {}))  # type: ignore[arg-type]
         folder.mkdir(exist_ok=True)
         for name in _FILES:
             os.replace(partial / name, folder / name)

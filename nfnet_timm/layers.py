@@ -143,7 +143,7 @@ class WSConv2d(nn.Conv2d):
             pad_h = pad_w = 0
         return F.conv2d(x, weight, self.bias, self.stride, [pad_h // 2, pad_w // 2], self.dilation, self.groups)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         gain = state_dict.get(prefix + "gain")
         if gain is not None and gain.dim() == 4:  # timm's shape, (O, 1, 1, 1)
             state_dict[prefix + "gain"] = gain.flatten()
@@ -199,7 +199,7 @@ class SqueezeExcite(nn.Module):
         for fc in (self.fc1, self.fc2):  # Haiku's default for linear layers
             std = fc.in_channels**-0.5
             nn.init.trunc_normal_(fc.weight, std=std, a=-2 * std, b=2 * std)
-            nn.init.zeros_(fc.bias)
+            nn.init.zeros_(fc.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gate of ``x``."""

@@ -410,8 +410,6 @@ class NormFreeNet(nn.Module):
         )
 
 
-
-
 def _create_normfreenet(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     build = partial(
         build_model_with_cfg,

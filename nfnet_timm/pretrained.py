@@ -17,6 +17,7 @@ from nfnet_timm.variants import VARIANTS
 
 __all__ = ["check_state_dict", "describe", "materialize"]
 
+
 def describe(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Return the variant whose arrays these are, and the arguments of ``create_model`` in which it differs from that.
 
@@ -27,6 +28,7 @@ def describe(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
         ValueError: If these are not the arrays of a Normalizer-Free network.
     """
     depths = [0, 0, 0, 0]
+    deep_stem = any(name.startswith("stem.conv4.") for name in state_dict)
     for name in state_dict:
         if name.startswith("stages.") and name.endswith(".conv3.weight"):
             stage = name.split(".")[1]
@@ -35,7 +37,7 @@ def describe(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     try:
         channels = [len(state_dict[f"stages.{i}.0.conv3.weight"]) for i in range(4)]
         mid_chs, group_size = state_dict["stages.3.0.conv2.weight"].shape[:2]
-        stem = state_dict["stem.conv1.weight" if "stem.conv1.weight" in state_dict else "stem.conv.weight"]
+        stem = state_dict["stem.conv1.weight" if deep_stem else "stem.conv.weight"]
         state_dict["stages.0.0.skipinit_gain"]
     except KeyError as error:
         names = ", ".join(list(state_dict)[:3]) or "none"
@@ -43,8 +45,8 @@ def describe(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
             f"not the arrays of a Normalizer-Free network: {error} is missing; the names begin with {names}. Expected "
             "those of an NFNet, NF-ResNet or NF-RegNet of nfnet_timm or timm's dm_nfnet_*"
         ) from None
-    found = {
-        "stem_type": "deep_quad" if "stem.conv1.weight" in state_dict else "3x3" if stem.shape[2] == 3 else "7x7_pool",
+    found: dict[str, Any] = {
+        "stem_type": "deep_quad" if deep_stem else "3x3" if stem.shape[2] == 3 else "7x7_pool",
         "depths": tuple(depths),
         "channels": tuple(channels),
         "group_size": None if mid_chs == group_size else group_size,
@@ -120,7 +122,7 @@ def _comparable(key: str, tensor: Tensor) -> tuple[int | str, ...]:
     return shape
 
 
-def materialize(model: nn.Module, device: torch.device) -> nn.Module:
+def materialize(model: Any, device: torch.device) -> Any:
     """Return ``model`` on ``device``: what no checkpoint has filled is initialised, what belongs to others copied.
 
     Only a file of the Hub's cache stays mapped, as nobody writes to it; another file may be saved over while the model

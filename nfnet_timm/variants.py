@@ -28,7 +28,7 @@ class NormFreeCfg:
         bottle_ratio: Width inside a block over the block's output (``reg``: input) channels.
         num_features: Channels of the final convolution; 0 for none, None for the family's multiple of the last stage.
         alpha: Scale of the residual branch, and so the growth of the variance per block (arXiv 2101.08692, section 3).
-        reg: Whether blocks are those of NF-RegNets: widened from the input, squeeze-excite before the last convolution.
+        reg: Whether blocks are those of NF-RegNets: widened from the input, squeeze-excite before the last conv.
         extra_conv: Whether blocks have a second 3 x 3 convolution, as in NFNets.
         rd_ratio: Hidden over outer channels of squeeze-excite; 0 for none.
         act_layer: A key of ``nfnet_timm.layers.ACTIVATIONS``.
@@ -61,7 +61,7 @@ class NormFreeCfg:
         unknown = sorted(set(kwargs) - set(names))
         if unknown:
             raise UnknownFieldError(
-                f"unknown argument {unknown[0]}={kwargs[unknown[0]]!r}: expected a model argument of timm (num_classes, "
+                f"unknown argument {unknown[0]}={kwargs[unknown[0]]!r}: expected an argument of timm (num_classes, "
                 f"in_chans, global_pool, output_stride, drop_rate, drop_path_rate) or a field of NormFreeCfg "
                 f"({', '.join(names)})"
             )
@@ -69,8 +69,7 @@ class NormFreeCfg:
         cfg = replace(cfg, depths=tuple(cfg.depths), channels=tuple(cfg.channels))  # a config.json has lists
         if len(cfg.depths) != 4 or len(cfg.channels) != 4 or min(*cfg.depths, *cfg.channels) < 1:
             raise ValueError(
-                f"depths={cfg.depths} and channels={cfg.channels}: expected four stages in each, "
-                "all of at least 1"
+                f"depths={cfg.depths} and channels={cfg.channels}: expected four stages in each, all of at least 1"
             )
         if cfg.stem_type not in STEM_SHARE:
             raise ValueError(f"stem_type={cfg.stem_type!r}: expected one of {', '.join(STEM_SHARE)}")

@@ -2,7 +2,8 @@
 
     python scripts/benchmark.py coldstart          a minute or two; writes 1 GB to a temporary folder
 
-Prints a Markdown table with the machine and the versions; each figure is a median with its range, repetitions alternate.
+Prints a Markdown table with the machine and the versions; each figure is a median with its range; repetitions
+alternate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Renders the table of networks in README.md from hub/checkpoints.toml.
 
-    python scripts/render_tables.py            rewrite README.md
-    python scripts/render_tables.py --check    fail if README.md is not up to date
+python scripts/render_tables.py            rewrite README.md
+python scripts/render_tables.py --check    fail if README.md is not up to date
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BEGIN, END = "<!-- networks: rendered by scripts/render_tables.py -->\n", "<!-- 
 def networks_table(facts: dict[str, Any]) -> str:
     """Return the table of all networks, in Markdown."""
     lines = [
-        "| name | parameters | multiply-adds at test size | train px | test px | top-1 published | top-1 by timm | weights |",
+        "| name | parameters | multiply-adds | train px | test px | top-1 published | top-1 by timm | weights |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     checkpoints = {name.split(".")[0]: checkpoint for name, checkpoint in facts["checkpoints"].items()}

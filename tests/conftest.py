@@ -9,7 +9,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 import timm
 import torch
-
 from golden import TINY
 
 

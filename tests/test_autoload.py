@@ -58,11 +58,15 @@ def test_only_the_names_of_the_design_change(run_python):
     assert len(with_plugin) == len(set(with_plugin))
     architectures = {name.split(".")[0] for name in with_plugin}
     assert {name.split(".")[0] for name in without} <= architectures
-    assert {name.split(".")[0] for name in set(with_plugin) ^ set(without)} == set(VARIANTS) - {"nfnet_f7"}  # no tag in either
+    assert {name.split(".")[0] for name in set(with_plugin) ^ set(without)} == set(VARIANTS) - {
+        "nfnet_f7"
+    }  # no tag in either
 
 
 def test_pretrained_names_are_listed(run_python):
-    out = run_python("import timm; print(timm.list_pretrained('nfnet_f?*')); print(timm.is_model_pretrained('nfnet_f3'))")
+    out = run_python(
+        "import timm; print(timm.list_pretrained('nfnet_f?*')); print(timm.is_model_pretrained('nfnet_f3'))"
+    )
     assert all(f"nfnet_f{i}.dm_in1k" in out for i in range(7))
     assert "nfnet_f7" not in out
     assert "True" in out
@@ -213,7 +217,9 @@ def test_every_rank_of_torchrun_has_the_networks(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert "ranks with our network: 2" in result.stdout, result.stderr
 
 
@@ -228,7 +234,17 @@ def test_installed_either_way_timm_has_our_networks(run_python, tmp_path, mode):
     import timm
 
     (site / "outer.pth").write_text(str(Path(timm.__file__).parent.parent))
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
     install += ["--force-reinstall", "--disable-pip-version-check"]
     source = ["--editable", ROOT] if mode == "editable" else [ROOT]
     subprocess.run([*install, *source], check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"})

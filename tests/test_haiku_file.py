@@ -8,10 +8,10 @@ import random
 import struct
 import zipfile
 
+import golden
 import numpy as np
 import pytest
 
-import golden
 from nfnet_timm.haiku_file import read_tree, write_tree
 
 TREE = {"NFNet/~/linear": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3, np.float32)}}
@@ -46,9 +46,7 @@ def test_jax_arrays_are_read_without_jax():
     expected = golden.tree("nfnet_tiny_train")
     tree = read_tree(golden.DATA / "haiku_jax_arrays.npz")
     assert tree["NFNet/~/linear"]["w"].shape == (3, 4)
-    assert np.array_equal(
-        tree["NFNet/~/nf_block"]["skip_gain"], expected["NFNet/~/nf_block"]["skip_gain"]
-    )
+    assert np.array_equal(tree["NFNet/~/nf_block"]["skip_gain"], expected["NFNet/~/nf_block"]["skip_gain"])
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
@@ -260,7 +258,8 @@ def test_no_module_is_imported_for_a_name(run_python):
     out = run_python(
         "import sys\n"
         "from nfnet_timm.haiku_file import read_tree\n"
-        f"for name in ('nfnet_tiny_haiku_flatmap', 'haiku_jax_arrays'): read_tree({str(golden.DATA)!r} + f'/{{name}}.npz')\n"
+        "for name in ('nfnet_tiny_haiku_flatmap', 'haiku_jax_arrays'):\n"
+        f"    read_tree({str(golden.DATA)!r} + f'/{{name}}.npz')\n"
         "print([m for m in ('jax', 'haiku', 'dill', 'torch', 'timm') if m in sys.modules])"
     )
     assert out.strip() == "[]"

@@ -4,6 +4,7 @@ import copy
 import json
 from functools import partial
 
+import golden
 import numpy as np
 import pytest
 import timm
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import model_entrypoint
 
-import golden
 from nfnet_timm.haiku import from_haiku, to_haiku
 from nfnet_timm.layers import WSConv2d
 from nfnet_timm.nfnet import NormFreeBlock, NormFreeNet

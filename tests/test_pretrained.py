@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 
+import golden
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-import golden
 from nfnet_timm.pretrained import check_state_dict, describe
 from nfnet_timm.variants import VARIANTS
 
@@ -115,7 +115,16 @@ def test_weights_are_those_of_timms_repositories(index):
     theirs = timm.get_pretrained_cfg(f"dm_nfnet_f{index}")
     assert cfg.tag == theirs.tag == "dm_in1k"
     assert cfg.hf_hub_id == f"timm/dm_nfnet_f{index}.dm_in1k"
-    for field in ("input_size", "test_input_size", "pool_size", "crop_pct", "crop_mode", "mean", "std", "interpolation"):
+    for field in (
+        "input_size",
+        "test_input_size",
+        "pool_size",
+        "crop_pct",
+        "crop_mode",
+        "mean",
+        "std",
+        "interpolation",
+    ):
         assert getattr(cfg, field) == getattr(theirs, field), field
 
 
@@ -138,9 +147,7 @@ def saved(tiny, tmp_path):
 
 def load(path, **kwargs):
     overlay = {"file": str(path), "num_classes": 10}
-    return timm.create_model(
-        "nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **{**golden.TINY, **kwargs}
-    )
+    return timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **{**golden.TINY, **kwargs})
 
 
 def test_a_file_loads_through_the_overlay(saved):
@@ -211,7 +218,9 @@ def test_another_architecture_is_refused(tmp_path):
 
 def test_another_of_our_networks_is_named():
     given = timm.create_model("nfnet_f1", device="meta").state_dict()
-    with pytest.raises(ValueError, match=r"does not fit nfnet_f0: stages\.0\.1.* is surplus.*create_model\('nfnet_f1'\)"):
+    with pytest.raises(
+        ValueError, match=r"does not fit nfnet_f0: stages\.0\.1.* is surplus.*create_model\('nfnet_f1'\)"
+    ):
         check_state_dict(given, timm.create_model("nfnet_f0", device="meta"), "nfnet_f0")
 
 
@@ -221,7 +230,9 @@ def test_missing_surplus_and_misshapen_arrays_are_named(tiny):
     del state_dict["final_conv.gain"]
     state_dict["stem.extra"] = torch.zeros(1)
     state_dict["stages.1.0.conv2.bias"] = torch.zeros(5)
-    with pytest.raises(ValueError, match=r"final_conv.gain is missing; stem.extra is surplus; .*\(5,\), expected \(32,\)"):
+    with pytest.raises(
+        ValueError, match=r"final_conv.gain is missing; stem.extra is surplus; .*\(5,\), expected \(32,\)"
+    ):
         check_state_dict(state_dict, model, "nfnet_f0")
 
 

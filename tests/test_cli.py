@@ -1,0 +1,113 @@
+"""The command line: what it prints, its exit status, and no traceback for a user's mistake."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import golden
+import pytest
+
+from nfnet_timm.cli import main
+
+COMMAND = Path(sys.executable).parent / "nfnet-timm"
+SOURCE = str(golden.DATA / "nfnet_tiny_haiku_dict.npz")
+
+
+def test_convert_there_and_back(tmp_path, capsys):
+    folder, file = tmp_path / "out", tmp_path / "back.npz"
+    assert main(["convert", SOURCE, "--out", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "nfnet_tiny_haiku_dict.npz: nfnet_f0, 178,272 parameters, SHA-256 " in out
+    assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in out
+    assert main(["convert", str(folder), "--out", str(file)]) == 0
+    assert "131 arrays in 52 modules" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "message"),
+    [
+        ("missing.npz", "out", "No such file or directory: 'missing.npz'"),
+        ("empty.npz", "out", "empty.npz is empty"),
+        ("text.npz", "out", "is no pickle"),
+        (SOURCE, "out.npz", "cannot convert"),
+        ("folder", "out", "cannot convert"),
+        ("folder", "out.npz", "has no model.safetensors"),
+        (SOURCE, "folder", "holds other files (note.txt)"),
+        (SOURCE, "text.npz/out", "cannot"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, out, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "note.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["convert", source, "--out", out]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("nfnet-timm: error: ")
+    assert error.count("\n") == 1
+    if message != "cannot":
+        assert message in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["unknown"], ["convert"], ["demo", "--epochs", "0"], ["demo", "--epochs", "x"]]
+)
+def test_wrong_usage_ends_with_2_and_no_traceback(arguments):
+    result = subprocess.run([COMMAND, *arguments], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "usage: nfnet-timm" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_does_not_wait_for_torch(run_python):
+    out = run_python(
+        "import sys\nfrom nfnet_timm.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    )
+    assert out.rstrip().endswith("False")
+    assert "convert" in out
+
+
+@pytest.mark.slow
+def test_the_demo_trains_saves_and_loads(tmp_path):
+    result = subprocess.run(
+        [COMMAND, "demo", "--epochs", "4"], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "logits identical" in result.stdout
+    assert "The Hub cannot be reached" in result.stdout
+    accuracy = {
+        line.split()[0]: float(line.split("accuracy")[1].split("%")[0])
+        for line in result.stdout.splitlines()
+        if line.startswith("  with")
+    }
+    assert accuracy["with"] > 80 > 30 > accuracy["without"]
+    assert (tmp_path / "nfnet-demo" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in (tmp_path / "nfnet-demo" / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_demo_without_a_traceback(tmp_path):
+    process = subprocess.Popen(
+        [COMMAND, "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("Training"):
+            break
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error

@@ -1,0 +1,84 @@
+"""Weight standardization, padding and squeeze-excite against independent NumPy transcriptions."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nfnet_timm.layers import SqueezeExcite, WSConv2d
+
+
+def reference_weight(conv: WSConv2d) -> np.ndarray:
+    """base.py's formula in float64: (w - mean) * gain * rsqrt(max(var * fan_in, eps))."""
+    weight, gain = conv.weight.detach().double().numpy(), conv.gain.detach().double().numpy()
+    mean, var = weight.mean((1, 2, 3), keepdims=True), weight.var((1, 2, 3), keepdims=True)
+    scale = gain[:, None, None, None] / np.sqrt(np.maximum(var * weight[0].size, 1e-4))
+    return conv.scale * (weight - mean) * scale
+
+
+@pytest.fixture
+def conv():
+    torch.manual_seed(0)
+    conv = WSConv2d(8, 12, 3, stride=2, groups=2, scale=1.7)
+    torch.nn.init.uniform_(conv.gain, 0.5, 1.5)
+    conv.weight.data[::5] *= 1e-3  # into the branch of eps
+    conv.weight.data[1] = 3.25  # no variance at all
+    return conv
+
+
+def test_weight_is_the_authors_formula(conv):
+    actual = conv.standardized_weight().detach().numpy()
+    assert np.allclose(actual, reference_weight(conv), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(actual).all()
+
+
+def test_gradients_are_those_of_finite_differences(conv):
+    conv = conv.double()
+    conv.weight.data[1] = torch.randn(4, 3, 3)
+    standardized = WSConv2d.standardized_weight
+
+    def weight(w, g):
+        # In float64 throughout, for the comparison.
+        flat = w.flatten(1)
+        centred = flat - flat.mean(1, keepdim=True)
+        return centred * (g * 1.7 * torch.rsqrt(centred.square().sum(1).clamp(min=1e-4)))[:, None]
+
+    assert torch.autograd.gradcheck(
+        weight, (conv.weight.detach().requires_grad_(), conv.gain.detach().requires_grad_())
+    )
+    upstream = torch.randn(12, 36, dtype=torch.float64)
+    (weight(conv.weight, conv.gain) * upstream).sum().backward()
+    expected = conv.weight.grad.clone()
+    conv.zero_grad()
+    (standardized(conv).flatten(1) * upstream).sum().backward()
+    assert torch.allclose(conv.weight.grad, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 7, 8, 31, 32])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (7, 2, 1), (3, 1, 2), (1, 2, 1)])
+def test_padding_is_that_of_tensorflow(size, kernel, stride, dilation):
+    conv = WSConv2d(2, 4, kernel, stride, dilation)
+    x = torch.randn(1, 2, size, size + 1)
+    # Source: the definition in TensorFlow's documentation of padding="SAME".
+    pads = []
+    for n in (size + 1, size):
+        total = max((-(-n // stride) - 1) * stride + dilation * (kernel - 1) + 1 - n, 0)
+        pads += [total // 2, total - total // 2]
+    expected = F.conv2d(F.pad(x, pads), conv.standardized_weight(), conv.bias, stride, 0, dilation)
+    assert expected.shape[2:] == (-(-size // stride), -(-(size + 1) // stride))
+    assert torch.allclose(conv(x), expected, atol=1e-6)
+
+
+def test_squeeze_excite_is_plain_relu_and_a_factor_of_two():
+    torch.manual_seed(0)
+    attn = SqueezeExcite(6, 0.5)
+    x = torch.randn(2, 6, 4, 5)
+    pooled = x.mean((2, 3))
+    hidden = (pooled @ attn.fc1.weight.flatten(1).T + attn.fc1.bias).clamp(min=0)
+    expected = 2 * torch.sigmoid(hidden @ attn.fc2.weight.flatten(1).T + attn.fc2.bias)
+    assert torch.allclose(attn(x)[:, :, 0, 0], expected, atol=1e-6)
+
+
+def test_squeeze_excite_has_at_least_one_hidden_channel():
+    assert SqueezeExcite(3, 0.1).fc1.out_channels == 1
+    assert SqueezeExcite(9, 0.5).fc1.out_channels == 4

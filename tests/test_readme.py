@@ -1,0 +1,76 @@
+"""Every block of the README runs as written, in order, in a folder that has the files it speaks of."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import golden
+import pytest
+from test_pretrained import fill_hub_cache
+
+from nfnet_timm.haiku import convert_to_folder, write_tree
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_every_block_is_of_a_kind_that_is_run():
+    assert {kind for kind, _ in BLOCKS} == {"bash", "python", "bibtex"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a photograph and the authors' file, and beside it a Hub cache with the pretrained networks."""
+    import timm
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    folder = tmp_path_factory.mktemp("readme")
+    Image.fromarray(load_sample_image("china.jpg")).save(folder / "photo.jpg")
+    write_tree(golden.tree("nfnet_f0"), folder / "F0_haiku.npz")
+    convert_to_folder(folder / "F0_haiku.npz", folder / "nfnet_f0")
+    fill_hub_cache(folder / "hf", "dm_nfnet_f0.dm_in1k", timm.create_model("dm_nfnet_f0"))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_python_blocks_run_in_order(folder):
+    code = "\n".join(block for kind, block in BLOCKS if kind == "python")
+    env = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "torch.Size([1, 512, 24, 24])" in result.stdout
+    assert (folder / "signal_propagation.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "bash"])
+def test_the_shell_blocks_run(folder, tmp_path, block):
+    """In a copy of the project; the installation itself, which downloads torch, is that of the environment in use."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    clone = tmp_path / "clone"
+    for file in files:
+        (clone / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, clone / file)
+    (clone / "F0_haiku.npz").symlink_to(folder / "F0_haiku.npz")
+    (clone / ".venv").symlink_to(sys.prefix)
+    stamp = Path(sys.prefix) / "installed-demo"
+    stamp.touch()
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    pip = bin_dir / "pip"
+    target = "--no-deps --no-build-isolation --disable-pip-version-check --root-user-action=ignore --target"
+    pip.write_text(f'#!/bin/sh\nexec {sys.executable} -m pip "$@" {target} {tmp_path / "site"}\n')
+    pip.chmod(0o755)
+    path = f"{bin_dir}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    for line in block.splitlines():
+        result = subprocess.run(line, shell=True, cwd=clone, env=env, capture_output=True, text=True, timeout=400)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+    if "pip install" in block:
+        assert (tmp_path / "site" / "nfnet_timm" / "nfnet.py").exists()
