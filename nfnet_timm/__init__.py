@@ -5,7 +5,8 @@ Importing this package registers its models and optimizers with timm; after inst
 
     layers              the parts: weight standardization, activation gammas, squeeze-excite
     variants            every network as plain numbers
-    nfnet               the block and the network, under timm's contract; registration
+    block               the residual block and the stems
+    nfnet               the network, under timm's contract; registration
     pretrained          from a checkpoint to a model
     haiku_file, haiku   reading the authors' checkpoints without running them; their names and ours
     agc, optim          adaptive gradient clipping; optimizers that clip
@@ -28,7 +29,8 @@ from nfnet_timm import autoload
 
 if TYPE_CHECKING:
     from nfnet_timm.agc import adaptive_clip_grad_, unitwise_norm
-    from nfnet_timm.nfnet import NormFreeBlock, NormFreeNet
+    from nfnet_timm.block import NormFreeBlock
+    from nfnet_timm.nfnet import NormFreeNet
     from nfnet_timm.variants import VARIANTS, NormFreeCfg
 
 __version__ = "0.1.0"
@@ -44,7 +46,7 @@ __all__ = [
 # Resolved on first use (PEP 562): torch may be only half imported when this module is.
 _HOMES = {
     "NormFreeNet": "nfnet",
-    "NormFreeBlock": "nfnet",
+    "NormFreeBlock": "block",
     "NormFreeCfg": "variants",
     "VARIANTS": "variants",
     "adaptive_clip_grad_": "agc",

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from nfnet_timm.haiku_file import Tree, read_tree, write_tree
 from nfnet_timm.hub import save_folder
-from nfnet_timm.nfnet import NormFreeNet
 from nfnet_timm.pretrained import check_state_dict, describe
 from nfnet_timm.variants import VARIANTS
 
@@ -135,7 +135,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def convert_to_folder(source: Path, folder: Path) -> tuple[NormFreeNet, str]:
+def convert_to_folder(source: Path, folder: Path) -> tuple[Any, str]:
     """Write one of the authors' files as a folder that timm loads; return the model and the SHA-256 of the file.
 
     Raises:
@@ -145,7 +145,7 @@ def convert_to_folder(source: Path, folder: Path) -> tuple[NormFreeNet, str]:
     try:
         name, arguments = describe(state_dict)
         size = VARIANTS[name].train_size
-        model = timm.create_model(
+        model: Any = timm.create_model(
             name,
             device="meta",
             pretrained_cfg_overlay={

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfnet_timm.nfnet import NormFreeBlock, NormFreeNet
+from nfnet_timm.block import NormFreeBlock
+from nfnet_timm.nfnet import NormFreeNet
 
 __all__ = ["SignalPropagation", "measure", "plot"]
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import model_entrypoint
 
+from nfnet_timm.block import NormFreeBlock
 from nfnet_timm.haiku import from_haiku, to_haiku
 from nfnet_timm.layers import WSConv2d
-from nfnet_timm.nfnet import NormFreeBlock, NormFreeNet
+from nfnet_timm.nfnet import NormFreeNet
 from nfnet_timm.signal_propagation import measure
 from nfnet_timm.variants import VARIANTS
 
