@@ -3,12 +3,17 @@
 Source: arXiv 2102.06171, section 4; ``SGD_AGC`` in deepmind-research/nfnets/optim.py.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["adaptive_clip_grad_", "unitwise_norm"]
+__all__ = ["ClipStats", "adaptive_clip_grad_", "clip_stats", "unitwise_norm"]
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
@@ -19,27 +24,164 @@ def unitwise_norm(x: Tensor) -> Tensor:
 
     Differs from timm: its ``unitwise_norm`` takes each element of a gain of shape (O, 1, 1, 1) for a unit.
     """
-    if x.squeeze().dim() <= 1:
-        return torch.linalg.vector_norm(x, dtype=torch.float32)
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=torch.float32)
+    return _norm(x, _is_one_unit(x))
 
 
 @torch.no_grad()
-def adaptive_clip_grad_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
+def adaptive_clip_grad_(
+    parameters: Tensor | Iterable[Tensor],
+    clip_factor: float = 0.01,
+    eps: float = 1e-3,
+    error_if_nonfinite: bool = False,
+) -> None:
     """Scale each unit's gradient, in place, to at most ``clip_factor`` times the norm of the unit's weights.
 
     ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` per unit; see ``unitwise_norm`` for what a unit is. Leave out
-    the classifier's weight, as the authors do; its bias is clipped.
+    the classifier's weight, as the authors do; its bias is clipped. Norms are float32 for every dtype. Parameters that
+    are sharded over processes on dim 0 (FSDP2) get the same result: rows are clipped where they lie, and the norms of
+    all vectors take one collective.
 
     Args:
         clip_factor: Largest ratio of gradient norm to weight norm (lambda in the paper); 0.01 suits batches of 1024
             to 4096, smaller batches train with larger ones.
         eps: Smallest weight norm that is reckoned with, so that parameters that start at zero can leave it.
+        error_if_nonfinite: Whether to look for NaN and infinite gradients, which waits for the device.
+    Raises:
+        ValueError: If a gradient is sparse, or a matrix or kernel is sharded across its rows.
+        RuntimeError: If ``error_if_nonfinite`` and a gradient is not finite; nothing is clipped then.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if error_if_nonfinite:
+        _, _, _, norms = _norms(params, [clip_factor] * len(params), [eps] * len(params))
+        if not all(bool(norm.isfinite().all()) for norm in norms):
+            raise RuntimeError(
+                "a gradient is NaN or infinite, so it cannot be clipped: expected finite gradients. Look for the "
+                "step's cause, or pass error_if_nonfinite=False to go on"
+            )
+    clip_each_(params, [clip_factor] * len(params), [eps] * len(params))
+
+
+@torch.no_grad()
+def clip_each_(
+    parameters: list[Tensor], clip_factors: list[float], eps: list[float], grad_scale: Tensor | None = None
+) -> None:
+    """Clip each parameter's gradient with a factor and an eps of its own, as ``adaptive_clip_grad_`` does.
+
+    All in one call, so that vectors sharded over processes take one collective whatever groups they are in.
+
+    Args:
+        grad_scale: What the gradients have been multiplied with, by a gradient scaler, and still are.
+    """
+    _, grads, scales, grad_norms = _norms(parameters, clip_factors, eps)
+    if not grads:
+        return
+    if grad_scale is not None:
+        torch._foreach_mul_(scales, grad_scale)
+    torch._foreach_div_(scales, grad_norms)
+    torch._foreach_clamp_max_(scales, 1.0)
+    torch._foreach_mul_(grads, scales)
+
+
+@dataclass(frozen=True)
+class ClipStats:
+    """What clipping does to one parameter.
+
+    Args:
+        clipped: Share of its units whose gradient is scaled down, 0 to 1.
+        max_ratio: Largest |G| / max(|W|, eps) over its units; those above the clip factor are clipped.
+    """
+
+    clipped: float
+    max_ratio: float
+
+
+@torch.no_grad()
+def clip_stats(
+    parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    clip_factor: float = 0.01,
+    eps: float = 1e-3,
+) -> dict[str, ClipStats]:
+    """Return, by name, what ``adaptive_clip_grad_`` would do to each parameter now; call it before the step.
+
+    Costs the norms and one transfer from the device. Of sharded parameters, the rows that this process holds count.
+
+    Args:
+        parameters: ``model.named_parameters()``, or a dict.
+    """
+    named = dict(parameters)
+    names = {id(p): name for name, p in named.items()}
+    rows = []
+    found = []
+    for p, _, max_norm, grad_norm in zip(
+        *_norms(list(named.values()), [clip_factor] * len(named), [eps] * len(named)), strict=True
+    ):
+        ratio = grad_norm / max_norm
+        if ratio.numel():  # a process may hold no row
+            found.append(names[id(p)])
+            rows.append(torch.stack([(ratio > 1).float().mean(), ratio.max() * clip_factor]).cpu())
+    return {name: ClipStats(*row.tolist()) for name, row in zip(found, rows, strict=True)}
+
+
+def _is_one_unit(x: Tensor) -> bool:
+    return sum(size != 1 for size in x.shape) <= 1
+
+
+def _norm(x: Tensor, one_unit: bool) -> Tensor:
+    if one_unit:
+        return torch.linalg.vector_norm(x, dtype=torch.float32)
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=torch.float32)
+
+
+def _norms(
+    parameters: list[Tensor], clip_factors: list[float], eps: list[float]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the parameters that have gradients, their local gradients, the largest norms allowed, and the norms."""
+    owners, grads, weight_norms, grad_norms = [], [], [], []
+    split: dict[Any, list[Tensor]] = {}  # process group -> the norms of vectors that it shares
     for p in parameters:
-        if p.grad is not None:
-            max_norm = unitwise_norm(p).clamp(min=eps) * clip_factor
-            p.grad.mul_((max_norm / unitwise_norm(p.grad)).clamp(max=1.0))
+        if p.grad is None:
+            continue
+        if p.grad.is_sparse:
+            raise ValueError(
+                f"a parameter of shape {tuple(p.shape)} has a sparse gradient: adaptive clipping needs dense rows. "
+                "Build the embedding with sparse=False, or leave its parameters out"
+            )
+        weight, grad, group = _local(p)
+        one_unit = _is_one_unit(p)
+        weight_norm, grad_norm = _norm(weight, one_unit), _norm(grad, one_unit)
+        if group is not None and one_unit:
+            split.setdefault(group, []).extend((weight_norm, grad_norm))
+        owners.append(p)
+        grads.append(grad)
+        weight_norms.append(weight_norm)
+        grad_norms.append(grad_norm)
+    for group, norms in split.items():
+        squares = torch.stack(norms).double().square_()
+        dist.all_reduce(squares, group=group)
+        for norm, whole in zip(norms, squares.sqrt_(), strict=True):
+            norm.copy_(whole)
+    if owners:
+        chosen = [i for i, p in enumerate(parameters) if p.grad is not None]
+        torch._foreach_clamp_min_(weight_norms, [eps[i] for i in chosen])
+        torch._foreach_mul_(weight_norms, [clip_factors[i] for i in chosen])
+    return owners, grads, weight_norms, grad_norms
+
+
+def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
+    """Return the weight and gradient that this process holds, and the group that shares a unit of them, if any does."""
+    if not hasattr(p, "placements"):
+        return p, p.grad, None  # type: ignore[return-value]
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    group = None
+    for dim, placement in enumerate(p.placements):
+        if placement.is_shard():
+            if placement.dim != 0 and not _is_one_unit(p):
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} is sharded on dim {placement.dim}: expected dim 0, where "
+                    "a row, the unit of clipping, stays whole. It is fully_shard's default"
+                )
+            if group is not None:
+                raise ValueError(f"a parameter is sharded over two dims of {mesh}: expected one")
+            group = mesh.get_group(dim)
+    return p.to_local(), p.grad.to_local(), group  # type: ignore[attr-defined,union-attr]

@@ -3,8 +3,6 @@
 Source: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -8,8 +8,6 @@ from the same repository, which states no separate licence for them.
 State-dict names are those of timm's ``dm_nfnet_*``; the one difference is the shape of ``gain``, (O,).
 """
 
-from __future__ import annotations
-
 import warnings
 from functools import partial
 from pathlib import Path
@@ -145,6 +143,18 @@ class NormFreeNet(nn.Module):
         if isinstance(self.head.fc, nn.Linear):
             nn.init.normal_(self.head.fc.weight, std=0.0 if self.cfg.zero_init_fc else 0.01)
             nn.init.zeros_(self.head.fc.bias)
+            self.no_weight_decay()
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return no name: what is not decayed are vectors and scalars, which timm's factory tells by itself.
+
+        The factory asks this of a model just before it builds the optimizer, whose parameters then have no names any
+        more. So this is where the classifier's weight is marked as the one that AGC leaves alone.
+        """
+        if isinstance(self.head.fc, nn.Linear):
+            self.head.fc.weight.agc_exempt = True  # type: ignore[attr-defined]
+        return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

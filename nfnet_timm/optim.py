@@ -1,0 +1,212 @@
+"""Optimizers that clip adaptively: parameter groups, a factory, and ``agc-*`` names in timm's registry.
+
+Source of the groups: ``_make_opt`` in deepmind-research/nfnets/experiment_nfnets.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any
+
+import timm.utils.clip_grad
+from timm.optim import OptimInfo, create_optimizer_v2, list_optimizers, param_groups_layer_decay
+from timm.optim._optim_factory import default_registry
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nfnet_timm.agc import clip_each_
+
+__all__ = ["agc_param_groups", "attach_agc", "create_optimizer"]
+
+CLIP_FACTOR, CLIP_EPS = 0.01, 1e-3  # the authors' values, for batches of 4096
+
+
+def agc_param_groups(
+    model: nn.Module,
+    weight_decay: float = 0.0,
+    clip_factor: float = CLIP_FACTOR,
+    clip_eps: float = CLIP_EPS,
+    layer_decay: float | None = None,
+    **layer_decay_kwargs: Any,
+) -> list[dict[str, Any]]:
+    """Return the authors' parameter groups of any model, each trainable parameter in exactly one.
+
+    Clipped but not decayed: gains, biases, skip gains, the parameters of normalization layers, and what the model's
+    ``no_weight_decay()`` names. Decayed but not clipped: the weight of the classifier, found by timm's
+    ``get_classifier()``. All else is both.
+
+    Args:
+        layer_decay: Factor of the learning rate from layer to layer, as timm's ``param_groups_layer_decay`` has it;
+            that takes ``layer_decay_kwargs``.
+    Differs from timm: which parameters are clipped is told by what they are, not by their position in the model.
+    """
+    classifier = {id(p) for p in _classifier_weights(model)}
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    not_decayed = {
+        id(p)
+        for module_name, module in model.named_modules()
+        for name, p in module.named_parameters(recurse=False)
+        if "Norm" in type(module).__name__
+        or sum(size != 1 for size in p.shape) <= 1
+        or f"{module_name}.{name}".lstrip(".") in exempt
+    } - classifier
+    if layer_decay is None:
+        groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    else:
+        groups = param_groups_layer_decay(model, 0.0, layer_decay=layer_decay, **layer_decay_kwargs)
+    out: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for i, group in enumerate(groups):
+        for p in group["params"]:
+            decayed, clipped = id(p) not in not_decayed, id(p) not in classifier
+            key = (group.get("lr_scale", i), decayed, clipped)
+            settings = {**group, "params": [], "weight_decay": weight_decay if decayed else 0.0}
+            settings.update(clip_factor=clip_factor if clipped else None, clip_eps=clip_eps)
+            out.setdefault(key, settings)["params"].append(p)
+    return list(out.values())
+
+
+def create_optimizer(
+    model: nn.Module,
+    opt: str = "sgd",
+    lr: float | None = None,
+    weight_decay: float = 0.0,
+    clip_factor: float = CLIP_FACTOR,
+    clip_eps: float = CLIP_EPS,
+    layer_decay: float | None = None,
+    **kwargs: Any,
+) -> Optimizer:
+    """Return timm's optimizer ``opt`` over ``agc_param_groups``, which clips adaptively before each step.
+
+    Args:
+        opt: Any name of ``timm.optim.list_optimizers()``; "sgd" is the authors', with Nesterov momentum.
+        kwargs: For timm's ``create_optimizer_v2``.
+    """
+    groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay)
+    optimizer = create_optimizer_v2(groups, opt.removeprefix("agc-"), lr=lr, **kwargs)
+    return attach_agc(optimizer, clip_factor, clip_eps)
+
+
+def attach_agc(optimizer: Optimizer, clip_factor: float = CLIP_FACTOR, clip_eps: float = CLIP_EPS) -> Optimizer:
+    """Make ``optimizer`` clip adaptively before each step, and return it.
+
+    ``clip_factor`` and ``clip_eps`` are entries of each parameter group, so they are saved in ``state_dict()`` and can
+    be changed at any time; a ``clip_factor`` of None leaves a group alone. Gradients are clipped after a gradient
+    scaler has unscaled them, once per step however many backward passes it has, and after each run of a closure.
+    """
+    optimizer.defaults.update(clip_factor=clip_factor, clip_eps=clip_eps)  # for groups that are added later
+    for group in optimizer.param_groups:
+        group.setdefault("clip_factor", clip_factor)
+        group.setdefault("clip_eps", clip_eps)
+        for p in group["params"]:
+            p.agc_optimizer = True
+    # A Lookahead shares the groups of the optimizer that it wraps, and calls its step.
+    inner = getattr(optimizer, "_base_optimizer", optimizer)
+    inner.register_step_pre_hook(_clip_before_step)
+    _warn_of_clipping_twice()
+    return optimizer
+
+
+def _clip_before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        _clip(optimizer)
+        return None
+
+    @wraps(closure)
+    def clipped() -> Any:  # the gradients are those that the closure leaves
+        loss = closure()
+        _clip(optimizer)
+        return loss
+
+    if len(args) > 1:
+        return (args[0], clipped, *args[2:]), kwargs
+    return args, {**kwargs, "closure": clipped}
+
+
+def _clip(optimizer: Optimizer) -> None:
+    parameters: list[Tensor] = []
+    factors: list[float] = []
+    eps: list[float] = []
+    for group in optimizer.param_groups:
+        factor = group.get("clip_factor", optimizer.defaults["clip_factor"])
+        if factor is not None:
+            parameters += group["params"]
+            factors += [factor] * len(group["params"])
+            eps += [group.get("clip_eps", optimizer.defaults["clip_eps"])] * len(group["params"])
+    # A fused optimizer unscales in its step; the gradient scaler has left the scale here.
+    clip_each_(parameters, factors, eps, grad_scale=getattr(optimizer, "grad_scale", None))
+
+
+def _classifier_weights(model: nn.Module) -> list[Tensor]:
+    get_classifier = getattr(model, "get_classifier", None)
+    classifier = get_classifier() if get_classifier else None
+    # Distilled networks have several.
+    modules: list[Any] = list(classifier) if isinstance(classifier, (tuple, list)) else [classifier]
+    return [m.weight for m in modules if isinstance(getattr(m, "weight", None), Tensor)]
+
+
+def _build(opt_class: Callable[..., Optimizer], params: Iterable[Any], **kwargs: Any) -> Optimizer:
+    """Build an ``agc-*`` optimizer from what timm's factory hands over: parameters or groups, and no model."""
+    settings = {"clip_factor": kwargs.pop("clip_factor", CLIP_FACTOR), "clip_eps": kwargs.pop("clip_eps", CLIP_EPS)}
+    groups: list[dict[str, Any]] = []
+    for entry in params:
+        group = dict(entry) if isinstance(entry, dict) else {"params": [entry]}
+        if groups and not isinstance(entry, dict):
+            groups[-1]["params"].append(entry)
+        else:
+            groups.append(group)
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        members = group["params"]
+        members = [members] if isinstance(members, Tensor) else list(members)
+        exempt = [p for p in members if getattr(p, "agc_exempt", False)]
+        rest = [p for p in members if not getattr(p, "agc_exempt", False)]
+        if rest or not members:
+            split.append({**group, "params": rest})
+        if exempt:
+            split.append({**group, "params": exempt, "clip_factor": None})
+    return attach_agc(opt_class(split, **kwargs), **settings)
+
+
+def _warn_of_clipping_twice() -> None:
+    """Have timm's ``--clip-mode agc`` say so where an optimizer here clips the same gradients."""
+    clip = timm.utils.clip_grad.adaptive_clip_grad
+    if getattr(clip, "warns", False):
+        return
+
+    @wraps(clip)
+    def warning_clip(parameters: Any, *args: Any, **kwargs: Any) -> None:
+        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        if any(getattr(p, "agc_optimizer", False) for p in parameters):
+            warnings.warn(
+                "gradients are clipped adaptively twice, by timm's clip mode 'agc' and by the optimizer: use one, "
+                "`--clip-mode agc` with a plain optimizer or `--opt agc-...` without --clip-grad",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        clip(parameters, *args, **kwargs)
+
+    warning_clip.warns = True  # type: ignore[attr-defined]
+    timm.utils.clip_grad.adaptive_clip_grad = warning_clip
+
+
+def _register() -> None:
+    for name in map(str, list_optimizers()):
+        info: OptimInfo = default_registry.get_optimizer_info(name)
+        # Left out: those that are imported by name as they need a GPU, and those whose step differentiates gradients.
+        if isinstance(info.opt_class, str) or info.second_order or name.startswith("agc-"):
+            continue
+        default_registry.register(
+            replace(
+                info,
+                name=f"agc-{name}",
+                opt_class=partial(_build, info.opt_class),  # type: ignore[arg-type]
+                description=f"{info.description.rstrip('.')}, with adaptive gradient clipping (nfnet_timm)",
+            )
+        )
+
+
+_register()

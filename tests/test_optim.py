@@ -1,0 +1,295 @@
+"""Groups, the clipping hook, timm's registry, and the authors' five training steps."""
+
+import copy
+import warnings
+
+import golden
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.utils import dispatch_clip_grad
+
+from nfnet_timm.agc import adaptive_clip_grad_, unitwise_norm
+from nfnet_timm.haiku import from_haiku, to_haiku
+from nfnet_timm.optim import agc_param_groups, attach_agc, create_optimizer
+
+AGC_NAMES = list_optimizers("agc-*")
+
+
+def backward(model, seed=0, scale=1.0):
+    """Leave gradients, scaled, of a loss on random images."""
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(4, 3, 32, 32, generator=g), torch.randint(10, (4,), generator=g)
+    loss = F.cross_entropy(model(x), y)
+    (loss * scale).backward()
+    return loss.detach()
+
+
+def settings(optimizer, model) -> dict[str, tuple]:
+    """Return (clip_factor, weight_decay) of every parameter by name."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group["clip_factor"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+def authors_settings(model) -> dict[str, tuple]:
+    out = {}
+    for name, _ in model.named_parameters():
+        if name == "head.fc.weight":
+            out[name] = (None, 2e-5)
+        else:
+            out[name] = (0.01, 2e-5 if name.endswith("weight") else 0.0)
+    return out
+
+
+@pytest.mark.parametrize("how", ["groups", "ours", "timm", "timm_agc_name"])
+def test_every_parameter_is_in_the_authors_group(tiny, how):
+    model = tiny()
+    if how == "groups":
+        optimizer = torch.optim.SGD(agc_param_groups(model, 2e-5), lr=0.1)
+    elif how == "ours":
+        optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=2e-5)
+    elif how == "timm_agc_name":
+        optimizer = create_optimizer(model, "agc-sgd", lr=0.1, weight_decay=2e-5)
+    else:
+        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=2e-5)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    assert settings(optimizer, model) == authors_settings(model)
+
+
+def test_five_steps_are_the_authors():
+    expected = np.load(golden.DATA / "nfnet_tiny_train.npz")
+    lr, momentum, weight_decay, clipping, eps = (float(h) for h in expected["hyper"])
+    model = timm.create_model("nfnet_f0", **golden.TINY)
+    model.load_state_dict(from_haiku(golden.tree("nfnet_tiny_train")))
+    optimizer = create_optimizer_v2(
+        model, "agc-sgd", lr=lr, momentum=momentum, weight_decay=weight_decay, clip_factor=clipping, clip_eps=eps
+    )
+    x, y = golden.images(expected["input"]), torch.from_numpy(expected["labels"]).long()
+    losses = []
+    for step in range(6):
+        loss = F.cross_entropy(model(x), y)
+        losses.append(loss.item())
+        if step < 5:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert losses == pytest.approx(expected["losses"].tolist(), abs=1e-4)
+    final = to_haiku(model.state_dict())
+    names = [key for key in expected.files if key.startswith("final/")]
+    assert len(names) == 131
+    for key in names:
+        module, param = key.removeprefix("final/").split("::")
+        assert golden.relative_error(torch.from_numpy(final[module][param]), expected[key]) < 1e-4, key
+
+
+def test_the_step_clips_all_but_the_classifiers_weight(tiny):
+    model = tiny()
+    optimizer = create_optimizer(model, "sgd", lr=1e-3)
+    backward(model, scale=1e4)
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    assert torch.equal(model.head.fc.weight.grad, before["head.fc.weight"])
+    for name, p in model.named_parameters():
+        if name != "head.fc.weight":
+            assert unitwise_norm(p.grad).max() < unitwise_norm(before[name]).max(), name
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "dm_nfnet_f0"])
+def test_other_models_have_their_classifier_and_norms_told_by_type(name):
+    model = timm.create_model(name, device="meta", **({} if name != "vit_tiny_patch16_224" else {"num_classes": 7}))
+    optimizer = torch.optim.SGD(agc_param_groups(model, weight_decay=0.1), lr=0.1)
+    found = settings(optimizer, model)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    classifier = model.pretrained_cfg["classifier"] + ".weight"
+    assert [n for n, (clip, _) in found.items() if clip is None] == [classifier]
+    assert found[classifier][1] == 0.1
+    for parameter, (_, decay) in found.items():
+        if "norm" in parameter or ".bn" in parameter or parameter.endswith((".bias", ".gain", "pos_embed")):
+            assert decay == 0, parameter
+    assert any(decay for _, decay in found.values())
+
+
+def test_layer_decay_scales_and_keeps_the_groups(tiny):
+    model = tiny()
+    optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=2e-5, layer_decay=0.7)
+    assert settings(optimizer, model) == authors_settings(model)
+    assert len({g["lr_scale"] for g in optimizer.param_groups}) > 5
+
+
+def test_timms_factory_keeps_the_groups_with_layer_decay_and_without_weight_decay(tiny):
+    model = tiny()
+    assert settings(create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=2e-5, layer_decay=0.7), model) == (
+        authors_settings(model)
+    )
+    without = settings(create_optimizer_v2(model, "agc-sgd", lr=0.1, clip_factor=0.02), model)
+    assert {name for name, (clip, _) in without.items() if clip is None} == {"head.fc.weight"}
+    assert {clip for clip, _ in without.values()} == {None, 0.02}
+
+
+def test_the_classifier_is_left_alone_after_a_reset_a_copy_and_a_move(tiny):
+    model = copy.deepcopy(tiny()).double().float()
+    model.reset_classifier(5)
+    assert settings(create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=2e-5), model) == authors_settings(model)
+
+
+def test_frozen_parameters_stay(tiny):
+    model = tiny()
+    model.stem.requires_grad_(False)
+    before = model.stem.conv1.weight.clone()
+    optimizer = create_optimizer(model, "sgd", lr=0.1)
+    backward(model)
+    optimizer.step()
+    assert torch.equal(model.stem.conv1.weight, before)
+
+
+def train(model, optimizer, scheduler, steps):
+    for step in steps:
+        scheduler.step_update(step)
+        for part in range(2):  # two backward passes for each step
+            backward(model, seed=10 * step + part)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("opt", ["agc-sgd", "agc-adamw", "lookahead_agc-sgd"])
+def test_a_resumed_run_takes_the_same_steps_to_the_bit(tiny, opt, tmp_path):
+    def setup():
+        model = tiny().train()
+        optimizer = create_optimizer_v2(model, opt, lr=0.05, weight_decay=1e-4, clip_factor=0.02)
+        scheduler, _ = create_scheduler_v2(
+            optimizer, "cosine", num_epochs=4, step_on_epochs=False, updates_per_epoch=2, warmup_epochs=1
+        )
+        return model, optimizer, scheduler
+
+    whole = setup()
+    train(*whole, range(6))
+    first = setup()
+    train(*first, range(3))
+    torch.save({"model": first[0].state_dict(), "optimizer": first[1].state_dict()}, tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    second = setup()
+    second[0].load_state_dict(saved["model"])
+    second[1].load_state_dict(saved["optimizer"])
+    train(*second, range(3, 6))
+    for a, b in zip(whole[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_setting_travels_with_the_state(tiny):
+    model = tiny()
+    saved = create_optimizer_v2(model, "agc-sgd", lr=0.1, clip_factor=0.05).state_dict()
+    other = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    other.load_state_dict(saved)
+    assert {g["clip_factor"] for g in other.param_groups} == {0.05, None}
+
+
+def test_a_group_added_later_is_clipped():
+    p, q = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = attach_agc(torch.optim.SGD([p], lr=0.1), clip_factor=0.01)
+    optimizer.add_param_group({"params": [q]})
+    q.grad = torch.full((3, 3), 100.0)
+    optimizer.step()
+    assert unitwise_norm(q.grad).max() == pytest.approx(0.01 * 3**0.5)
+
+
+def test_a_closures_gradients_are_clipped(tiny):
+    results = []
+    for closure in (False, True):
+        model = tiny()
+        optimizer = create_optimizer(model, "sgd", lr=0.1)
+
+        def loss(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            return backward(model, scale=100.0)
+
+        if closure:
+            assert optimizer.step(loss).isfinite()
+        else:
+            loss()
+            optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("kwargs", [{"foreach": True}, {"foreach": False}, {"fused": True}])
+def test_every_implementation_of_an_optimizer_takes_the_same_step(tiny, kwargs):
+    results = []
+    for extra in ({}, kwargs):
+        model = tiny()
+        optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4, **extra)
+        backward(model, scale=100.0)
+        optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_clipped_as_they_are_without_a_scaler(tiny, fused, unscale):
+    results = []
+    for scaled in (False, True):
+        model = tiny()
+        optimizer = create_optimizer(model, "sgd", lr=0.1, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(4, 3, 32, 32, generator=g), torch.randint(10, (4,), generator=g)
+        scaler.scale(F.cross_entropy(model(x), y) * 30).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        results.append([p.detach() for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_both_routes_at_once_warn_and_each_alone_does_not(tiny):
+    model = tiny()
+    plain = create_optimizer_v2(model, "sgd", lr=0.1)
+    backward(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch_clip_grad(model.parameters(), 0.01, mode="agc")
+    plain.step()
+    create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    with pytest.warns(RuntimeWarning, match=r"clipped adaptively twice.*--clip-mode agc.*--opt agc-"):
+        dispatch_clip_grad(model.parameters(), 0.01, mode="agc")
+
+
+def test_timms_own_route_clips_our_networks_as_ours_does(tiny):
+    """``--clip-mode agc``: vectors are one unit for timm too; it leaves out the last two parameters."""
+    ours, timms = tiny(), tiny()
+    for model in (ours, timms):
+        backward(model, scale=100.0)
+    names = [name for name, _ in timms.named_parameters()]
+    assert names[-2:] == ["head.fc.weight", "head.fc.bias"]
+    dispatch_clip_grad(list(timms.parameters())[:-2], 0.01, mode="agc")
+    adaptive_clip_grad_(list(ours.parameters())[:-2], 0.01)
+    for a, b in zip(ours.parameters(), timms.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5)
+
+
+def test_names_are_listed_with_descriptions_and_are_not_split_by_timm():
+    assert {"agc-sgd", "agc-adamw", "agc-lamb", "agc-lion", "agc-adafactor"} <= set(AGC_NAMES)
+    assert not any("_" in name for name in AGC_NAMES)
+    for name, description in list_optimizers("agc-*", with_description=True):
+        assert "adaptive gradient clipping" in description, name
+
+
+@pytest.mark.parametrize("name", AGC_NAMES)
+def test_every_name_builds_an_optimizer_that_clips(tiny, name):
+    model = tiny()
+    optimizer = create_optimizer_v2(model, name, lr=1e-3)
+    backward(model, scale=1e4)
+    before = unitwise_norm(model.final_conv.weight.grad).max()
+    optimizer.step()
+    assert unitwise_norm(model.final_conv.weight.grad).max() < before
+    assert all(p.isfinite().all() for p in model.parameters())
