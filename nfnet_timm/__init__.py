@@ -9,7 +9,8 @@ Importing this package registers its models and optimizers with timm; after inst
     nfnet               the network, under timm's contract; registration
     pretrained          from a checkpoint to a model
     haiku_file, haiku   reading the authors' checkpoints without running them; their names and ours
-    agc, optim          adaptive gradient clipping; optimizers that clip
+    agc, optim          adaptive gradient clipping; optimizers that clip, in timm's registry
+    recipes/            the published hyper-parameters for timm's train.py
     signal_propagation  measuring the variance through a network
     autoload            how timm finds this package
     cli, demo           the ``nfnet-timm`` command
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from nfnet_timm import autoload
 
 if TYPE_CHECKING:
-    from nfnet_timm.agc import adaptive_clip_grad_, unitwise_norm
+    from nfnet_timm.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
     from nfnet_timm.block import NormFreeBlock
     from nfnet_timm.nfnet import NormFreeNet
     from nfnet_timm.variants import VARIANTS, NormFreeCfg
@@ -40,6 +41,7 @@ __all__ = [
     "NormFreeCfg",
     "VARIANTS",
     "adaptive_clip_grad_",
+    "clip_stats",
     "unitwise_norm",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "NormFreeCfg": "variants",
     "VARIANTS": "variants",
     "adaptive_clip_grad_": "agc",
+    "clip_stats": "agc",
     "unitwise_norm": "agc",
 }
 

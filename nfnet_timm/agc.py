@@ -17,7 +17,7 @@ __all__ = ["ClipStats", "adaptive_clip_grad_", "clip_stats", "unitwise_norm"]
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
-    """Return the L2 norm of each unit of ``x`` in float32, in a shape that broadcasts against ``x``.
+    """Return the L2 norm of each unit of ``x``, at least in float32, in a shape that broadcasts against ``x``.
 
     A unit is a row of a matrix or of a convolution kernel (dim 0: the weights into one output); a vector or a scalar,
     also one stored with further dimensions of size 1, is one unit as a whole.
@@ -37,8 +37,8 @@ def adaptive_clip_grad_(
     """Scale each unit's gradient, in place, to at most ``clip_factor`` times the norm of the unit's weights.
 
     ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` per unit; see ``unitwise_norm`` for what a unit is. Leave out
-    the classifier's weight, as the authors do; its bias is clipped. Norms are float32 for every dtype. Parameters that
-    are sharded over processes on dim 0 (FSDP2) get the same result: rows are clipped where they lie, and the norms of
+    the classifier's weight, as the authors do; its bias is clipped. Norms are float32 at least. Parameters that are
+    sharded over processes on dim 0 (FSDP2) get the same result: rows are clipped where they lie, and the norms of
     all vectors take one collective.
 
     Args:
@@ -128,9 +128,10 @@ def _is_one_unit(x: Tensor) -> bool:
 
 
 def _norm(x: Tensor, one_unit: bool) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if one_unit:
-        return torch.linalg.vector_norm(x, dtype=torch.float32)
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=torch.float32)
+        return torch.linalg.vector_norm(x, dtype=dtype)
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
 
 
 def _norms(

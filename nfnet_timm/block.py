@@ -121,6 +121,12 @@ class NormFreeBlock(nn.Module):
         gate = self.drop_path(gate)
         return torch.addcmul(shortcut, out, gate.to(out.dtype))
 
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        gain = state_dict.get(prefix + "skipinit_gain")
+        if gain is not None and gain.numel() == 1:  # () or, of a network prepared for fully_shard, (1,)
+            state_dict[prefix + "skipinit_gain"] = gain.reshape(self.skipinit_gain.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
 
 def _inplace(act: nn.Module) -> nn.Module:
     """Let ReLU overwrite its input: autograd needs only its output, and the map before it is tapped by nobody."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 __all__ = ["main"]
@@ -34,6 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=_positive, default=10, help="epochs of each of the two runs (%(default)s)")
     demo.set_defaults(run=_demo)
 
+    recipe = commands.add_parser(
+        "recipe", help="print the published training recipe of a network, for train.py --config"
+    )
+    recipe.add_argument("name", help="nfnet_f0 to nfnet_f7, nf_resnet or finetune")
+    recipe.set_defaults(run=_recipe)
+
     convert = commands.add_parser(
         "convert",
         help="turn one of the authors' files into a folder that timm loads, or back",
@@ -58,6 +65,13 @@ def _demo(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}: the demo needs `pip install 'nfnet-timm[demo]'`") from None
     demo.run(args.out, args.epochs)
+
+
+def _recipe(args: argparse.Namespace) -> None:
+    recipes = {Path(file.name).stem: file for file in files("nfnet_timm").joinpath("recipes").iterdir()}
+    if args.name not in recipes:
+        raise ValueError(f"no recipe for {args.name!r}: expected one of {', '.join(sorted(recipes))}")
+    print(recipes[args.name].read_text(), end="")
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ def run(out: Path, epochs: int) -> None:
     """Run the whole demo and leave curves.png and model/ in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     _list_networks()
-    digits = _digits()
+    digits = load_images()
     print(
         f"\nTraining a small NFNet on {len(digits.train)} handwritten digits, testing on {len(digits.test)}; "
         f"SGD at learning rate {LR}, {epochs} epochs."
@@ -108,7 +108,8 @@ def _list_networks() -> None:
         print(f"  {', '.join(names)}")
 
 
-def _digits() -> Digits:
+def load_images() -> Digits:
+    """Return the digits, four fifths for training, scaled up to SIZE pixels."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16  # sixteen grey levels, to 0..1
     classes = torch.tensor(data.target)

@@ -168,6 +168,19 @@ class NormFreeNet(nn.Module):
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
+    def vectorize_skip_gains(self) -> "NormFreeNet":
+        """Give skip gains the shape (1,) instead of (), and return the model: FSDP2's fully_shard takes no scalars.
+
+        Outputs, gradients and clipping stay as they are, and state dicts of either shape load into either.
+        """
+        for module in self.modules():
+            if isinstance(module, NormFreeBlock):
+                module.skipinit_gain = nn.Parameter(
+                    module.skipinit_gain.detach().reshape(1), module.skipinit_gain.requires_grad
+                )
+        return self
+
+    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """Return the classifier, ``nn.Identity`` where there is none."""
         return self.head.fc

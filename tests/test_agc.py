@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nfnet_timm.agc import adaptive_clip_grad_, unitwise_norm
+from nfnet_timm.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
 from nfnet_timm.haiku import from_haiku
 
 CASES = np.load(golden.DATA / "agc_cases.npz")
@@ -74,3 +74,94 @@ def test_units_of_the_network_are_those_of_the_authors_tree():
 
 def test_parameters_without_a_gradient_are_passed_over():
     adaptive_clip_grad_(torch.nn.Parameter(torch.ones(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_dtype_is_clipped_by_norms_of_float32_or_more(dtype):
+    torch.manual_seed(0)
+    param, grad = torch.randn(6, 50).to(dtype), (30 * torch.randn(6, 50)).to(dtype)
+    result = clip(param, grad, 0.01)
+    assert result.dtype == dtype
+    expected = clip(param.float(), grad.float(), 0.01)
+    assert torch.allclose(result.float(), expected, rtol=2 * torch.finfo(dtype).eps + 1e-6, atol=1e-7)
+
+
+def test_a_float16_gradient_whose_square_overflows_is_clipped_right():
+    grad = torch.full((2, 100), 60_000.0, dtype=torch.float16)
+    result = clip(torch.ones(2, 100, dtype=torch.float16), grad, 0.01)
+    assert torch.allclose(result.float(), torch.full((2, 100), 0.01), rtol=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed"])
+def test_layout_of_memory_does_not_matter(layout):
+    torch.manual_seed(0)
+    param, grad = torch.randn(8, 4, 3, 3), 100 * torch.randn(8, 4, 3, 3)
+    if layout == "channels_last":
+        other = param.to(memory_format=torch.channels_last), grad.to(memory_format=torch.channels_last)
+    else:
+        other = param.mT.contiguous().mT, grad.mT.contiguous().mT
+    assert not other[1].is_contiguous()
+    assert torch.allclose(clip(*other, 0.01), clip(param, grad, 0.01), rtol=1e-5)
+
+
+def test_a_nonfinite_gradient_raises_where_asked_to_and_nothing_is_clipped():
+    good, bad = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(2))
+    good.grad, bad.grad = torch.full((3, 3), 9.0), torch.tensor([1.0, float("inf")])
+    with pytest.raises(RuntimeError, match="NaN or infinite.*error_if_nonfinite=False"):
+        adaptive_clip_grad_([good, bad], 0.01, error_if_nonfinite=True)
+    assert (good.grad == 9).all()
+    adaptive_clip_grad_([good, bad], 0.01)
+    assert (good.grad < 9).all()
+
+
+def test_a_sparse_gradient_is_refused_with_the_way_out():
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match=r"shape \(5, 3\) has a sparse gradient.*sparse=False"):
+        adaptive_clip_grad_(embedding.parameters(), 0.01)
+
+
+@pytest.mark.slow
+def test_captured_by_compile_without_a_graph_break():
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s)) for s in ((8, 4, 3, 3), (5, 7), (6,), ())]
+    for p in params:
+        p.grad = 50 * torch.randn_like(p)
+    expected = [clip(p.detach(), p.grad, 0.01) for p in params]
+    torch.compile(adaptive_clip_grad_, fullgraph=True)(params, 0.01)
+    for p, e in zip(params, expected, strict=True):
+        assert torch.allclose(p.grad, e, rtol=1e-5)
+
+
+def test_equals_optax_run_beside_it():
+    optax = pytest.importorskip("optax", reason="optax is not installed; the extra nfnet-timm[jax] brings it")
+    jnp = pytest.importorskip("jax.numpy")
+    r = np.random.RandomState(0)
+    for shape in ((), (7,), (5, 6), (3, 3, 4, 8)):  # optax reads kernels as HWIO and matrices as IO
+        param, grad = np.float32(r.randn(*shape)), np.float32(50 * r.randn(*shape))
+        transform = optax.adaptive_grad_clip(0.02, eps=1e-3)
+        state = transform.init(jnp.asarray(param))
+        expected, _ = transform.update(jnp.asarray(grad), state, jnp.asarray(param))
+        assert torch.allclose(
+            clip(ours(np.asarray(param)), ours(np.asarray(grad)), 0.02), ours(np.array(expected)), rtol=1e-5
+        ), shape
+
+
+def test_stats_say_what_clipping_does():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 10), "b": torch.nn.Linear(4, 2)})
+    for name, p in model.named_parameters():
+        p.grad = torch.zeros_like(p) if name.startswith("b") else 1e-6 * torch.randn_like(p)
+    model["a"].weight.grad[:3] = 100 * model["a"].weight.detach()[:3]
+    stats = clip_stats(model.named_parameters(), 0.01)
+    assert stats["a.weight"].clipped == pytest.approx(0.3)
+    assert stats["a.weight"].max_ratio == pytest.approx(100)
+    assert stats["b.weight"].clipped == stats["b.weight"].max_ratio == 0
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    adaptive_clip_grad_(model.parameters(), 0.01)
+    changed = (model["a"].weight.grad != before["a.weight"]).any(1).float().mean().item()
+    assert changed == pytest.approx(stats["a.weight"].clipped)
+
+
+def test_stats_pass_over_parameters_without_a_gradient():
+    assert clip_stats({"a": torch.nn.Parameter(torch.ones(3))}) == {}

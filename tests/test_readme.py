@@ -1,7 +1,9 @@
 """Every block of the README runs as written, in order, in a folder that has the files it speaks of."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,23 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), fla
 
 
 def test_every_block_is_of_a_kind_that_is_run():
-    assert {kind for kind, _ in BLOCKS} == {"bash", "python", "bibtex"}
+    assert {kind for kind, _ in BLOCKS} == {"bash", "python", "console", "bibtex"}
+
+
+@pytest.mark.parametrize("line", [line for kind, block in BLOCKS if kind == "console" for line in block.splitlines()])
+def test_lines_for_the_train_script_have_its_options_and_torchruns(line):
+    """They need a data set: what can be told without one is that every option exists."""
+    from torch.distributed.run import get_args_parser
+
+    words = shlex.split(line)
+    if words[0] == "nfnet-timm":
+        assert (ROOT / "nfnet_timm" / "recipes" / f"{words[2]}.yaml").exists()
+        return
+    launcher, options = words[1 : words.index("train.py")], words[words.index("train.py") + 1 :]
+    if words[0] == "torchrun":
+        get_args_parser().parse_args([*launcher, "train.py"])
+    known = set(json.loads((golden.DATA / "train_script_options.json").read_text())) | {"config"}
+    assert {word[2:].replace("-", "_") for word in options if word.startswith("--")} <= known
 
 
 @pytest.fixture(scope="module")

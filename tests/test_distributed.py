@@ -1,0 +1,53 @@
+"""Over several processes, parameters become those of one process on the same global batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+
+
+def run(how: str, out: Path, processes: int) -> dict:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    result = subprocess.run(
+        [sys.executable, *launcher, WORKER, how, out],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return torch.load(out, weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    return run("single", tmp_path_factory.mktemp("single") / "out.pt", 1)["parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("how", ["ddp", "fsdp2", "fsdp2-groups"])
+def test_three_steps_are_those_of_one_process(single, tmp_path, how, processes):
+    result = run(how, tmp_path / "out.pt", processes)
+    assert set(result["parameters"]) == set(single)
+    for name, p in single.items():
+        difference = (result["parameters"][name].reshape(p.shape) - p).norm() / p.norm().clamp(min=1e-3)
+        assert difference < 1e-5, name
+    # Kernels and matrices are clipped where they lie; all vectors together take one collective a step.
+    assert result["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3)
+
+
+def test_skip_gains_of_either_shape_load_into_either(tiny):
+    model = tiny()
+    prepared = tiny().vectorize_skip_gains()
+    assert prepared.stages[0][0].skipinit_gain.shape == (1,)
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(prepared(x), model(x))
+    prepared.load_state_dict(model.state_dict())
+    model.load_state_dict(prepared.state_dict())
+    assert model.stages[0][0].skipinit_gain.shape == ()

@@ -1,0 +1,122 @@
+"""timm's own train.py, on an ImageFolder of handwritten digits, with nothing of ours imported by hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = os.environ.get("TIMM_TRAIN_SCRIPT")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not SCRIPT, reason="TIMM_TRAIN_SCRIPT, the path of timm's train.py, is unset: it is in no wheel"
+    ),
+]
+
+# timm hands DistributedDataParallel the device "cpu" as a device id, which that refuses; on a GPU this is not needed.
+DDP_ON_CPU = """
+import runpy, sys, torch
+class DDP(torch.nn.parallel.DistributedDataParallel):
+    def __init__(self, module, device_ids=None, **kwargs):
+        super().__init__(module, **kwargs)
+torch.nn.parallel.DistributedDataParallel = DDP
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """192 training and 64 test images of 32 x 32 pixels, in folders by class."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for i in np.random.RandomState(0).permutation(len(data.images))[:256]:
+        split = "train" if len(list(folder.glob("train/*/*"))) < 192 else "validation"
+        image = folder / split / str(data.target[i]) / f"{i}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[i] * 15.9).astype("uint8")).resize((32, 32)).convert("RGB").save(image)
+    return folder
+
+
+@pytest.fixture
+def train(digits, tmp_path):
+    def run(*arguments: str, name: str = "run", processes: int = 1, batch: int = 32):
+        launcher = [SCRIPT]
+        if processes > 1:
+            (tmp_path / "ddp_on_cpu.py").write_text(DDP_ON_CPU)
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            launcher += [str(tmp_path / "ddp_on_cpu.py"), SCRIPT]
+        command = [sys.executable, *launcher, "--data-dir", digits, "--device", "cpu", "--workers", "1"]
+        command += ["--model", "nfnet_f0", "--model-kwargs", "depths=(1,1,1,1)", "channels=(32,64,96,96)"]
+        command += ["group_size=8", "--num-classes", "10", "--input-size", "3", "32", "32", "--sched", "cosine"]
+        command += ["--warmup-epochs", "0", "--lr", "0.1", "--batch-size", str(batch), "--checkpoint-hist", "10"]
+        command += ["--output", tmp_path, "--experiment", name, *arguments]
+        result = subprocess.run(
+            command,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+        return result.stdout + result.stderr, tmp_path / name
+
+    return run
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict:
+    return torch.load(folder / f"{name}.pth.tar", weights_only=False)
+
+
+AGC_SGD = ("--opt", "agc-sgd", "--opt-kwargs", "clip_factor=0.01")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--clip-mode", "agc", "--clip-grad", "0.01", "--opt", "sgd"),
+        AGC_SGD,
+        (*AGC_SGD, "--amp", "--amp-dtype", "bfloat16"),
+        (*AGC_SGD, "--grad-accum-steps", "4"),
+        (*AGC_SGD, "--model-ema"),
+        (*AGC_SGD, "--torchcompile"),
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_trains_silently(train, arguments):
+    out, folder = train(*arguments, "--epochs", "2", batch=8 if "4" in arguments else 32)
+    assert "Warning" not in out
+    saved = checkpoint(folder)
+    assert "skipinit_gain" in "".join(saved["state_dict"])
+    assert all(p.isfinite().all() for p in saved["state_dict"].values())
+    if "agc-sgd" in arguments:
+        assert {g["clip_factor"] for g in saved["optimizer"]["param_groups"]} == {0.01, None}
+
+
+def test_learns_the_digits(train):
+    _, folder = train("--opt", "agc-sgd", "--opt-kwargs", "clip_factor=0.05", "--epochs", "30", "--no-aug")
+    assert checkpoint(folder, "model_best")["metric"] > 60
+
+
+def test_both_routes_at_once_warn(train):
+    out, _ = train(*AGC_SGD, "--clip-mode", "agc", "--clip-grad", "0.01", "--epochs", "1")
+    assert "gradients are clipped adaptively twice" in out
+
+
+def test_an_interrupted_run_of_two_processes_ends_in_the_same_weights(train):
+    """Two processes, as timm's sampler then takes the same order in every epoch of the same number."""
+    arguments = (*AGC_SGD, "--epochs", "4", "--no-aug")
+    _, whole = train(*arguments, name="whole", processes=2, batch=16)
+    _, resumed = train(
+        *arguments, "--resume", str(whole / "checkpoint-1.pth.tar"), name="resumed", processes=2, batch=16
+    )
+    a, b = checkpoint(whole)["state_dict"], checkpoint(resumed)["state_dict"]
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
