@@ -1,12 +1,16 @@
 """Where training is stable, without and with adaptive gradient clipping: the picture of arXiv 2102.06171, section 4.
 
-    python scripts/agc_stability.py                about five minutes on two cores
-    python scripts/agc_stability.py --full         the whole grid, more epochs, three seeds: about an hour and a half
+    python scripts/agc_stability.py                about six minutes on two cores
+    python scripts/agc_stability.py --full         the whole grid, more epochs, three seeds: hours
 
 Trains a small NF-ResNet on scikit-learn's handwritten digits over a grid of batch sizes and learning rates, with SGD
 and Nesterov momentum, and writes agc_stability.json and agc_stability.png: the best test accuracy over the learning
-rates for each batch size, and the accuracy over learning rates at the largest batch. Expect that all clip factors are
-alike at small batches, and that the larger the batch and the learning rate, the smaller the factor that still trains.
+rates for each batch size, and the accuracy over the learning rates for each batch size.
+
+Expect that without clipping training breaks down above some learning rate, and that the smaller the clip factor, the
+higher the rate that still trains. These runs are short: hundreds of steps, where the published ones have 112,000. Under
+a small factor a skip gain that starts at zero leaves it slowly, so small factors lose accuracy here that they do not
+lose in a full training; compare where the lines end, more than how high they are.
 """
 
 from __future__ import annotations
@@ -69,8 +73,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("agc-stability"), help="folder for the results (%(default)s)")
     args = parser.parse_args()
     factors = [None, 0.01, 0.04, 0.16]
-    batches = [16, 64, 256, 1024] if args.full else [32, 128, 512]
-    lrs = [0.0125 * 2**i for i in range(9)] if args.full else [0.0125 * 4**i for i in range(4)]
+    batches = [16, 64, 256, 1024] if args.full else [16, 64, 256]
+    lrs = [0.0125 * 2**i for i in range(10)] if args.full else [0.0125 * 4**i for i in range(5)]
     epochs, seeds = (16, 3) if args.full else (8, 1)
     digits = load_images()
     grid = [(f, b, lr) for f in factors for b in batches for lr in lrs]
@@ -122,7 +126,12 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         title="best learning rate", xlabel="batch size", xscale="log", ylabel="test accuracy (%)", ylim=(0, 102)
     )
     best_axes.legend(frameon=False, loc="lower left")
+    best_axes.set_xticks(batches, labels=[str(b) for b in batches], minor=False)
+    for axes in by_batch:
+        ticks = sorted({r["lr"] for r in results})[:: 2 if len({r["lr"] for r in results}) > 6 else 1]
+        axes.set_xticks(ticks, labels=[f"{lr:g}" for lr in ticks], minor=False)
     for axes in (best_axes, *by_batch):
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

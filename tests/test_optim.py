@@ -284,6 +284,7 @@ def test_names_are_listed_with_descriptions_and_are_not_split_by_timm():
         assert "adaptive gradient clipping" in description, name
 
 
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")  # timm's kron
 @pytest.mark.parametrize("name", AGC_NAMES)
 def test_every_name_builds_an_optimizer_that_clips(tiny, name):
     model = tiny()
