@@ -1,6 +1,6 @@
 """Where training is stable, without and with adaptive gradient clipping: the picture of arXiv 2102.06171, section 4.
 
-    python scripts/agc_stability.py                about six minutes on two cores
+    python scripts/agc_stability.py                about ten minutes on two cores
     python scripts/agc_stability.py --full         the whole grid, more epochs, three seeds: hours
 
 Trains a small NF-ResNet on scikit-learn's handwritten digits over a grid of batch sizes and learning rates, with SGD
