@@ -38,6 +38,7 @@ ARGS: dict[str, Any] = {
     "num_classes": 10,
 }
 SIZE = 32  # pixels: the network halves its input five times
+TOP = 1e4  # of the plotted loss, which grows without bound where training diverges
 BATCH, LR, CLIP_FACTOR = 64, 0.4, 0.02  # a learning rate at which this network diverges without clipping
 
 
@@ -173,7 +174,7 @@ def _plot(plain: Curves, clipped: Curves, path: Path) -> None:
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     runs = ((plain, "without AGC", "tab:red"), (clipped, f"with AGC, clip factor {CLIP_FACTOR}", "tab:blue"))
     for curves, label, color in runs:
-        finite = [loss for loss in curves.losses if math.isfinite(loss)]
+        finite = [min(loss, TOP) for loss in curves.losses if math.isfinite(loss)]
         loss_axes.plot(finite, color=color, label=label)
         if len(finite) < len(curves.losses) and finite:
             loss_axes.plot(len(finite) - 1, finite[-1], "x", color=color, markersize=10, markeredgewidth=3)
@@ -183,7 +184,7 @@ def _plot(plain: Curves, clipped: Curves, path: Path) -> None:
         epochs = range(1, len(curves.accuracies) + 1)
         accuracy_axes.plot(epochs, [100 * a for a in curves.accuracies], "o-", color=color, label=label)
     loss_axes.axhline(math.log(10), color="grey", linestyle=":", label="guessing")
-    loss_axes.set(title="Training loss", xlabel="step", yscale="log", ylim=(0.3, 1e4))
+    loss_axes.set(title="Training loss", xlabel="step", yscale="log", ylim=(0.3, 2 * TOP))
     accuracy_axes.axhline(10, color="grey", linestyle=":", label="guessing")
     accuracy_axes.set(title="Test accuracy (%)", xlabel="epoch", ylim=(0, 102))
     for axes in (loss_axes, accuracy_axes):
