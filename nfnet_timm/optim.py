@@ -151,13 +151,8 @@ def _classifier_weights(model: nn.Module) -> list[Tensor]:
 def _build(opt_class: Callable[..., Optimizer], params: Iterable[Any], **kwargs: Any) -> Optimizer:
     """Build an ``agc-*`` optimizer from what timm's factory hands over: parameters or groups, and no model."""
     settings = {"clip_factor": kwargs.pop("clip_factor", CLIP_FACTOR), "clip_eps": kwargs.pop("clip_eps", CLIP_EPS)}
-    groups: list[dict[str, Any]] = []
-    for entry in params:
-        group = dict(entry) if isinstance(entry, dict) else {"params": [entry]}
-        if groups and not isinstance(entry, dict):
-            groups[-1]["params"].append(entry)
-        else:
-            groups.append(group)
+    entries = list(params)
+    groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
     split: list[dict[str, Any]] = []
     for group in groups:
         members = group["params"]
