@@ -5,9 +5,11 @@ authors' code (gamma, beta) is folded into the weight of the convolution that re
 on the smaller tensor.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from timm.layers import get_same_padding
+from timm.layers import Conv2dSame, get_same_padding
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
@@ -142,6 +144,28 @@ class WSConv2d(nn.Conv2d):
             x = F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
             pad_h = pad_w = 0
         return F.conv2d(x, weight, self.bias, self.stride, [pad_h // 2, pad_w // 2], self.dilation, self.groups)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """Return the plain convolution that this one is at present: standardized for good, gain and scale inside.
+
+        timm's ``reparameterize_model`` puts it in this one's place.
+        """
+        plain: Any = nn.Conv2d if self.stride[0] == 1 else Conv2dSame
+        conv = plain(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            device="meta",
+        )
+        conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)
+        conv.bias = self.bias
+        return conv.train(self.training)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         gain = state_dict.get(prefix + "gain")

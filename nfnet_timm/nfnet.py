@@ -24,6 +24,7 @@ from timm.models import (
     register_model,
 )
 from timm.models._features import feature_take_indices
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from nfnet_timm.block import NormFreeBlock, create_stem
@@ -178,6 +179,16 @@ class NormFreeNet(nn.Module):
                 module.skipinit_gain = nn.Parameter(
                     module.skipinit_gain.detach().reshape(1), module.skipinit_gain.requires_grad
                 )
+        return self
+
+    @torch.jit.ignore
+    def reparameterize(self) -> "NormFreeNet":
+        """Replace each weight-standardized convolution by the plain one that it is at present, and return the model.
+
+        For inference: outputs stay within float32 rounding, and weights are no longer standardized in each forward.
+        The state dict then has no gains, and does not load into a model that was not reparameterized.
+        """
+        reparameterize_model(self, inplace=True)
         return self
 
     @torch.jit.ignore

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py coldstart          a minute or two; writes 1 GB to a temporary folder
     python scripts/benchmark.py agc                half a minute; on a GPU with --device cuda
+    python scripts/benchmark.py inference          some minutes; on a GPU with --device cuda --dtype bfloat16
 
 Prints a Markdown table with the machine and the versions; each figure is a median with its range; repetitions
 alternate.
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 # Puts a repository as timm publishes it, with random weights, into a Hub cache. In a process of its own, as the peak
 # memory of a process counts from that of its parent.
@@ -54,9 +56,23 @@ def main() -> None:
     agc = commands.add_parser("agc", help="adaptive gradient clipping of all of NFNet-F0's parameters")
     agc.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     agc.add_argument("--repeat", type=int, default=15, help="repetitions of each (%(default)s)")
+    forward = commands.add_parser(
+        "inference", help="forward of a network, beside timm's and a floor of plain convolutions"
+    )
+    forward.add_argument("--size", default="f0", help="f0 to f6 (%(default)s)")
+    forward.add_argument("--pixels", type=int, default=192, help="height and width of the images (%(default)s)")
+    forward.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images at a time (%(default)s)")
+    forward.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    forward.add_argument("--dtype", default="float32", help="float32, or bfloat16 by autocast (%(default)s)")
+    forward.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
+    forward.add_argument("--compile", action="store_true", help="torch.compile every network")
+    forward.add_argument("--repeat", type=int, default=15, help="repetitions of each (%(default)s)")
+    forward.add_argument("--json", help="file to write the figures to as well")
     args = parser.parse_args()
     if args.command == "agc":
         clipping(args.device, args.repeat)
+    elif args.command == "inference":
+        inference(args)
     else:
         cold_start(args.size, args.repeat)
 
@@ -127,6 +143,82 @@ def clipping(device: str, repeat: int) -> None:
         print(f"| {name} | {spread(tuple(values), '.1f')} |" + (f" {memory[name]:.1f} |" if memory else ""))
     ratio = statistics.median(times["timm"]) / statistics.median(times["nfnet_timm"])
     print(f"| ratio | {ratio:.1f} times faster; results differ by at most {difference:.0e} |")
+
+
+def inference(args: argparse.Namespace) -> None:
+    """Time the forward of ours as trained and reparameterized, of timm's, and of a floor, with the same weights.
+
+    The floor is timm's network with a plain convolution of fixed weights in place of each that standardizes its own.
+    """
+    import timm
+    import torch
+    from timm.layers import Conv2dSame, ScaledStdConv2dSame
+    from timm.utils import reparameterize_model
+
+    torch.manual_seed(0)
+    ours = timm.create_model(f"nfnet_{args.size}").eval()
+    for name, p in ours.named_parameters():
+        if name.endswith("skipinit_gain"):
+            p.data.fill_(0.5)
+    theirs = timm.create_model(f"dm_nfnet_{args.size}").eval()
+    theirs.load_state_dict({k: v.view(-1, 1, 1, 1) if k.endswith(".gain") else v for k, v in ours.state_dict().items()})
+    floor = timm.create_model(f"dm_nfnet_{args.size}").eval()
+    for name, module in list(floor.named_modules()):
+        if isinstance(module, ScaledStdConv2dSame):
+            plain: Any = Conv2dSame if module.stride[0] > 1 else torch.nn.Conv2d
+            padding = 0 if module.stride[0] > 1 else module.kernel_size[0] // 2
+            floor.set_submodule(
+                name,
+                plain(
+                    module.in_channels,
+                    module.out_channels,
+                    module.kernel_size,
+                    stride=module.stride,
+                    padding=padding,
+                    groups=module.groups,
+                ),
+            )
+    networks: dict[str, Any] = {
+        "nfnet_timm": ours,
+        "nfnet_timm, reparameterized": reparameterize_model(ours),
+        "timm": theirs,
+        "floor": floor,
+    }
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    for name, network in networks.items():
+        network = network.to(args.device, memory_format=layout)
+        networks[name] = torch.compile(network) if args.compile else network
+    settings = f"{args.dtype}, {'channels-last' if args.channels_last else 'contiguous'}"
+    settings += f", {'compiled' if args.compile else 'eager'}, {args.pixels} x {args.pixels} pixels"
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
+    head = f"nfnet_{args.size} on {where}, {machine().rsplit(',', 1)[0]}, {settings}"
+    print(f"{head}\n\n| batch | network | ms per image | timm's time over it | its time over the floor's |")
+    print("|---:|---|---:|---:|---:|")
+    record: dict[str, Any] = {"settings": head, "milliseconds_per_image": {}}
+    for batch in args.batch:
+        x = torch.randn(batch, 3, args.pixels, args.pixels).to(args.device, memory_format=layout)
+        times: dict[str, list[float]] = {name: [] for name in networks}
+        for i in range(args.repeat + 2):  # the first two are not counted
+            for name, network in networks.items():
+                if args.device == "cuda":
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, args.dtype == "bfloat16"):
+                    network(x)
+                if args.device == "cuda":
+                    torch.cuda.synchronize()
+                if i >= 2:
+                    times[name].append(1000 * (time.perf_counter() - start) / batch)
+        median = {name: statistics.median(values) for name, values in times.items()}
+        for name, values in times.items():
+            print(
+                f"| {batch} | {name} | {spread(tuple(values), '.1f')} | {median['timm'] / median[name]:.2f} | "
+                f"{median[name] / median['floor']:.2f} |"
+            )
+        record["milliseconds_per_image"][str(batch)] = times
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
 
 
 def spread(values: tuple[float, ...], fmt: str) -> str:

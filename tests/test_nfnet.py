@@ -330,9 +330,15 @@ def test_the_trunk_stays_in_the_autocast_dtype(tiny):
     assert logits.isfinite().all()
 
 
+@pytest.fixture(params=["as trained", "reparameterized"])
+def built(tiny, request):
+    """Build a tiny network, as it is trained and as it is deployed."""
+    return tiny if request.param == "as trained" else lambda: tiny().reparameterize()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch.jit as a whole
-def test_torchscript_gives_the_same_logits(tiny):
-    model, x = tiny(), torch.randn(2, 3, 65, 50)
+def test_torchscript_gives_the_same_logits(built):
+    model, x = built(), torch.randn(2, 3, 65, 50)
     scripted = torch.jit.script(model)
     assert torch.allclose(scripted(x), model(x), rtol=1e-5, atol=1e-6)
 
@@ -347,8 +353,8 @@ def test_compiles_without_a_graph_break(tiny):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_exports_with_a_dynamic_batch(tiny):
-    model = tiny()
+def test_exports_with_a_dynamic_batch(built):
+    model = built()
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
     x = torch.randn(5, 3, 64, 64)
@@ -357,13 +363,42 @@ def test_exports_with_a_dynamic_batch(tiny):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the exporter's own
-def test_onnx_runs_in_onnxruntime(tiny, tmp_path):
+def test_onnx_runs_in_onnxruntime(built, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    model, x = tiny(), torch.randn(2, 3, 64, 64)
+    model, x = built(), torch.randn(2, 3, 64, 64)
     torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert golden.relative_error(torch.from_numpy(logits), model(x).detach().numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_resnet50", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
+@pytest.mark.parametrize("size", [(96, 96), (97, 65)])
+def test_reparameterized_logits_are_the_same(name, size):
+    model = timm.create_model(name)
+    for key, p in model.named_parameters():
+        if key.endswith(("gain", "bias")):
+            torch.nn.init.uniform_(p, 0.5, 1.5)
+    model = model.eval()
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    plain = timm.utils.reparameterize_model(model)  # as train.py's and validate.py's --reparam
+    assert not any(isinstance(module, WSConv2d) for module in plain.modules())
+    assert not any(key.endswith(".gain") for key in plain.state_dict())
+    with torch.no_grad():
+        expected = model(x)
+        assert golden.relative_error(plain(x), expected.numpy()) < 1e-5
+        in_place = model.reparameterize()
+        assert in_place is model
+        assert golden.relative_error(model(x.to(memory_format=torch.channels_last)), expected.numpy()) < 1e-5
+
+
+def test_a_reparameterized_network_runs_in_bfloat16(tiny):
+    x = torch.randn(2, 3, 64, 64)
+    model = tiny()
+    expected = model(x).detach()
+    logits = model.reparameterize().bfloat16()(x.bfloat16())
+    assert logits.dtype == torch.bfloat16
+    assert golden.relative_error(logits.float(), expected.numpy()) < 3e-2
 
 
 def test_per_sample_gradients_are_those_of_single_samples(tiny):
