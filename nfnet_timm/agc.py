@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -73,6 +74,17 @@ def clip_each_(
     Args:
         grad_scale: What the gradients have been multiplied with, by a gradient scaler, and still are.
     """
+    if all(p.device.type == "cpu" and not hasattr(p, "placements") for p in parameters):
+        # No launches to save here, and one after the other: a gradient is still in the cache when it is scaled.
+        chosen = [i for i, p in enumerate(parameters) if p.grad is not None]
+        pairs = [_local(parameters[i])[:2] for i in chosen]  # a sparse gradient raises before any is clipped
+        for i, (weight, grad) in zip(chosen, pairs, strict=True):
+            one_unit = _is_one_unit(weight)
+            scale = _norm(weight, one_unit).clamp_(min=eps[i]).mul_(clip_factors[i])
+            if grad_scale is not None:
+                scale.mul_(grad_scale)
+            grad.mul_(scale.div_(_norm(grad, one_unit)).clamp_(max=1.0))
+        return
     _, grads, scales, grad_norms = _norms(parameters, clip_factors, eps)
     if not grads:
         return
@@ -134,43 +146,46 @@ def _norm(x: Tensor, one_unit: bool) -> Tensor:
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
 
 
+def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
+    whole = [x for x, one in zip(tensors, one_unit, strict=True) if one]
+    # All vectors in a few launches: they are two thirds of a network's parameters.
+    dtype = reduce(torch.promote_types, {x.dtype for x in whole}, torch.float32)
+    norms = iter(torch._foreach_norm(whole, 2, dtype=dtype) if whole else [])
+    return [next(norms) if one else _norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
+
+
 def _norms(
     parameters: list[Tensor], clip_factors: list[float], eps: list[float]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Return the parameters that have gradients, their local gradients, the largest norms allowed, and the norms."""
-    owners, grads, weight_norms, grad_norms = [], [], [], []
+    chosen = [i for i, p in enumerate(parameters) if p.grad is not None]
+    owners = [parameters[i] for i in chosen]
+    if not owners:
+        return [], [], [], []
+    weights, grads, groups = map(list, zip(*map(_local, owners), strict=True))
+    one_unit = [_is_one_unit(p) for p in owners]
+    weight_norms, grad_norms = _norm_each(weights, one_unit), _norm_each(grads, one_unit)
     split: dict[Any, list[Tensor]] = {}  # process group -> the norms of vectors that it shares
-    for p in parameters:
-        if p.grad is None:
-            continue
-        if p.grad.is_sparse:
-            raise ValueError(
-                f"a parameter of shape {tuple(p.shape)} has a sparse gradient: adaptive clipping needs dense rows. "
-                "Build the embedding with sparse=False, or leave its parameters out"
-            )
-        weight, grad, group = _local(p)
-        one_unit = _is_one_unit(p)
-        weight_norm, grad_norm = _norm(weight, one_unit), _norm(grad, one_unit)
-        if group is not None and one_unit:
+    for group, one, weight_norm, grad_norm in zip(groups, one_unit, weight_norms, grad_norms, strict=True):
+        if group is not None and one:
             split.setdefault(group, []).extend((weight_norm, grad_norm))
-        owners.append(p)
-        grads.append(grad)
-        weight_norms.append(weight_norm)
-        grad_norms.append(grad_norm)
     for group, norms in split.items():
         squares = torch.stack(norms).double().square_()
         dist.all_reduce(squares, group=group)
         for norm, whole in zip(norms, squares.sqrt_(), strict=True):
             norm.copy_(whole)
-    if owners:
-        chosen = [i for i, p in enumerate(parameters) if p.grad is not None]
-        torch._foreach_clamp_min_(weight_norms, [eps[i] for i in chosen])
-        torch._foreach_mul_(weight_norms, [clip_factors[i] for i in chosen])
+    torch._foreach_clamp_min_(weight_norms, [eps[i] for i in chosen])
+    torch._foreach_mul_(weight_norms, [clip_factors[i] for i in chosen])
     return owners, grads, weight_norms, grad_norms
 
 
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
     """Return the weight and gradient that this process holds, and the group that shares a unit of them, if any does."""
+    if p.grad.is_sparse:  # type: ignore[union-attr]
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} has a sparse gradient: adaptive clipping needs dense rows. "
+            "Build the embedding with sparse=False, or leave its parameters out"
+        )
     if not hasattr(p, "placements"):
         return p, p.grad, None  # type: ignore[return-value]
     mesh: Any = p.device_mesh  # type: ignore[attr-defined]

@@ -5,10 +5,11 @@ Source of the groups: ``_make_opt`` in deepmind-research/nfnets/experiment_nfnet
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial, wraps
+from functools import cache, wraps
 from typing import Any
 
 import timm.utils.clip_grad
@@ -85,16 +86,20 @@ def create_optimizer(
         kwargs: For timm's ``create_optimizer_v2``.
     """
     groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay)
-    optimizer = create_optimizer_v2(groups, opt.removeprefix("agc-"), lr=lr, **kwargs)
-    return attach_agc(optimizer, clip_factor, clip_eps)
+    lookahead, _, name = opt.lower().rpartition("_")
+    if f"agc-{name}" in list_optimizers():
+        opt = f"{lookahead}_agc-{name}" if lookahead else f"agc-{name}"
+    return attach_agc(create_optimizer_v2(groups, opt, lr=lr, **kwargs), clip_factor, clip_eps)
 
 
 def attach_agc(optimizer: Optimizer, clip_factor: float = CLIP_FACTOR, clip_eps: float = CLIP_EPS) -> Optimizer:
     """Make ``optimizer`` clip adaptively before each step, and return it.
 
     ``clip_factor`` and ``clip_eps`` are entries of each parameter group, so they are saved in ``state_dict()`` and can
-    be changed at any time; a ``clip_factor`` of None leaves a group alone. Gradients are clipped after a gradient
-    scaler has unscaled them, once per step however many backward passes it has, and after each run of a closure.
+    be changed at any time; a ``clip_factor`` of None leaves a group alone. Gradients are clipped in place, after a
+    gradient scaler has unscaled them, once per step however many backward passes it has, and after each run of a
+    closure. A deep copy or pickle of ``optimizer`` has lost the hook, as torch has it: attach it again, or build the
+    optimizer by its ``agc-`` name, whose copies clip.
     """
     optimizer.defaults.update(clip_factor=clip_factor, clip_eps=clip_eps)  # for groups that are added later
     for group in optimizer.param_groups:
@@ -104,7 +109,8 @@ def attach_agc(optimizer: Optimizer, clip_factor: float = CLIP_FACTOR, clip_eps:
             p.agc_optimizer = True
     # A Lookahead shares the groups of the optimizer that it wraps, and calls its step.
     inner = getattr(optimizer, "_base_optimizer", optimizer)
-    inner.register_step_pre_hook(_clip_before_step)
+    if _clip_before_step not in inner._optimizer_step_pre_hooks.values():
+        inner.register_step_pre_hook(_clip_before_step)
     _warn_of_clipping_twice()
     return optimizer
 
@@ -148,9 +154,42 @@ def _classifier_weights(model: nn.Module) -> list[Tensor]:
     return [m.weight for m in modules if isinstance(getattr(m, "weight", None), Tensor)]
 
 
-def _build(opt_class: Callable[..., Optimizer], params: Iterable[Any], **kwargs: Any) -> Optimizer:
-    """Build an ``agc-*`` optimizer from what timm's factory hands over: parameters or groups, and no model."""
-    settings = {"clip_factor": kwargs.pop("clip_factor", CLIP_FACTOR), "clip_eps": kwargs.pop("clip_eps", CLIP_EPS)}
+@cache
+def _clipping(base: Any) -> type[Optimizer]:
+    """Return the subclass of ``base`` that splits its groups and clips; copies and pickles of it clip too."""
+
+    class Clipping(base):
+        def __init__(
+            self,
+            params: Iterable[Any],
+            *args: Any,
+            clip_factor: float = CLIP_FACTOR,
+            clip_eps: float = CLIP_EPS,
+            **kwargs: Any,
+        ) -> None:
+            super().__init__(_split(params), *args, **kwargs)
+            attach_agc(self, clip_factor, clip_eps)
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            super().__setstate__(state)
+            # torch drops hooks from copies and pickles.
+            attach_agc(self, self.defaults["clip_factor"], self.defaults["clip_eps"])
+
+    init: Any = Clipping.__init__
+    own = inspect.signature(init).parameters
+    shown = [*inspect.signature(base.__init__).parameters.values(), own["clip_factor"], own["clip_eps"]]
+    init.__signature__ = inspect.Signature(sorted(shown, key=lambda parameter: parameter.kind))
+    Clipping.__doc__ = f"{base.__name__} that clips adaptively before each step; see ``attach_agc``."
+    Clipping.__name__ = Clipping.__qualname__ = f"Agc{base.__name__}"
+    globals()[Clipping.__name__] = Clipping  # where pickles look for it
+    return Clipping
+
+
+def _split(params: Iterable[Any]) -> list[dict[str, Any]]:
+    """Give the parameters that are marked, as the classifier's weight of our networks is, groups that are not clipped.
+
+    timm's factory hands over parameters or groups, and no model that could be asked for its classifier.
+    """
     entries = list(params)
     groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
     split: list[dict[str, Any]] = []
@@ -163,7 +202,7 @@ def _build(opt_class: Callable[..., Optimizer], params: Iterable[Any], **kwargs:
             split.append({**group, "params": rest})
         if exempt:
             split.append({**group, "params": exempt, "clip_factor": None})
-    return attach_agc(opt_class(split, **kwargs), **settings)
+    return split
 
 
 def _warn_of_clipping_twice() -> None:
@@ -198,7 +237,7 @@ def _register() -> None:
             replace(
                 info,
                 name=f"agc-{name}",
-                opt_class=partial(_build, info.opt_class),  # type: ignore[arg-type]
+                opt_class=_clipping(info.opt_class),  # type: ignore[arg-type]
                 description=f"{info.description.rstrip('.')}, with adaptive gradient clipping (nfnet_timm)",
             )
         )

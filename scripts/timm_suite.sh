@@ -2,7 +2,7 @@
 # Runs timm's own tests/test_models.py and tests/test_optim.py on our names, for the oldest timm that we claim and the
 # installed one. The tests come from timm's source distribution. Tests that download weights are left out.
 #   bash scripts/timm_suite.sh              all names: about two hours on two cores, 16 GB of memory
-#   bash scripts/timm_suite.sh --quick      one network of each family: minutes
+#   bash scripts/timm_suite.sh --quick      one network of each family, three optimizers: minutes
 set -euo pipefail
 EXTRAS=test source "$(dirname "$0")/setup_env.sh"
 export HF_HUB_OFFLINE=1

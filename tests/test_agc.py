@@ -121,6 +121,16 @@ def test_a_sparse_gradient_is_refused_with_the_way_out():
         adaptive_clip_grad_(embedding.parameters(), 0.01)
 
 
+def test_nothing_is_clipped_where_one_gradient_is_refused():
+    first = torch.nn.Parameter(torch.ones(4, 4))
+    first.grad = torch.full((4, 4), 100.0)
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match="sparse gradient"):
+        adaptive_clip_grad_([first, embedding.weight], 0.01)
+    assert (first.grad == 100).all()
+
+
 @pytest.mark.slow
 def test_captured_by_compile_without_a_graph_break():
     torch.manual_seed(0)

@@ -1,6 +1,8 @@
 """Groups, the clipping hook, timm's registry, and the authors' five training steps."""
 
 import copy
+import inspect
+import pickle
 import warnings
 
 import golden
@@ -9,7 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad
 
@@ -191,6 +193,29 @@ def test_the_setting_travels_with_the_state(tiny):
     assert {g["clip_factor"] for g in other.param_groups} == {0.05, None}
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("opt", ["sgd", "agc-adamw"])
+def test_a_copy_clips_as_the_original_does(tiny, opt, copied):
+    model = tiny()
+    optimizer = create_optimizer(model, opt, lr=1e-3, clip_factor=0.02)
+    model, optimizer = copied((model, optimizer))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    assert optimizer.defaults["clip_factor"] == 0.02
+    backward(model, scale=1e6)
+    expected = 0.02 * unitwise_norm(model.final_conv.weight).clamp_min(1e-3)
+    optimizer.step()
+    torch.testing.assert_close(unitwise_norm(model.final_conv.weight.grad), expected)
+
+
+def test_a_name_is_a_class_with_the_options_of_its_base():
+    cls = get_optimizer_class("agc-sgd", bind_defaults=False)
+    assert issubclass(cls, torch.optim.SGD)
+    options = list(inspect.signature(cls).parameters)
+    assert options[-2:] == ["clip_factor", "clip_eps"]
+    assert set(inspect.signature(torch.optim.SGD).parameters) < set(options)
+
+
 def test_a_group_added_later_is_clipped():
     p, q = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(3, 3))
     optimizer = attach_agc(torch.optim.SGD([p], lr=0.1), clip_factor=0.01)
@@ -286,7 +311,8 @@ def test_names_are_listed_with_descriptions_and_are_not_split_by_timm():
 
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")  # timm's kron
 @pytest.mark.parametrize("name", AGC_NAMES)
-def test_every_name_builds_an_optimizer_that_clips(tiny, name):
+def test_every_name_builds_an_optimizer_that_clips(tiny, name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # timm's kron compiles for a minute
     model = tiny()
     optimizer = create_optimizer_v2(model, name, lr=1e-3)
     backward(model, scale=1e4)

@@ -1,12 +1,16 @@
 """timm's own train.py, on an ImageFolder of handwritten digits, with nothing of ours imported by hand."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+
+from nfnet_timm.cli import main
 
 SCRIPT = os.environ.get("TIMM_TRAIN_SCRIPT")
 pytestmark = [
@@ -103,6 +107,19 @@ def test_trains_silently(train, arguments):
 def test_learns_the_digits(train):
     _, folder = train("--opt", "agc-sgd", "--opt-kwargs", "clip_factor=0.05", "--epochs", "30", "--no-aug")
     assert checkpoint(folder, "model_best")["metric"] > 60
+
+
+def test_what_it_saves_can_be_published(train, tmp_path, capsys):
+    _, folder = train(*AGC_SGD, "--model-ema", "--epochs", "1")
+    arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run"]
+    assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0
+    assert "weights: the moving average (EMA)" in capsys.readouterr().out
+    model = timm.create_model(f"local-dir:{tmp_path / 'digits'}", pretrained=True)
+    average = checkpoint(folder, "model_best")["state_dict_ema"]
+    assert all(p.equal(average[name]) for name, p in model.state_dict().items())
+    config = json.loads((tmp_path / "digits" / "config.json").read_text())
+    assert config["label_names"] == [str(digit) for digit in range(10)]
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
 
 
 def test_both_routes_at_once_warn(train):
