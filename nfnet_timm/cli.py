@@ -6,6 +6,12 @@ import argparse
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    from nfnet_timm.hub import Report
 
 __all__ = ["main"]
 
@@ -15,11 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, SafetensorError) as error:
         print(f"nfnet-timm: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nfnet-timm: interrupted", file=sys.stderr)
+        print("nfnet-timm: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
 
@@ -50,6 +56,38 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", type=Path, help="F*_haiku.npz, or a folder with model.safetensors")
     convert.add_argument("--out", type=Path, required=True, help="folder to write, or a file ending in .npz")
     convert.set_defaults(run=_convert)
+
+    publish = commands.add_parser(
+        "publish",
+        help="put weights on the Hugging Face Hub, with a model card",
+        description="Build a Hub repo of one of the authors' files, a folder written by convert, or a checkpoint of "
+        "timm's train.py; check it, push it in one commit, and verify what arrived. The access token is that of "
+        "`hf auth login` or HF_TOKEN.",
+    )
+    publish.add_argument("source", type=Path, help="F*_haiku.npz, a folder, or model_best.pth.tar")
+    publish.add_argument("repo", help="where to: ORG/NAME")
+    publish.add_argument("--out", type=Path, help="folder to build in, kept afterwards (NAME)")
+    publish.add_argument("--license", help="licence of weights of your own, by its name on the Hub, such as apache-2.0")
+    publish.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    publish.add_argument("--dry-run", action="store_true", help="build and check, show what would go where, and stop")
+    publish.add_argument("--private", action="store_true", help="make the repo private, if it is new")
+    publish.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (%(default)s)")
+    publish.add_argument("--tag", help="tag to give to the commit")
+    publish.add_argument("--message", help="the commit's message")
+    publish.add_argument("--force", action="store_true", help="replace what the repo has under the same names")
+    publish.set_defaults(run=_publish)
+
+    verify = commands.add_parser(
+        "verify",
+        help="download a Hub repo into an empty cache and compare it with what the Hub records",
+        description="The Hub's client does not compare what it downloads with what the Hub records: a damaged file is "
+        "cached, and served ever after. This does, for a new download and for what your cache holds; and it compares "
+        "the logits with those recorded in the weights.",
+    )
+    verify.add_argument("repo", help="ORG/NAME")
+    verify.add_argument("--revision", default="main", help="branch, tag or commit (%(default)s)")
+    verify.add_argument("--remove", action="store_true", help="remove damaged files from your cache without asking")
+    verify.set_defaults(run=_verify)
     return parser
 
 
@@ -92,3 +130,51 @@ def _convert(args: argparse.Namespace) -> None:
     name = model.pretrained_cfg["architecture"]
     print(f"{args.source.name}: {name}, {sum(p.numel() for p in model.parameters()):,} parameters, SHA-256 {digest}")
     print(f'wrote {args.out}: timm.create_model("local-dir:{args.out}", pretrained=True)')
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from nfnet_timm import publish
+    from nfnet_timm.sources import open_source
+
+    folder = args.out or Path(args.repo.split("/")[-1])
+    source = open_source(args.source, args.class_names)
+    if source.ema is not None:
+        print("weights: " + ("the moving average (EMA)" if source.ema else "as trained; the checkpoint has no average"))
+    if source.checkpoint is not None:
+        print(f"{args.source.name} is taken for the released {source.checkpoint}, by its name, network and size")
+    publish.build_repo(source, args.repo, folder, args.license)
+    print(f"built and checked {folder}: timm loads it, with the logits of {args.source.name}")
+    print(publish.show_repo(folder, args.repo, args.revision))
+    if args.dry_run:
+        print("dry run: nothing was pushed")
+        return
+    report, new = publish.publish(
+        source, folder, args.repo, args.private, args.revision, args.tag, args.message, args.force
+    )
+    print(f"{'pushed' if new else 'nothing to push, the same content is there'}: commit {report.commit}")
+    _report(report)
+    print(f'timm.create_model("hf-hub:{args.repo}", pretrained=True)')
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from nfnet_timm import hub
+
+    report = hub.verify(args.repo, args.revision)
+    print(f"{args.repo} at commit {report.commit}")
+    _report(report)
+    for path in report.bad_cached:
+        print(f"DAMAGED in your cache: {path}. It is not what the Hub records, and would be served ever after")
+        if args.remove or (sys.stdin.isatty() and input("Remove it, to be downloaded again? [y/N] ").lower() == "y"):
+            hub.remove_cached(path)
+            print("removed")
+        else:
+            raise ValueError("a damaged file is in your cache: run again with --remove, or delete it")
+
+
+def _report(report: Report) -> None:
+    for name, digest in report.hashes.items():
+        print(f"  {name}: SHA-256 {digest}, as the Hub records")
+    if report.difference is None:
+        print("  no logits are recorded there to compare with")
+    else:
+        print(f"  logits as recorded, within {report.difference:.0e}")

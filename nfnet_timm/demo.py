@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nfnet_timm.agc import adaptive_clip_grad_
-from nfnet_timm.hub import save_folder
+from nfnet_timm.folder import save_folder
 from nfnet_timm.variants import VARIANTS
 
 __all__ = ["run"]

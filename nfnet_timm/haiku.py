@@ -5,7 +5,6 @@ Source of the names and layouts: deepmind-research/nfnets/nfnet.py, nf_resnet.py
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nfnet_timm.folder import identify, save_folder
 from nfnet_timm.haiku_file import Tree, read_tree, write_tree
-from nfnet_timm.hub import save_folder
 from nfnet_timm.pretrained import check_state_dict, describe
 from nfnet_timm.variants import VARIANTS
 
@@ -26,6 +25,7 @@ __all__ = [
     "convert_to_file",
     "convert_to_folder",
     "from_haiku",
+    "load_model",
     "load_state_dict",
     "read_tree",
     "to_haiku",
@@ -135,13 +135,13 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def convert_to_folder(source: Path, folder: Path) -> tuple[Any, str]:
-    """Write one of the authors' files as a folder that timm loads; return the model and the SHA-256 of the file.
+def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the model in one of the authors' files, and the arguments of ``create_model`` beside its name.
 
     Raises:
-        ValueError: If the file holds none of the authors' networks, or the folder other files; nothing is written then.
+        ValueError: If the file holds none of the authors' networks.
     """
-    state_dict = load_state_dict(source)
+    state_dict = load_state_dict(path)
     try:
         name, arguments = describe(state_dict)
         size = VARIANTS[name].train_size
@@ -156,13 +156,20 @@ def convert_to_folder(source: Path, folder: Path) -> tuple[Any, str]:
         )
         model.load_state_dict(check_state_dict(state_dict, model, name))
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-    digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    save_folder(model, folder, arguments, {"source": source.name, "source_sha256": digest.hexdigest()})
-    return model, digest.hexdigest()
+        raise ValueError(f"{path}: {error}") from None
+    return model, arguments
+
+
+def convert_to_folder(source: Path, folder: Path) -> tuple[Any, str]:
+    """Write one of the authors' files as a folder that timm loads; return the model and the SHA-256 of the file.
+
+    Raises:
+        ValueError: If the file holds none of the authors' networks, or the folder other files; nothing is written then.
+    """
+    model, arguments = load_model(source)
+    metadata = identify(source)
+    save_folder(model, folder, arguments, metadata)
+    return model, metadata["source_sha256"]
 
 
 def convert_to_file(folder: Path, file: Path) -> Tree:

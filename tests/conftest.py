@@ -1,15 +1,31 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+# huggingface_hub reads these when it is imported. The Hub of the tests is on this port, see the fixture ``hub``.
+LISTENING = socket.socket()
+LISTENING.bind(("127.0.0.1", 0))
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_ENDPOINT="http://{}:{}".format(*LISTENING.getsockname()),
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    NO_PROXY="127.0.0.1",
+)
 
+import huggingface_hub
 import timm
 import torch
 from golden import TINY
+from hub_server import Hub
+
+
+def pytest_unconfigure():
+    LISTENING.close()
 
 
 @pytest.fixture
@@ -25,6 +41,25 @@ def tiny():
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory):
+    """Serve a Hub for as long as the tests run."""
+    hub = Hub(tmp_path_factory.mktemp("hub"), LISTENING)
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def hub(hub_server, tmp_path, monkeypatch):
+    """An empty Hub, which the client in this process and its children talk to as somebody who may write there."""
+    hub_server.reset()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    for name, value in {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_writer"}.items():
+        monkeypatch.setenv(name, value)
+    return hub_server
 
 
 @pytest.fixture

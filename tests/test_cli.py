@@ -16,6 +16,11 @@ COMMAND = Path(sys.executable).parent / "nfnet-timm"
 SOURCE = str(golden.DATA / "nfnet_tiny_haiku_dict.npz")
 
 
+def hears_ctrl_c():
+    """Undo that a shell has its background jobs, and so what they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_convert_there_and_back(tmp_path, capsys):
     folder, file = tmp_path / "out", tmp_path / "back.npz"
     assert main(["convert", SOURCE, "--out", str(folder)]) == 0
@@ -101,6 +106,7 @@ def test_ctrl_c_ends_the_demo_without_a_traceback(tmp_path):
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=hears_ctrl_c,
     )
     for line in process.stdout:
         if line.startswith("Training"):

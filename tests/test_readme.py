@@ -13,6 +13,7 @@ import golden
 import pytest
 from test_pretrained import fill_hub_cache
 
+from nfnet_timm.cli import _parser
 from nfnet_timm.haiku import convert_to_folder, write_tree
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,11 @@ def test_lines_for_the_train_script_have_its_options_and_torchruns(line):
 
     words = shlex.split(line)
     if words[0] == "nfnet-timm":
-        assert (ROOT / "nfnet_timm" / "recipes" / f"{words[2]}.yaml").exists()
+        arguments = words[1 : words.index(">")] if ">" in words else words[1:]
+        parsed = _parser().parse_args(arguments)
+        assert words[1] != "recipe" or (ROOT / "nfnet_timm" / "recipes" / f"{parsed.name}.yaml").exists()
+        return
+    if words[:2] == ["hf", "auth"]:
         return
     launcher, options = words[1 : words.index("train.py")], words[words.index("train.py") + 1 :]
     if words[0] == "torchrun":

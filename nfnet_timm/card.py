@@ -1,0 +1,221 @@
+"""Model cards: what a Hub repo's README.md says of the weights beside it, for people and for the Hub.
+
+Published numbers come from hub/checkpoints.toml, the text from hub/card.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from nfnet_timm.facts import data_file, load_facts
+from nfnet_timm.sources import Source
+from nfnet_timm.variants import VARIANTS
+
+__all__ = ["render_card"]
+
+_RECIPE = """\
+From scratch on ImageNet-1k for 360 epochs: stochastic gradient descent with Nesterov momentum 0.9 and batches of 4096,
+a learning rate of 1.6 that warms up for 5 epochs and then follows a cosine to 0, weight decay 2e-5, and adaptive
+gradient clipping with a factor of 0.01; label smoothing 0.1, MixUp, CutMix, RandAugment, dropout and stochastic
+depth{sam}. The recipe keeps a moving average of the weights. `nfnet-timm recipe {name}` prints all of it, with its
+sources, for timm's train.py."""
+
+# Options of train.py that tell how a network was trained; paths and names of machines are none of a card's business.
+_TRAINING = (
+    "pretrained",
+    "opt",
+    "opt_kwargs",
+    "lr",
+    "batch_size",
+    "grad_accum_steps",
+    "world_size",
+    "epochs",
+    "warmup_epochs",
+    "sched",
+    "momentum",
+    "weight_decay",
+    "clip_grad",
+    "clip_mode",
+    "layer_decay",
+    "drop",
+    "drop_path",
+    "smoothing",
+    "aa",
+    "mixup",
+    "cutmix",
+    "reprob",
+    "model_ema",
+    "model_ema_decay",
+    "amp",
+    "amp_dtype",
+    "seed",
+)
+
+# Options that say nothing where another is off.
+_PARTS = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
+
+
+def render_card(source: Source, repo_id: str, license: str | None = None) -> str:
+    """Return the card of ``source`` as it will stand in ``repo_id``.
+
+    Args:
+        license: The Hub's name of the licence of the weights; of one of the authors' checkpoints it is known.
+    Raises:
+        ValueError: If the weights are a user's own, and no licence is given.
+    """
+    facts = load_facts()
+    name, model, cfg = source.architecture, source.model, source.model.pretrained_cfg
+    released = facts["checkpoints"].get(source.checkpoint)
+    if released is None and license is None:
+        raise ValueError(
+            f"no licence for {repo_id}: weights of your own have the one that you choose; pass, for instance, "
+            "--license apache-2.0"
+        )
+    plain = set(source.model_args) <= {"num_classes"}
+    test_size = (cfg.get("test_input_size") or cfg["input_size"])[-1]
+    dataset = _dataset(source)
+    results = _published(facts, released, test_size) if released else _measured(source, dataset, test_size)
+    pretrained_on = VARIANTS[name].hf_hub_id if source.training.get("pretrained") else None
+    data = ModelCardData(
+        license=license or "apache-2.0",
+        library_name="timm",
+        pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
+        tags=["timm", "nfnet-timm", "normalizer-free", "pytorch"],
+        datasets=["imagenet-1k"] if released else [dataset] if dataset and "/" in dataset else None,
+        base_model=pretrained_on,
+        model_name=repo_id.split("/")[-1],
+        eval_results=results or None,
+    )
+    # timm has the same network where the released weights are in one of its repos, timm/dm_nfnet_f0.dm_in1k.
+    timms = VARIANTS[name].hf_hub_id
+    text = ModelCard.from_template(
+        data,
+        template_path=str(data_file("card.md")),
+        repo_id=repo_id,
+        title=VARIANTS[name].title if plain else f"a relative of {VARIANTS[name].title}, with other widths or depths",
+        architecture=name,
+        published=released is not None,
+        mean_of_runs=released is not None and released.get("runs", 1) > 1,
+        arguments=", ".join(f"{key}={value!r}" for key, value in source.model_args.items() if key != "num_classes"),
+        parameters=sum(p.numel() for p in model.parameters()),
+        multiply_adds=facts["networks"][name]["multiply_adds"]
+        if plain and test_size == VARIANTS[name].test_size
+        else None,
+        train_size=cfg["input_size"][-1],
+        test_size=test_size,
+        num_classes=model.num_classes,
+        num_features=model.num_features,
+        in_chans=cfg["input_size"][0],
+        label_names=source.label_names,
+        paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
+        accuracy=_accuracy(results),
+        plain_timm=timms.split("/")[1].split(".")[0] if plain and timms else None,
+        plain_arguments=f", num_classes={model.num_classes}" if model.num_classes != 1000 else "",
+        training=_training(source, released),
+        origin=_origin(source, released),
+        weights_licence=f"{facts['sources']['licence']}." if released else f"{license}, as their owner states.",
+    )
+    return f"{str(text).rstrip()}\n"
+
+
+def _published(facts: dict[str, Any], released: dict[str, Any], size: int) -> list[EvalResult]:
+    sources = {
+        "published": ("", facts["sources"]["source"], "https://arxiv.org/abs/2102.06171"),
+        "measured by timm": (
+            "timm_",
+            facts["sources"]["timm_source"],
+            "https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv",
+        ),
+    }
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image Classification",
+            dataset_type="imagenet-1k",
+            dataset_name="ImageNet-1k",
+            dataset_config=how,  # results of one configuration share their source
+            dataset_split="validation",
+            dataset_args={"resolution": size},
+            metric_type="accuracy",
+            metric_name=f"{label} accuracy in percent at {size} pixels, {how}",
+            metric_value=released[prefix + key],
+            source_name=source,
+            source_url=url,
+        )
+        for how, (prefix, source, url) in sources.items()
+        for label, key in (("Top-1", "top1"), ("Top-5", "top5"))
+    ]
+
+
+def _measured(source: Source, dataset: str | None, size: int) -> list[EvalResult]:
+    if source.metric is None or source.training.get("eval_metric", "top1") != "top1":
+        return []
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image Classification",
+            dataset_type=dataset if dataset and "/" in dataset else "imagefolder",
+            dataset_name=dataset or "a folder of images",
+            dataset_split=source.training.get("val_split") or "validation",
+            dataset_args={"resolution": size},
+            metric_type="accuracy",
+            metric_name=f"Top-1 accuracy in percent at {size} pixels, measured in training",
+            metric_value=round(float(source.metric), 3),
+            source_name=f"timm's train.py, after epoch {source.epoch}",
+            source_url="https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
+        )
+    ]
+
+
+def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
+    """Return a row of the table of details for each way of measuring."""
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        name = str(result.metric_name)
+        row = rows.setdefault(
+            name.split(", ")[1],
+            {"label": f"accuracy, {name.split(', ')[1]}", "where": f"{result.dataset_name} {result.dataset_split}"},
+        )
+        row["value" if name.startswith("Top-1") else "top5"] = result.metric_value
+    return list(rows.values())
+
+
+def _dataset(source: Source) -> str | None:
+    """Return the Hub's name of the data that train.py was given, or the name of its folder."""
+    dataset = source.training.get("dataset") or ""
+    if dataset.startswith("hfds/"):
+        return dataset.removeprefix("hfds/")
+    folder = str(source.training.get("data_dir") or source.training.get("data") or "")
+    return folder.rstrip("/").split("/")[-1] or None
+
+
+def _training(source: Source, released: dict[str, Any] | None) -> str:
+    if released is not None:
+        sam = ", and sharpness-aware minimization (SAM)" if released["sam"] else ""
+        return _RECIPE.format(sam=sam, name=source.architecture)
+    if not source.training:
+        return "The file that these weights come from does not say how they were trained."
+    unused = {part for part, whole in _PARTS.items() if not source.training.get(whole)}
+    rows = [
+        f"| `{key}` | {source.training[key]} |"
+        for key in _TRAINING
+        if key not in unused and source.training.get(key) not in (None, False, "", {})
+    ]
+    which = (
+        "the moving average (EMA) of the weights" if source.ema else "the weights themselves; the run kept no average"
+    )
+    head = f"By timm's train.py; what is published here is {which}, after epoch {source.epoch}."
+    return "\n".join([head, "", "| option | value |", "|---|---|", *rows])
+
+
+def _origin(source: Source, released: dict[str, Any] | None) -> str:
+    file, digest = source.metadata.get("source"), source.metadata.get("source_sha256")
+    if released is not None:
+        size = f", {released['bytes']:,} bytes" if "bytes" in released else ""
+        where = f"[{released['file']}]({released['url']}){size}, as released with deepmind-research/nfnets"
+    else:
+        where = f"`{file}`" if file else "not stated"
+    known = f"SHA-256 `{digest}`" if digest else "its SHA-256 is in the header of model.safetensors, as `source_sha256`"
+    return f"The file that these weights were converted from: {where}; {known}."

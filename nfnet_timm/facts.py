@@ -1,0 +1,27 @@
+"""The published numbers: hub/checkpoints.toml, and the template of the model cards beside it."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["data_file", "load_facts"]
+
+
+def data_file(name: str) -> Path:
+    """Return the path of a file of the project's folder hub/, which the wheel holds inside of the package."""
+    inside = Path(__file__).with_name(name)
+    return inside if inside.exists() else Path(__file__).parent.parent / "hub" / name
+
+
+@cache
+def load_facts() -> dict[str, Any]:
+    """Return what hub/checkpoints.toml says; its head explains the entries."""
+    return tomllib.loads(data_file("checkpoints.toml").read_text(encoding="utf-8"))
