@@ -13,6 +13,9 @@ from timm.layers import Conv2dSame, get_same_padding
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from nfnet_timm.gelu import GELUTanh
+from nfnet_timm.standardize import standardize
+
 __all__ = ["ACTIVATIONS", "AvgPool2dSame", "ScaledAct", "SqueezeExcite", "WSConv2d", "activation"]
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are
@@ -23,7 +26,7 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, object], float]] = {
     "celu": (nn.CELU, {}, 1.270926833152771),
     "elu": (nn.ELU, {}, 1.2716004848480225),
     "gelu": (nn.GELU, {}, 1.7015043497085571),
-    "gelu_tanh": (nn.GELU, {"approximate": "tanh"}, 1.7015043497085571),
+    "gelu_tanh": (GELUTanh, {}, 1.7015043497085571),
     "leaky_relu": (nn.LeakyReLU, {}, 1.70590341091156),
     "log_sigmoid": (nn.LogSigmoid, {}, 1.9193484783172607),
     "log_softmax": (nn.LogSoftmax, {"dim": 1}, 1.0002083778381348),
@@ -64,6 +67,14 @@ class ScaledAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Activate and scale ``x``."""
         return self.act(x) * self.gamma
+
+
+class Pad(nn.Module):
+    """Zeros around (N, C, H, W), of an odd number of rows or columns one more at the bottom or right."""
+
+    def forward(self, x: Tensor, pad_h: int, pad_w: int) -> Tensor:
+        """Return a padded copy of ``x``."""
+        return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
 
 
 @register_notrace_module
@@ -111,6 +122,7 @@ class WSConv2d(nn.Conv2d):
             dtype=dtype,
         )
         self.gain = nn.Parameter(torch.ones(out_chs, device=device, dtype=dtype))
+        self.pad = Pad()
         self.scale = scale
         self.eps = eps
 
@@ -122,11 +134,12 @@ class WSConv2d(nn.Conv2d):
 
     def standardized_weight(self) -> Tensor:
         """Return ``W_hat`` in the shape and dtype of ``weight``."""
-        weight = self.weight.float().flatten(1)  # (O, fan_in)
-        centred = weight - weight.mean(1, keepdim=True)
-        sum_sq = centred.square().sum(1)  # var * fan_in
-        scale = self.gain.float() * self.scale * torch.rsqrt(sum_sq.clamp(min=self.eps))
-        return (centred * scale.unsqueeze(1)).view_as(self.weight).to(self.weight.dtype)
+        weight, gain = self.weight.float(), self.gain.float() * self.scale
+        if weight.is_contiguous():
+            weight = standardize(weight, gain, self.eps)
+        else:  # channels-last: a row in the order of memory, so that nothing is copied
+            weight = standardize(weight.permute(0, 2, 3, 1), gain, self.eps).permute(0, 3, 1, 2)
+        return weight.to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride))."""
@@ -140,8 +153,8 @@ class WSConv2d(nn.Conv2d):
             return F.conv2d(x, weight, self.bias, 1, self.padding, self.dilation, self.groups)
         pad_h = get_same_padding(x.shape[2], self.kernel_size[0], self.stride[0], self.dilation[0])
         pad_w = get_same_padding(x.shape[3], self.kernel_size[1], self.stride[1], self.dilation[1])
-        if pad_h % 2 != 0 or pad_w % 2 != 0:  # SAME puts the odd pixel at the bottom and right: a padded copy
-            x = F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
+        if pad_h % 2 != 0 or pad_w % 2 != 0:
+            x = self.pad(x, pad_h, pad_w)
             pad_h = pad_w = 0
         return F.conv2d(x, weight, self.bias, self.stride, [pad_h // 2, pad_w // 2], self.dilation, self.groups)
 
