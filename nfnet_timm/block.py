@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, create_pool2d
 from torch import Tensor, nn
 
 from nfnet_timm.layers import AvgPool2dSame, SqueezeExcite, WSConv2d, activation
@@ -66,6 +65,9 @@ class NormFreeBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        # Not above: while timm is imported, nfnet_timm.nfnet is, and so this module.
+        from timm.layers import DropPath
+
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         mid_chs = int((in_chs if reg else out_chs) * bottle_ratio)
         groups = mid_chs // group_size if group_size else 1
@@ -137,6 +139,8 @@ def _inplace(act: nn.Module) -> nn.Module:
 
 def create_stem(cfg: NormFreeCfg, in_chans: int, **dd: Any) -> tuple[nn.Sequential, int, dict[str, Any]]:
     """Return the stem, its stride, and timm's description of the feature map at half resolution in it."""
+    from timm.layers import create_pool2d
+
     stem = nn.Sequential()
     out_chs = cfg.out_chs_of_stem
     if cfg.stem_type == "deep_quad":

@@ -8,26 +8,33 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 __all__ = ["GELUTanh"]
 
 
-@register_notrace_module
-class GELUTanh(nn.Module):
-    """``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` to float32 rounding, of any shape.
+SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 
-    Differs from torch: in float32 on a CPU, eager, it takes less than half of the time of
-    ``F.gelu(x, approximate="tanh")``, which it is everywhere else.
+# torch 2.5 and 2.6 do not tell exporting from compiling.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+class GELUTanh(nn.Module):
+    """``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` to the rounding of its dtype, of any shape.
+
+    Differs from torch: on a CPU it takes half of the time of ``F.gelu(x, approximate="tanh")``, which it is on other
+    devices, and in what is exported, scripted or traced.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate ``x``."""
         if not torch.jit.is_scripting():
-            eager = not (torch.jit.is_tracing() or torch.compiler.is_compiling())
-            if eager and x.device.type == "cpu" and x.dtype == torch.float32:
+            fast = x.device.type == "cpu" and x.dtype != torch.float64 and not torch.jit.is_tracing()
+            if fast and not torch.compiler.is_compiling():
                 return _GELUTanh.apply(x) if torch.is_grad_enabled() else _GELUTanh.forward(x)
+            if fast and not _is_exporting():
+                y = x.float()
+                return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
         return F.gelu(x, approximate="tanh")
 
 
@@ -38,9 +45,9 @@ class _GELUTanh(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        slope = 2 * math.sqrt(2 / math.pi)
-        z = torch.addcmul(x.new_tensor(slope), x, x, value=0.044715 * slope)
-        return z.mul_(x).sigmoid_().mul_(x)
+        y = x.float()
+        z = torch.addcmul(y.new_tensor(SLOPE), y, y, value=CUBIC * SLOPE)
+        return z.mul_(y).sigmoid_().mul_(y).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

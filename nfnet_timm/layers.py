@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, get_same_padding
-from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from nfnet_timm.gelu import GELUTanh
@@ -69,6 +67,11 @@ class ScaledAct(nn.Module):
         return self.act(x) * self.gamma
 
 
+def same_padding(size: int, reach: int, stride: int) -> int:
+    """Return how many zeros SAME padding adds to ``size`` pixels, for a kernel that reaches over ``reach`` of them."""
+    return max((-(-size // stride) - 1) * stride + reach - size, 0)
+
+
 class Pad(nn.Module):
     """Zeros around (N, C, H, W), of an odd number of rows or columns one more at the bottom or right."""
 
@@ -77,7 +80,6 @@ class Pad(nn.Module):
         return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
 
 
-@register_notrace_module
 class WSConv2d(nn.Conv2d):
     """Convolution whose weight is standardized per output channel, with SAME padding and always a bias.
 
@@ -151,8 +153,9 @@ class WSConv2d(nn.Conv2d):
         weight = self.standardized_weight()
         if self.stride[0] == 1:
             return F.conv2d(x, weight, self.bias, 1, self.padding, self.dilation, self.groups)
-        pad_h = get_same_padding(x.shape[2], self.kernel_size[0], self.stride[0], self.dilation[0])
-        pad_w = get_same_padding(x.shape[3], self.kernel_size[1], self.stride[1], self.dilation[1])
+        reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
+        pad_h = same_padding(x.shape[2], reach, self.stride[0])
+        pad_w = same_padding(x.shape[3], reach, self.stride[0])
         if pad_h % 2 != 0 or pad_w % 2 != 0:
             x = self.pad(x, pad_h, pad_w)
             pad_h = pad_w = 0
@@ -165,6 +168,9 @@ class WSConv2d(nn.Conv2d):
 
         timm's ``reparameterize_model`` puts it in this one's place.
         """
+        # Not above: while timm is imported, nfnet_timm.nfnet is, and so this module.
+        from timm.layers import Conv2dSame
+
         plain: Any = nn.Conv2d if self.stride[0] == 1 else Conv2dSame
         conv = plain(
             self.in_channels,

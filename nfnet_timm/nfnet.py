@@ -22,6 +22,7 @@ from timm.models import (
     generate_default_cfgs,
     load_pretrained,
     register_model,
+    register_notrace_module,
 )
 from timm.models._features import feature_take_indices
 from timm.utils import reparameterize_model
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from nfnet_timm import recompute
 from nfnet_timm.block import NormFreeBlock, create_stem
+from nfnet_timm.gelu import GELUTanh
 from nfnet_timm.layers import ScaledAct, WSConv2d
 from nfnet_timm.pretrained import check_state_dict, materialize
 from nfnet_timm.variants import VARIANTS, NormFreeCfg, Variant
@@ -323,6 +325,11 @@ class NormFreeNet(nn.Module):
             num_classes=self.num_classes,
             in_chans=self.in_chans,
         )
+
+
+# FX takes these as one operation each: what they do depends on the tensor that comes.
+for _module in (GELUTanh, WSConv2d):
+    register_notrace_module(_module)
 
 
 def _create_normfreenet(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

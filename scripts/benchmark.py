@@ -3,9 +3,12 @@
     python scripts/benchmark.py coldstart          a minute or two; writes 1 GB to a temporary folder
     python scripts/benchmark.py agc                half a minute; on a GPU with --device cuda
     python scripts/benchmark.py inference          some minutes; on a GPU with --device cuda --dtype bfloat16
+    python scripts/benchmark.py train              the same of a training step
+    bash scripts/benchmark_all.sh                  all that is in README.md
 
-Prints a Markdown table with the machine and the versions; each figure is a median with its range; repetitions
-alternate.
+Prints a Markdown table with the machine and the versions; each time is a median with its range; repetitions
+alternate. --json adds the figures to a file, in place of those of an earlier run with the same settings.
+scripts/render_tables.py puts the ones of benchmarks/ into README.md.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 # Puts a repository as timm publishes it, with random weights, into a Hub cache. In a process of its own, as the peak
@@ -47,68 +51,76 @@ print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 
 
 
 def main() -> None:
-    """Parse the command line and run one benchmark."""
+    """Parse the command line, run one benchmark, and print what it measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     coldstart = commands.add_parser("coldstart", help="from create_model(pretrained=True) to a model, cached file")
-    coldstart.add_argument("--size", default="f3", help="f0 to f6 (%(default)s)")
     coldstart.add_argument("--repeat", type=int, default=5, help="fresh processes of each (%(default)s)")
-    agc = commands.add_parser("agc", help="adaptive gradient clipping of all of NFNet-F0's parameters")
-    agc.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    agc.add_argument("--repeat", type=int, default=15, help="repetitions of each (%(default)s)")
-    forward = commands.add_parser(
-        "inference", help="forward of a network, beside timm's and a floor of plain convolutions"
-    )
-    forward.add_argument("--size", default="f0", help="f0 to f6 (%(default)s)")
-    forward.add_argument("--pixels", type=int, default=192, help="height and width of the images (%(default)s)")
-    forward.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images at a time (%(default)s)")
-    forward.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    forward.add_argument("--dtype", default="float32", help="float32, or bfloat16 by autocast (%(default)s)")
-    forward.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
-    forward.add_argument("--compile", action="store_true", help="torch.compile every network")
-    forward.add_argument("--repeat", type=int, default=15, help="repetitions of each (%(default)s)")
-    forward.add_argument("--json", help="file to write the figures to as well")
+    coldstart.set_defaults(run=cold_start)
+    agc = commands.add_parser("agc", help="adaptive gradient clipping of all of a network's parameters")
+    agc.set_defaults(run=clipping)
+    forward = commands.add_parser("inference", help="forward, beside timm's and a floor of plain convolutions")
+    forward.set_defaults(batch=[1, 8])
+    train = commands.add_parser("train", help="training step, beside timm's and a floor of plain convolutions")
+    train.set_defaults(batch=[2, 8])
+    train.add_argument("--fused", action="store_true", help="torch's fused SGD, in every network's step")
+    for command in (forward, train):
+        command.add_argument("--batch", type=int, nargs="+", help="images at a time (%(default)s)")
+        command.add_argument("--pixels", type=int, default=192, help="height and width of the images (%(default)s)")
+        command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
+        command.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
+        command.add_argument("--compile", action="store_true", help="torch.compile every network")
+        command.set_defaults(run=networks)
+    for command in (agc, forward, train):
+        command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
+        command.add_argument("--repeat", type=int, default=15, help="repetitions of each (%(default)s)")
+    for command in (coldstart, agc, forward, train):
+        command.add_argument("--size", default="f0", choices=[f"f{i}" for i in range(7)], help="(%(default)s)")
+        command.add_argument("--json", type=Path, help="file to add the figures to")
+    coldstart.set_defaults(size="f3")
     args = parser.parse_args()
-    if args.command == "agc":
-        clipping(args.device, args.repeat)
-    elif args.command == "inference":
-        inference(args)
-    else:
-        cold_start(args.size, args.repeat)
+    record = args.run(args)
+    print(markdown(record))
+    if args.json:
+        records = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
+        records = [r for r in records if identity(r) != identity(record)]
+        args.json.write_text(json.dumps([*records, record], indent=1) + "\n", encoding="utf-8")
 
 
-def cold_start(size: str, repeat: int) -> None:
+def identity(record: dict[str, Any]) -> list[Any]:
+    """Return what a record has in common with a later one that takes its place."""
+    return [record["benchmark"], record["settings"], sorted({row["case"] for row in record["rows"]})]
+
+
+def cold_start(args: argparse.Namespace) -> dict[str, Any]:
     """Time ``create_model(..., pretrained=True)`` from one file in a Hub cache, ours and timm's, in fresh processes."""
-    names = (f"nfnet_{size}", f"dm_nfnet_{size}")
+    names = {"nfnet_timm": f"nfnet_{args.size}", "timm": f"dm_nfnet_{args.size}"}
     with tempfile.TemporaryDirectory() as home:
-        subprocess.run([sys.executable, "-c", FILL_CACHE, home, names[1], "0" * 40], check=True)
+        subprocess.run([sys.executable, "-c", FILL_CACHE, home, names["timm"], "0" * 40], check=True)
         env = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
-        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-        for _ in range(repeat):
-            for name in names:
-                out = subprocess.run([sys.executable, "-c", COLD_START, name], env=env, capture_output=True, check=True)
-                runs[name].append(json.loads(out.stdout))
-    print(machine())
-    print("| network | seconds from call to model | peak memory, MiB |\n|---|---|---|")
-    for name in names:
-        seconds, memory = zip(*runs[name], strict=True)
-        print(f"| {name} | {spread(seconds, '.3f')} | {spread(memory, '.0f')} |")
-    (ours, our_memory), (timms, their_memory) = (
-        [statistics.median(values) for values in zip(*runs[name], strict=True)] for name in names
-    )
-    print(f"| ratio | {timms / ours:.1f} times faster | {our_memory / their_memory:.2f} of timm's |")
+        rows: list[dict[str, Any]] = [{"case": "", "network": n, "milliseconds": [], "peak_mib": 0} for n in names]
+        for _ in range(args.repeat):
+            for row in rows:
+                command = [sys.executable, "-c", COLD_START, names[row["network"]]]
+                out = subprocess.run(command, env=env, capture_output=True, check=True).stdout
+                seconds, mib = json.loads(out)
+                row["milliseconds"].append(1000 * seconds)
+                row["peak_mib"] = max(row["peak_mib"], mib)
+    what = f"Cold start of {args.size.upper()}: from create_model(pretrained=True) to a model, file in the Hub's cache"
+    return {"benchmark": "coldstart", "what": what, "machine": machine("cpu"), "settings": args.size, "rows": rows}
 
 
-def clipping(device: str, repeat: int) -> None:
+def clipping(args: argparse.Namespace) -> dict[str, Any]:
     """Time our clipping and timm's on the same gradients, about half of whose units are clipped."""
     import timm
     import torch
+    from benchmark_networks import memory, now
     from timm.utils.agc import adaptive_clip_grad
 
     from nfnet_timm.agc import adaptive_clip_grad_, unitwise_norm
 
     torch.manual_seed(0)
-    params = list(timm.create_model("nfnet_f0", device=device).parameters())
+    params = list(timm.create_model(f"nfnet_{args.size}", device=args.device).parameters())
     grads = []
     for p in (p.detach() for p in params):
         grad = torch.randn_like(p)
@@ -116,125 +128,76 @@ def clipping(device: str, repeat: int) -> None:
         grads.append(grad / unitwise_norm(grad) * target)
     functions = {"nfnet_timm": adaptive_clip_grad_, "timm": adaptive_clip_grad}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    memory: dict[str, float] = {}
     results: dict[str, list[torch.Tensor]] = {}
-    for i in range(repeat + 1):  # the first of each is not counted
+    peaks: dict[str, dict[str, float]] = {}
+    for i in range(args.repeat + 2):  # the first is not counted, and the last measures memory instead
         for name, clip in functions.items():
             for p, grad in zip(params, grads, strict=True):
                 p.grad = grad.clone()
-            if device == "cuda":
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-            start = time.perf_counter()
+            if i > args.repeat:
+                peaks[name] = memory(partial(clip, params, 0.01), args.device)
+                continue
+            start = now(args.device)
             clip(params, 0.01)
-            if device == "cuda":
-                torch.cuda.synchronize()
-                memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
             if i:
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(1000 * (now(args.device) - start))
             results[name] = [p.grad for p in params if p.grad is not None]
     pairs = zip(results["nfnet_timm"], results["timm"], strict=True)
     difference = max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs)
-    print(machine() if device == "cpu" else f"{torch.cuda.get_device_name()}, {machine()}")
-    print("| clipping all of NFNet-F0 | ms |" + (" extra memory, MiB |" if memory else ""))
-    print("|---|---|" + ("---|" if memory else ""))
-    for name, values in times.items():
-        print(f"| {name} | {spread(tuple(values), '.1f')} |" + (f" {memory[name]:.1f} |" if memory else ""))
-    ratio = statistics.median(times["timm"]) / statistics.median(times["nfnet_timm"])
-    print(f"| ratio | {ratio:.1f} times faster; results differ by at most {difference:.0e} |")
+    what = f"Adaptive clipping of all of {args.size.upper()}'s gradients; results differ by at most {difference:.0e}"
+    rows = [{"case": "", "network": name, "milliseconds": times[name], **peaks[name]} for name in functions]
+    settings = f"{args.size}, {args.device}"
+    return {"benchmark": "agc", "what": what, "machine": machine(args.device), "settings": settings, "rows": rows}
 
 
-def inference(args: argparse.Namespace) -> None:
-    """Time the forward of ours as trained and reparameterized, of timm's, and of a floor, with the same weights.
+def networks(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the forward or the training step of the networks in benchmark_networks.py."""
+    from benchmark_networks import inference, training
 
-    The floor is timm's network with a plain convolution of fixed weights in place of each that standardizes its own.
-    """
-    import timm
-    import torch
-    from timm.layers import Conv2dSame, ScaledStdConv2dSame
-    from timm.utils import reparameterize_model
-
-    torch.manual_seed(0)
-    ours = timm.create_model(f"nfnet_{args.size}").eval()
-    for name, p in ours.named_parameters():
-        if name.endswith("skipinit_gain"):
-            p.data.fill_(0.5)
-    theirs = timm.create_model(f"dm_nfnet_{args.size}").eval()
-    theirs.load_state_dict({k: v.view(-1, 1, 1, 1) if k.endswith(".gain") else v for k, v in ours.state_dict().items()})
-    floor = timm.create_model(f"dm_nfnet_{args.size}").eval()
-    for name, module in list(floor.named_modules()):
-        if isinstance(module, ScaledStdConv2dSame):
-            plain: Any = Conv2dSame if module.stride[0] > 1 else torch.nn.Conv2d
-            padding = 0 if module.stride[0] > 1 else module.kernel_size[0] // 2
-            floor.set_submodule(
-                name,
-                plain(
-                    module.in_channels,
-                    module.out_channels,
-                    module.kernel_size,
-                    stride=module.stride,
-                    padding=padding,
-                    groups=module.groups,
-                ),
-            )
-    networks: dict[str, Any] = {
-        "nfnet_timm": ours,
-        "nfnet_timm, reparameterized": reparameterize_model(ours),
-        "timm": theirs,
-        "floor": floor,
-    }
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    for name, network in networks.items():
-        network = network.to(args.device, memory_format=layout)
-        networks[name] = torch.compile(network) if args.compile else network
-    settings = f"{args.dtype}, {'channels-last' if args.channels_last else 'contiguous'}"
-    settings += f", {'compiled' if args.compile else 'eager'}, {args.pixels} x {args.pixels} pixels"
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
-    head = f"nfnet_{args.size} on {where}, {machine().rsplit(',', 1)[0]}, {settings}"
-    print(f"{head}\n\n| batch | network | ms per image | timm's time over it | its time over the floor's |")
-    print("|---:|---|---:|---:|---:|")
-    record: dict[str, Any] = {"settings": head, "milliseconds_per_image": {}}
-    for batch in args.batch:
-        x = torch.randn(batch, 3, args.pixels, args.pixels).to(args.device, memory_format=layout)
-        times: dict[str, list[float]] = {name: [] for name in networks}
-        for i in range(args.repeat + 2):  # the first two are not counted
-            for name, network in networks.items():
-                if args.device == "cuda":
-                    torch.cuda.synchronize()
-                start = time.perf_counter()
-                with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, args.dtype == "bfloat16"):
-                    network(x)
-                if args.device == "cuda":
-                    torch.cuda.synchronize()
-                if i >= 2:
-                    times[name].append(1000 * (time.perf_counter() - start) / batch)
-        median = {name: statistics.median(values) for name, values in times.items()}
-        for name, values in times.items():
-            print(
-                f"| {batch} | {name} | {spread(tuple(values), '.1f')} | {median['timm'] / median[name]:.2f} | "
-                f"{median[name] / median['floor']:.2f} |"
-            )
-        record["milliseconds_per_image"][str(batch)] = times
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+    rows = inference(args) if args.command == "inference" else training(args)
+    what = "Inference" if args.command == "inference" else "Training step with adaptive clipping and SGD"
+    settings = f"{args.size}, {args.device}, {args.pixels} x {args.pixels} pixels, {args.dtype}, "
+    settings += f"{'channels-last' if args.channels_last else 'contiguous'}, {'compiled' if args.compile else 'eager'}"
+    settings += ", fused SGD" if args.command == "train" and args.fused else ""
+    record = {"benchmark": args.command, "what": f"{what} of {args.size.upper()}, ms per image"}
+    return {**record, "machine": machine(args.device), "settings": settings, "rows": rows}
 
 
-def spread(values: tuple[float, ...], fmt: str) -> str:
+def markdown(record: dict[str, Any]) -> str:
+    """Return the table of ``record``: medians with ranges, and their ratios to timm's and the floor's."""
+    rows = record["rows"]
+    columns = ["network", "ms", "timm's time over it"]
+    columns += ["its time over the floor's"] if any(row["network"] == "floor" for row in rows) else []
+    columns += ["peak memory, MiB"]
+    columns += ["kept by the forward, MiB"] if "kept_mib" in rows[0] else []
+    columns = ["batch", *columns] if rows[0]["case"] else columns
+    lines = [f"{record['what']} ({record['settings']}; {record['machine']})", ""]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        time_of = {r["network"]: statistics.median(r["milliseconds"]) for r in rows if r["case"] == row["case"]}
+        cells = [row["case"].removeprefix("batch ")] if row["case"] else []
+        cells += [row["network"], spread(row["milliseconds"]), f"{time_of['timm'] / time_of[row['network']]:.2f}"]
+        cells += [f"{time_of[row['network']] / time_of['floor']:.2f}"] if "floor" in time_of else []
+        cells += [f"{row[key]:.0f}" for key in ("peak_mib", "kept_mib") if key in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
     """Return the median of ``values`` with their range."""
-    return f"{statistics.median(values):{fmt}} ({min(values):{fmt}} to {max(values):{fmt}})"
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
-def machine() -> str:
-    """Return what the figures were measured on."""
+def machine(device: str) -> str:
+    """Return the machine and the versions that a figure depends on."""
     import timm
     import torch
 
-    return (
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"timm {timm.__version__}, float32\n"
-    )
+    if device == "cuda":
+        where = torch.cuda.get_device_name()
+    else:
+        where = f"{torch.get_num_threads()} threads, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{where}, Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
 
 
 if __name__ == "__main__":

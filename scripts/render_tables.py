@@ -1,4 +1,7 @@
-"""Renders what is made from hub/checkpoints.toml: the table of networks in README.md, and the cards in hub/cards.
+"""Renders what is made from hub/checkpoints.toml and benchmarks/cpu.json.
+
+From the first the table of networks in README.md and the cards in hub/cards, from the second the table of speed in
+README.md and all that was measured in benchmarks/cpu.md.
 
 python scripts/render_tables.py            write them
 python scripts/render_tables.py --check    fail if any is not up to date
@@ -6,17 +9,23 @@ python scripts/render_tables.py --check    fail if any is not up to date
 
 from __future__ import annotations
 
+import json
+import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
+from benchmark import markdown
 
 from nfnet_timm.card import render_card
 from nfnet_timm.facts import load_facts
 from nfnet_timm.sources import Source
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- networks: rendered by scripts/render_tables.py -->\n", "<!-- end of networks -->\n"
+BEGIN, END = "<!-- {}: rendered by scripts/render_tables.py -->\n", "<!-- end of {} -->\n"
+# The order in the table of speed, and what a row is called there.
+BENCHMARKS = {"inference": "inference", "train": "training step", "agc": "clipping", "coldstart": "cold start"}
 
 
 def networks_table() -> str:
@@ -43,14 +52,57 @@ def networks_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def speed_table(records: list[dict[str, Any]]) -> str:
+    """Return what was measured in float32, contiguous and eager, in Markdown: ours beside timm's and the floor."""
+    lines = [
+        "| | this package, ms | timm, ms | floor, ms | timm's time over ours | memory, MiB | timm's memory, MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for benchmark, label in BENCHMARKS.items():
+        for record in (r for r in records if r["benchmark"] == benchmark):
+            others = ("bfloat16", "channels-last", "compiled")
+            if any(word in record["settings"] for word in others):
+                continue
+            for row in record["rows"]:
+                peers = {r["network"]: r for r in record["rows"] if r["case"] == row["case"]}
+                if row["network"] in ("timm", "floor"):
+                    continue
+                variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")
+                fused = "fused SGD" if "fused" in record["settings"] else ""
+                size = record["settings"][:2].upper()
+                times = {name: statistics.median(peer["milliseconds"]) for name, peer in peers.items()}
+                columns = [
+                    ", ".join(filter(None, [f"{size}, {label}", row["case"], variant, fused])),
+                    f"{times[row['network']]:.0f}",
+                    f"{times['timm']:.0f}",
+                    f"{times['floor']:.0f}" if "floor" in times else "",
+                    f"{times['timm'] / times[row['network']]:.2f}",
+                    *(
+                        f"{peers[name].get('kept_mib', peers[name]['peak_mib']):.0f}"
+                        for name in (row["network"], "timm")
+                    ),
+                ]
+                lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def insert(text: str, name: str, table: str) -> str:
+    """Return ``text`` with ``table`` between the comments called ``name``."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md: expected one {begin.strip()} and one {end.strip()}")
+    head, rest = text.split(begin)
+    return head + begin + table + end + rest.split(end)[1]
+
+
 def render() -> dict[Path, str]:
     """Return the text of every file that is rendered."""
     readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md: expected one {BEGIN.strip()} and one {END.strip()}")
-    head, rest = text.split(BEGIN)
-    files = {readme: head + BEGIN + networks_table() + END + rest.split(END)[1]}
+    records = json.loads((ROOT / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
+    text = insert(readme.read_text(encoding="utf-8"), "networks", networks_table())
+    files = {readme: insert(text, "speed", speed_table(records))}
+    tables = "\n\n".join(map(markdown, records))
+    files[ROOT / "benchmarks" / "cpu.md"] = f"# Measured by scripts/benchmark_all.sh\n\n{tables}\n"
     facts = load_facts()
     for checkpoint in facts["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()

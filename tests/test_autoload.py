@@ -34,6 +34,11 @@ def lines(out: str) -> list[str]:
         "import torch; import nfnet_timm; import nfnet_timm.nfnet",
         "import timm, nfnet_timm; nfnet_timm.autoload.install(); nfnet_timm.autoload.install()",
         "from nfnet_timm import NormFreeNet",
+        # Every module that nfnet_timm.nfnet imports, and so may find half imported.
+        *(
+            f"import nfnet_timm.{name}"
+            for name in ["block", "gelu", "layers", "pretrained", "recompute", "standardize", "variants"]
+        ),
     ],
 )
 def test_timm_has_our_networks_silently_whatever_is_imported_first(run_python, first):

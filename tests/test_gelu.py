@@ -44,9 +44,18 @@ def test_gradients_of_every_kind_are_torchs():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_dtypes_are_left_to_torch(dtype):
-    x = torch.randn(50).to(dtype)
-    assert torch.equal(act(x), exact(x))
+def test_other_dtypes_are_rounded_once(dtype):
+    torch.manual_seed(0)
+    x = 3 * torch.randn(1000).to(dtype)
+    assert act(x).dtype == dtype
+    assert torch.allclose(act(x), exact(x.double()).to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
+def test_compiled_it_is_torchs_and_exported_one_operation():
+    x = torch.randn(4, 5)
+    assert torch.allclose(torch.compile(act, fullgraph=True, backend="aot_eager")(x), exact(x), atol=1e-6)
+    nodes = [node.target for node in torch.export.export(act, (x,)).graph.nodes if node.op == "call_function"]
+    assert nodes == [torch.ops.aten.gelu.default]
 
 
 def test_channels_last_stays_so():

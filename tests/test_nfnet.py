@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from functools import partial
 
 import golden
@@ -12,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import model_entrypoint
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nfnet_timm.block import NormFreeBlock
+from nfnet_timm.gelu import GELUTanh
 from nfnet_timm.haiku import from_haiku, to_haiku
 from nfnet_timm.layers import WSConv2d
 from nfnet_timm.nfnet import NormFreeNet
@@ -223,6 +227,41 @@ def test_variance_grows_by_alpha_squared_and_starts_again_in_each_stage():
     signal = measure(model, torch.randn(4, 3, 128, 128))
     expected = [1 + 0.2**2 * (i + 1) for depth in (3, 4, 6, 3) for i in range(depth)]  # arXiv 2101.08692, section 3
     assert signal.avg_var[1:] == pytest.approx(expected, rel=0.1)
+
+
+class PassesOverMaps(TorchDispatchMode):
+    """Counts the operations that write a feature map of ``batch`` images, of more than one pixel."""
+
+    def __init__(self, batch: int):
+        super().__init__()
+        self.batch, self.counts = batch, Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if isinstance(out, torch.Tensor) and out.dim() == 4 and out.shape[0] == self.batch and out.shape[3] > 1:
+            self.counts[function.overloadpacket.__name__.rstrip("_")] += 1
+        return out
+
+
+@pytest.mark.parametrize("reparameterized", [False, True])
+@pytest.mark.parametrize(
+    ("name", "act", "gates"), [("nfnet_f0", "gelu", 0), ("dm_nf_seresnet50", "relu", 0), ("dm_nf_regnet_b0", "silu", 5)]
+)
+def test_maps_are_passed_over_by_activations_and_one_multiply_add_alone(name, act, gates, reparameterized):
+    """Besides convolutions, pools and paddings. Nothing can carry an NF-RegNet's gate: an activation follows it."""
+    model = timm.create_model(name, depths=(1, 2, 1, 1)).double().eval()  # float64: one operation for each GELU
+    if reparameterized:
+        model.reparameterize()
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) and "attn" not in n for n, m in model.named_modules())
+    x = torch.randn(7, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad(), PassesOverMaps(batch=7) as passes:
+        model(x)
+    counts = passes.counts
+    for free in ("avg_pool2d", "max_pool2d_with_indices", "constant_pad_nd"):
+        counts.pop(free, None)
+    # The last multiplication is the final activation's gamma: the map that forward_features returns has it.
+    activations = sum(type(m) in (GELUTanh, nn.ReLU, nn.SiLU) for n, m in model.named_modules() if "attn" not in n)
+    assert counts == {"convolution": convolutions, act: activations, "addcmul": 5, "mul": gates + 1}
 
 
 # --- timm's contract on a tiny network; timm's own tests run on every name in scripts/timm_suite.sh
