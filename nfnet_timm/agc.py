@@ -74,6 +74,26 @@ def clip_each_(
     Args:
         grad_scale: What the gradients have been multiplied with, by a gradient scaler, and still are.
     """
+    for device, here in _by_device(parameters).items():
+        _clip_on_device_(
+            [parameters[i] for i in here],
+            [clip_factors[i] for i in here],
+            [eps[i] for i in here],
+            None if grad_scale is None else grad_scale.to(device),
+        )
+
+
+def _by_device(parameters: list[Tensor]) -> dict[torch.device, list[int]]:
+    """Return the indices of the parameters on each device: one foreach call takes those of one."""
+    indices: dict[torch.device, list[int]] = {}
+    for i, p in enumerate(parameters):
+        indices.setdefault(p.device, []).append(i)
+    return indices
+
+
+def _clip_on_device_(
+    parameters: list[Tensor], clip_factors: list[float], eps: list[float], grad_scale: Tensor | None
+) -> None:
     if all(p.device.type == "cpu" and not hasattr(p, "placements") for p in parameters):
         # No launches to save here, and one after the other: a gradient is still in the cache when it is scaled.
         chosen = [i for i, p in enumerate(parameters) if p.grad is not None]
@@ -116,23 +136,23 @@ def clip_stats(
 ) -> dict[str, ClipStats]:
     """Return, by name, what ``adaptive_clip_grad_`` would do to each parameter now; call it before the step.
 
-    Costs the norms and one transfer from the device. Of sharded parameters, the rows that this process holds count.
+    Costs the norms and one transfer from each device. Of sharded parameters, the rows that this process holds count.
 
     Args:
         parameters: ``model.named_parameters()``, or a dict.
     """
     named = dict(parameters)
+    params = list(named.values())
     names = {id(p): name for name, p in named.items()}
-    rows = []
-    found = []
-    for p, _, max_norm, grad_norm in zip(
-        *_norms(list(named.values()), [clip_factor] * len(named), [eps] * len(named)), strict=True
-    ):
-        ratio = grad_norm / max_norm
-        if ratio.numel():  # a process may hold no row
-            found.append(names[id(p)])
-            rows.append(torch.stack([(ratio > 1).float().mean(), ratio.max() * clip_factor]).cpu())
-    return {name: ClipStats(*row.tolist()) for name, row in zip(found, rows, strict=True)}
+    found: dict[str, list[float]] = {}
+    for here in _by_device(params).values():
+        norms = _norms([params[i] for i in here], [clip_factor] * len(here), [eps] * len(here))
+        ratios = [(p, grad_norm / max_norm) for p, _, max_norm, grad_norm in zip(*norms, strict=True)]
+        ratios = [(p, ratio) for p, ratio in ratios if ratio.numel()]  # a process may hold no row
+        rows = [torch.stack([(ratio > 1).float().mean(), ratio.max() * clip_factor]) for _, ratio in ratios]
+        if rows:
+            found.update(zip((names[id(p)] for p, _ in ratios), torch.stack(rows).tolist(), strict=True))
+    return {name: ClipStats(*found[name]) for name in named if name in found}
 
 
 def _is_one_unit(x: Tensor) -> bool:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nfnet_timm.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
+from nfnet_timm.agc import adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
 from nfnet_timm.haiku import from_haiku
 
 CASES = np.load(golden.DATA / "agc_cases.npz")
@@ -175,3 +175,22 @@ def test_stats_say_what_clipping_does():
 
 def test_stats_pass_over_parameters_without_a_gradient():
     assert clip_stats({"a": torch.nn.Parameter(torch.ones(3))}) == {}
+
+
+def test_parameters_on_several_devices_are_clipped_each_on_its_own():
+    """The meta device stands in for a second one: whatever touched both at once would fail or hold no numbers."""
+    torch.manual_seed(0)
+    here = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
+    there = [torch.nn.Parameter(p.detach().to("meta")) for p in here]
+    expected = []
+    for p, other in zip(here, there, strict=True):
+        p.grad = 100 * torch.randn_like(p)
+        other.grad = torch.empty_like(other)
+        expected.append(clip(p.detach(), p.grad, 0.01))
+    mixed = [here[0], there[0], there[1], here[1]]
+    adaptive_clip_grad_(mixed, 0.01)
+    for p, grad in zip(here, expected, strict=True):
+        assert torch.allclose(p.grad, grad, rtol=1e-6)
+    clip_each_(mixed, [0.01] * 4, [1e-3] * 4, grad_scale=torch.tensor(2.0))
+    for p, grad in zip(here, expected, strict=True):
+        assert torch.allclose(p.grad, grad, rtol=1e-6)  # the norm allowed is now twice as large
