@@ -63,7 +63,6 @@ def main() -> None:
     forward.set_defaults(batch=[1, 8])
     train = commands.add_parser("train", help="training step, beside timm's and a floor of plain convolutions")
     train.set_defaults(batch=[2, 8])
-    train.add_argument("--fused", action="store_true", help="torch's fused SGD, in every network's step")
     for command in (forward, train):
         command.add_argument("--batch", type=int, nargs="+", help="images at a time (%(default)s)")
         command.add_argument("--pixels", type=int, default=192, help="height and width of the images (%(default)s)")
@@ -158,7 +157,6 @@ def networks(args: argparse.Namespace) -> dict[str, Any]:
     what = "Inference" if args.command == "inference" else "Training step with adaptive clipping and SGD"
     settings = f"{args.size}, {args.device}, {args.pixels} x {args.pixels} pixels, {args.dtype}, "
     settings += f"{'channels-last' if args.channels_last else 'contiguous'}, {'compiled' if args.compile else 'eager'}"
-    settings += ", fused SGD" if args.command == "train" and args.fused else ""
     record = {"benchmark": args.command, "what": f"{what} of {args.size.upper()}, ms per image"}
     return {**record, "machine": machine(args.device), "settings": settings, "rows": rows}
 

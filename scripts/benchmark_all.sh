@@ -10,7 +10,6 @@ measure coldstart
 measure agc
 measure inference
 measure train
-measure train --fused
 measure inference --channels-last
 measure inference --dtype bfloat16
 measure inference --compile --batch 1

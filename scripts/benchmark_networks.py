@@ -47,13 +47,7 @@ def training(args: argparse.Namespace) -> list[dict[str, Any]]:
     steps: dict[str, Callable[[Tensor, Tensor], None]] = {}
     for name, network in networks.items():
         opt = "agc-sgd" if name.startswith("nfnet_timm") else "sgd"
-        settings: dict[str, Any] = {
-            "lr": 1e-4,
-            "momentum": 0.9,
-            "weight_decay": 2e-5,
-            **({"fused": True} if args.fused else {}),
-        }
-        optimizer = create_optimizer_v2(network.to(args.device), opt, **settings)
+        optimizer = create_optimizer_v2(network.to(args.device), opt, lr=1e-4, momentum=0.9, weight_decay=2e-5)
         steps[name] = step_of(placed(network.train(), args), network, optimizer, name == "timm", args)
     return measured(steps, args)
 

@@ -68,11 +68,10 @@ def speed_table(records: list[dict[str, Any]]) -> str:
                 if row["network"] in ("timm", "floor"):
                     continue
                 variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")
-                fused = "fused SGD" if "fused" in record["settings"] else ""
                 size = record["settings"][:2].upper()
                 times = {name: statistics.median(peer["milliseconds"]) for name, peer in peers.items()}
                 columns = [
-                    ", ".join(filter(None, [f"{size}, {label}", row["case"], variant, fused])),
+                    ", ".join(filter(None, [f"{size}, {label}", row["case"], variant])),
                     f"{times[row['network']]:.0f}",
                     f"{times['timm']:.0f}",
                     f"{times['floor']:.0f}" if "floor" in times else "",
