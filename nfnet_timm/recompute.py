@@ -18,8 +18,8 @@ def recompute_acts(module: nn.Module) -> None:
     """Let ``module`` keep the input of each activation for the backward pass, and not its output too.
 
     Outputs and gradients stay the same to the bit: a convolution that asks for its input gets the activation of what
-    the activation has kept. Of any module with activations of ``ACTIVATIONS``; where ``recompute_acts`` of the module
-    is set to False, and under ``torch.compile``, which decides by itself, all is kept.
+    the activation has kept. Of any module with activations of ``ACTIVATIONS``. All is kept where ``recompute_acts`` of
+    the module is set to False, in ``torch.func``, and under ``torch.compile``, which decides by itself.
     """
     classes = {cls for cls, _, _ in ACTIVATIONS.values()} - set(_KEPT_BY_OUTPUT) | {Pad}
     for child in module.modules():
@@ -46,10 +46,16 @@ _hooks = saved_tensors_hooks(
 
 
 def _enter(module: Any, args: tuple[Tensor]) -> None:
-    if module.recompute_acts and not torch.compiler.is_compiling():
+    if _is_on(module):
         _hooks.__enter__()
 
 
 def _exit(module: Any, args: tuple[Tensor], output: Tensor) -> None:
-    if module.recompute_acts and not torch.compiler.is_compiling():
+    if _is_on(module):
         _hooks.__exit__()
+
+
+def _is_on(module: Any) -> bool:
+    # torch.func refuses saved tensor hooks.
+    other = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return module.recompute_acts and not other

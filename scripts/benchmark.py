@@ -162,28 +162,32 @@ def networks(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Return the table of ``record``: medians with ranges, and their ratios to timm's and the floor's."""
+    """Return the table of ``record``: medians with ranges, of times and of their ratios to timm's and the floor's."""
     rows = record["rows"]
-    columns = ["network", "ms", "timm's time over it"]
-    columns += ["its time over the floor's"] if any(row["network"] == "floor" for row in rows) else []
-    columns += ["peak memory, MiB"]
-    columns += ["kept by the forward, MiB"] if "kept_mib" in rows[0] else []
-    columns = ["batch", *columns] if rows[0]["case"] else columns
+    floor = any(row["network"] == "floor" for row in rows)
+    columns = ["batch"] if rows[0]["case"] else []
+    columns += ["network", "ms", "timm's time over it", *(["its time over the floor's"] if floor else [])]
+    columns += ["peak memory, MiB", *(["kept by the forward, MiB"] if "kept_mib" in rows[0] else [])]
     lines = [f"{record['what']} ({record['settings']}; {record['machine']})", ""]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        time_of = {r["network"]: statistics.median(r["milliseconds"]) for r in rows if r["case"] == row["case"]}
+        peers = {peer["network"]: peer for peer in rows if peer["case"] == row["case"]}
         cells = [row["case"].removeprefix("batch ")] if row["case"] else []
-        cells += [row["network"], spread(row["milliseconds"]), f"{time_of['timm'] / time_of[row['network']]:.2f}"]
-        cells += [f"{time_of[row['network']] / time_of['floor']:.2f}"] if "floor" in time_of else []
+        cells += [row["network"], spread(row["milliseconds"], ".1f"), spread(ratios(peers["timm"], row), ".2f")]
+        cells += [spread(ratios(row, peers["floor"]), ".2f")] if floor else []
         cells += [f"{row[key]:.0f}" for key in ("peak_mib", "kept_mib") if key in row]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def spread(values: list[float]) -> str:
+def ratios(row: dict[str, Any], other: dict[str, Any]) -> list[float]:
+    """Return the time of ``row`` over that of ``other`` for each repetition, in which one ran soon after the other."""
+    return [a / b for a, b in zip(row["milliseconds"], other["milliseconds"], strict=True)]
+
+
+def spread(values: list[float], fmt: str) -> str:
     """Return the median of ``values`` with their range."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    return f"{statistics.median(values):{fmt}} ({min(values):{fmt}} to {max(values):{fmt}})"
 
 
 def machine(device: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from benchmark import markdown
+from benchmark import markdown, ratios
 
 from nfnet_timm.card import render_card
 from nfnet_timm.facts import load_facts
@@ -75,7 +75,7 @@ def speed_table(records: list[dict[str, Any]]) -> str:
                     f"{times[row['network']]:.0f}",
                     f"{times['timm']:.0f}",
                     f"{times['floor']:.0f}" if "floor" in times else "",
-                    f"{times['timm'] / times[row['network']]:.2f}",
+                    f"{statistics.median(ratios(peers['timm'], row)):.2f}",
                     *(
                         f"{peers[name].get('kept_mib', peers[name]['peak_mib']):.0f}"
                         for name in (row["network"], "timm")

@@ -107,7 +107,7 @@ def test_an_error_inside_leaves_no_hook_behind():
     assert torch.equal(x.grad, 2 * x)
 
 
-def test_it_goes_with_copies_features_compile_autocast_and_inference():
+def test_it_goes_with_copies_features_compile_autocast_func_and_inference():
     plain, again = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
     x = torch.randn(2, 3, 32, 32)
     for expected, actual in zip(gradients(plain, x), gradients(copy.deepcopy(again), x), strict=True):
@@ -122,5 +122,9 @@ def test_it_goes_with_copies_features_compile_autocast_and_inference():
     with torch.autocast("cpu", torch.bfloat16):
         for expected, actual in zip(gradients(plain, x), gradients(again, x), strict=True):
             assert torch.equal(expected, actual)
+    parameters = dict(again.named_parameters())
+    grads = torch.func.grad(lambda p: torch.func.functional_call(again, p, (x,)).square().mean())(parameters)
+    for expected, actual in zip(gradients(plain, x)[1:], grads.values(), strict=True):
+        assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-6 * float(expected.abs().max() + 1))
     features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, depths=(1, 1, 1, 1))
     sum(f.mean() for f in features(x)).backward()
