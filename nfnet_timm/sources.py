@@ -129,6 +129,7 @@ def _from_training(path: Path) -> Source:
     ema = checkpoint.get("state_dict_ema")
     state_dict: Any = clean_state_dict(ema if ema is not None else checkpoint["state_dict"])
     arguments = dict(args.get("model_kwargs") or {})
+    arguments.pop("recompute_acts", None)  # how it was trained, not what it is
     if args.get("in_chans"):
         arguments["in_chans"] = args["in_chans"]
     num_classes = len(state_dict["head.fc.bias"])

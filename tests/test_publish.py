@@ -53,7 +53,11 @@ def training(tiny, tmp_path):
     for name in ("cat", "dog 2", "dog 10", *"abcdefg"):
         (tmp_path / "data" / "train" / name).mkdir(parents=True)
     args = argparse.Namespace(
-        **{"model": "nfnet_f0", "model_kwargs": dict(golden.TINY), "data_dir": str(tmp_path / "data")},
+        **{
+            "model": "nfnet_f0",
+            "model_kwargs": {**golden.TINY, "recompute_acts": True},
+            "data_dir": str(tmp_path / "data"),
+        },
         **{"train_split": "train", "val_split": "validation", "input_size": [3, 48, 48], "img_size": None},
         **{"mean": [0.5, 0.5, 0.5], "std": None, "crop_pct": 1.0, "interpolation": "bilinear", "in_chans": None},
         **{"opt": "agc-sgd", "lr": 0.1, "epochs": 3, "pretrained": True, "eval_metric": "top1", "model_ema": True},
@@ -174,6 +178,7 @@ def test_of_a_training_checkpoint_average_classes_and_preprocessing_are_kept(pub
     saved = json.loads((tmp_path / "tiny" / "config.json").read_text())
     assert saved["label_names"] == ["a", "b", "c", "cat", "d", "dog 2", "dog 10", "e", "f", "g"]
     assert saved["pretrained_cfg"]["license"] == "mit"
+    assert "recompute_acts" not in saved["model_args"]
     card = (tmp_path / "tiny" / "README.md").read_text()
     for text in ("base_model: timm/dm_nfnet_f0.dm_in1k", "value: 87.5", "measured in training", "| `opt` | agc-sgd |"):
         assert text in card

@@ -51,7 +51,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def train(digits, tmp_path):
-    def run(*arguments: str, name: str = "run", processes: int = 1, batch: int = 32):
+    def run(*arguments: str, name: str = "run", processes: int = 1, batch: int = 32, model_kwargs: tuple = ()):
         launcher = [SCRIPT]
         if processes > 1:
             (tmp_path / "ddp_on_cpu.py").write_text(DDP_ON_CPU)
@@ -59,7 +59,18 @@ def train(digits, tmp_path):
             launcher += [str(tmp_path / "ddp_on_cpu.py"), SCRIPT]
         command = [sys.executable, *launcher, "--data-dir", digits, "--device", "cpu", "--workers", "1"]
         command += ["--model", "nfnet_f0", "--model-kwargs", "depths=(1,1,1,1)", "channels=(32,64,96,96)"]
-        command += ["group_size=8", "--num-classes", "10", "--input-size", "3", "32", "32", "--sched", "cosine"]
+        command += [
+            "group_size=8",
+            *model_kwargs,
+            "--num-classes",
+            "10",
+            "--input-size",
+            "3",
+            "32",
+            "32",
+            "--sched",
+            "cosine",
+        ]
         command += ["--warmup-epochs", "0", "--lr", "0.1", "--batch-size", str(batch), "--checkpoint-hist", "10"]
         command += ["--output", tmp_path, "--experiment", name, *arguments]
         result = subprocess.run(
@@ -110,7 +121,7 @@ def test_learns_the_digits(train):
 
 
 def test_what_it_saves_can_be_published(train, tmp_path, capsys):
-    _, folder = train(*AGC_SGD, "--model-ema", "--epochs", "1")
+    _, folder = train(*AGC_SGD, "--model-ema", "--epochs", "1", model_kwargs=("recompute_acts=True",))
     arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run"]
     assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0
     assert "weights: the moving average (EMA)" in capsys.readouterr().out
@@ -120,6 +131,7 @@ def test_what_it_saves_can_be_published(train, tmp_path, capsys):
     config = json.loads((tmp_path / "digits" / "config.json").read_text())
     assert config["label_names"] == [str(digit) for digit in range(10)]
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    assert "recompute_acts" not in config["model_args"]
 
 
 def test_both_routes_at_once_warn(train):
