@@ -3,13 +3,18 @@
 Importing this package registers its models and optimizers with timm; after installation that happens without an import
 (``autoload``). The modules, in reading order:
 
-    layers              the parts: weight standardization, activation gammas, squeeze-excite
+    standardize, gelu   weight standardization and the tanh GELU, fast
+    layers              the parts: convolution, activation gammas, squeeze-excite
     variants            every network as plain numbers
     block               the residual block and the stems
     nfnet               the network, under timm's contract; registration
+    recompute           less memory in training
     pretrained          from a checkpoint to a model
     haiku_file, haiku   reading the authors' checkpoints without running them; their names and ours
     agc, optim          adaptive gradient clipping; optimizers that clip, in timm's registry
+    facts, sources      the published numbers; what a repo on the Hub is made from
+    folder, card        a repo's folder, and its model card
+    publish, hub        onto the Hub and back, compared
     recipes/            the published hyper-parameters for timm's train.py
     signal_propagation  measuring the variance through a network
     autoload            how timm finds this package
