@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     coldstart = commands.add_parser("coldstart", help="from create_model(pretrained=True) to a model, cached file")
-    coldstart.add_argument("--repeat", type=int, default=5, help="fresh processes of each (%(default)s)")
+    coldstart.add_argument("--repeat", type=positive, default=5, help="fresh processes of each (%(default)s)")
     coldstart.set_defaults(run=cold_start)
     agc = commands.add_parser("agc", help="adaptive gradient clipping of all of a network's parameters")
     agc.set_defaults(run=clipping)
@@ -64,26 +64,46 @@ def main() -> None:
     train = commands.add_parser("train", help="training step, beside timm's and a floor of plain convolutions")
     train.set_defaults(batch=[2, 8])
     for command in (forward, train):
-        command.add_argument("--batch", type=int, nargs="+", help="images at a time (%(default)s)")
-        command.add_argument("--pixels", type=int, default=192, help="height and width of the images (%(default)s)")
+        command.add_argument("--batch", type=positive, nargs="+", help="images at a time (%(default)s)")
+        command.add_argument(
+            "--pixels", type=positive, default=192, help="height and width of the images (%(default)s)"
+        )
         command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
         command.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
         command.add_argument("--compile", action="store_true", help="torch.compile every network")
         command.set_defaults(run=networks)
     for command in (agc, forward, train):
         command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
-        command.add_argument("--repeat", type=int, default=15, help="repetitions of each (%(default)s)")
+        command.add_argument("--repeat", type=positive, default=15, help="repetitions of each (%(default)s)")
     for command in (coldstart, agc, forward, train):
         command.add_argument("--size", default="f0", choices=[f"f{i}" for i in range(7)], help="(%(default)s)")
         command.add_argument("--json", type=Path, help="file to add the figures to")
-    coldstart.set_defaults(size="f3")
+    coldstart.set_defaults(size="f3", device="cpu")
     args = parser.parse_args()
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
+    if args.device == "cuda" and not has_cuda():
+        parser.error("--device cuda: torch finds no GPU here; leave it out to measure on the CPU")
     record = args.run(args)
     print(markdown(record))
     if args.json:
         records = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
         records = [r for r in records if identity(r) != identity(record)]
         args.json.write_text(json.dumps([*records, record], indent=1) + "\n", encoding="utf-8")
+
+
+def positive(text: str) -> int:
+    """Return the number that ``text`` is, of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def has_cuda() -> bool:
+    """Tell whether torch has a GPU to run on."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def identity(record: dict[str, Any]) -> list[Any]:
@@ -203,4 +223,7 @@ def machine(device: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was added to a file")

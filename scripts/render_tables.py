@@ -58,30 +58,23 @@ def speed_table(records: list[dict[str, Any]]) -> str:
         "| | this package, ms | timm, ms | floor, ms | timm's time over ours | memory, MiB | timm's memory, MiB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for benchmark, label in BENCHMARKS.items():
-        for record in (r for r in records if r["benchmark"] == benchmark):
-            others = ("bfloat16", "channels-last", "compiled")
-            if any(word in record["settings"] for word in others):
+    others = ("bfloat16", "channels-last", "compiled")
+    chosen = [r for r in records if not any(word in r["settings"] for word in others)]
+    for record in sorted(chosen, key=lambda r: list(BENCHMARKS).index(r["benchmark"])):
+        size = record["settings"][:2].upper()
+        for row in record["rows"]:
+            if row["network"] in ("timm", "floor"):
                 continue
-            for row in record["rows"]:
-                peers = {r["network"]: r for r in record["rows"] if r["case"] == row["case"]}
-                if row["network"] in ("timm", "floor"):
-                    continue
-                variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")
-                size = record["settings"][:2].upper()
-                times = {name: statistics.median(peer["milliseconds"]) for name, peer in peers.items()}
-                columns = [
-                    ", ".join(filter(None, [f"{size}, {label}", row["case"], variant])),
-                    f"{times[row['network']]:.0f}",
-                    f"{times['timm']:.0f}",
-                    f"{times['floor']:.0f}" if "floor" in times else "",
-                    f"{statistics.median(ratios(peers['timm'], row)):.2f}",
-                    *(
-                        f"{peers[name].get('kept_mib', peers[name]['peak_mib']):.0f}"
-                        for name in (row["network"], "timm")
-                    ),
-                ]
-                lines.append(f"| {' | '.join(columns)} |")
+            peers = {peer["network"]: peer for peer in record["rows"] if peer["case"] == row["case"]}
+            variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")
+            name = ", ".join(filter(None, [f"{size}, {BENCHMARKS[record['benchmark']]}", row["case"], variant]))
+            times = [
+                f"{statistics.median(peer['milliseconds']):.0f}" if peer else ""
+                for peer in (row, peers["timm"], peers.get("floor"))
+            ]
+            ratio = f"{statistics.median(ratios(peers['timm'], row)):.2f}"
+            memory = [f"{peer.get('kept_mib', peer['peak_mib']):.0f}" for peer in (row, peers["timm"])]
+            lines.append(f"| {' | '.join([name, *times, ratio, *memory])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -73,6 +73,23 @@ def test_the_floor_computes_what_timms_network_does():
         assert (ours(x) - expected).norm() < 0.1 * expected.norm()  # and its erf
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "--batch", "0"), "argument --batch: '0': expected a whole number of at least 1"),
+        (("agc", "--repeat", "x"), "argument --repeat: 'x': expected"),
+        (("agc", "--json", "nowhere/out.json"), "there is no folder nowhere; make it first"),
+        (("agc", "--device", "cuda"), "torch finds no GPU here"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_measured(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *arguments)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "networks"),
