@@ -69,6 +69,7 @@ class ScaledAct(nn.Module):
 
 def same_padding(size: int, reach: int, stride: int) -> int:
     """Return how many zeros SAME padding adds to ``size`` pixels, for a kernel that reaches over ``reach`` of them."""
+    # timm's get_same_padding, which cannot be imported here: see WSConv2d.fuse.
     return max((-(-size // stride) - 1) * stride + reach - size, 0)
 
 
