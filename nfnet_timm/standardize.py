@@ -52,24 +52,23 @@ class _Standardize(torch.autograd.Function):
         out, mean, rstd = torch.native_group_norm(
             weight.reshape(1, chs, fan_in), gain * fan_in**-0.5, None, 1, chs, fan_in, chs, tiny
         )
-        out, mean, rstd = out.view(chs, fan_in), mean.view(-1), rstd.view(-1)
-        held = rstd.square() * eps > fan_in
-        if _is_any(held):
-            linear = (weight.flatten(1) - mean.unsqueeze(1)) * (gain * eps**-0.5).unsqueeze(1)
-            out = torch.where(held.unsqueeze(1), linear, out)
-        return out.view_as(weight), mean, rstd, held
+        held = _held(rstd, (fan_in / eps) ** 0.5)
+        if held is not None:
+            linear = (weight.flatten(1) - mean.mT) * (gain * eps**-0.5).unsqueeze(1)
+            out = torch.where(held.mT, linear, out.view(chs, fan_in))
+        return out.view(weight.shape), mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         weight, gain, ctx.eps = inputs
-        _, mean, rstd, held = output
-        ctx.mark_non_differentiable(mean, rstd, held)
-        ctx.save_for_backward(weight, gain, mean, rstd, held)
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(weight, gain, mean, rstd)
         ctx.save_for_forward(weight, gain)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor, Tensor, None]:
-        weight, gain, mean, rstd, held = ctx.saved_tensors
+        weight, gain, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # derivatives of this are wanted, which the kernel below lacks
             pull_back = torch.func.vjp(partial(formula, eps=ctx.eps), weight, gain)[1]
             return (*pull_back(grad), None)
@@ -77,8 +76,8 @@ class _Standardize(torch.autograd.Function):
         grad_weight, along, _ = torch.ops.aten.native_group_norm_backward(
             grad.reshape(1, chs, fan_in),
             weight.reshape(1, chs, fan_in),
-            mean.view(1, chs),
-            rstd.view(1, chs),
+            mean,
+            rstd,
             gain * fan_in**-0.5,
             1,
             chs,
@@ -86,16 +85,17 @@ class _Standardize(torch.autograd.Function):
             chs,
             [True, True, False],
         )
-        grad_weight, grad_gain = grad_weight.view(chs, fan_in), along * fan_in**-0.5
-        if _is_any(held):
-            grad, centred = grad.flatten(1), weight.flatten(1) - mean.unsqueeze(1)
+        grad_gain = along * fan_in**-0.5
+        held = _held(rstd, (fan_in / ctx.eps) ** 0.5)
+        if held is not None:
+            grad, centred = grad.reshape(chs, fan_in), weight.flatten(1) - mean.mT
             linear = (grad - grad.mean(1, keepdim=True)) * (gain * ctx.eps**-0.5).unsqueeze(1)
-            grad_weight = torch.where(held.unsqueeze(1), linear, grad_weight)
-            grad_gain = torch.where(held, (grad * centred).sum(1) * ctx.eps**-0.5, grad_gain)
-        return grad_weight.view_as(weight), grad_gain, None
+            grad_weight = torch.where(held.mT, linear, grad_weight.view(chs, fan_in))
+            grad_gain = torch.where(held[0], (grad * centred).sum(1) * ctx.eps**-0.5, grad_gain)
+        return grad_weight.view(weight.shape), grad_gain, None
 
     @staticmethod
-    def jvp(ctx: Any, weight_t: Tensor, gain_t: Tensor, _: None) -> tuple[Tensor, None, None, None]:
+    def jvp(ctx: Any, weight_t: Tensor, gain_t: Tensor, _: None) -> tuple[Tensor, None, None]:
         weight, gain = ctx.saved_tensors
         rows, rows_t = weight.flatten(1), weight_t.flatten(1)
         centred, centred_t = rows - rows.mean(1, keepdim=True), rows_t - rows_t.mean(1, keepdim=True)
@@ -103,7 +103,7 @@ class _Standardize(torch.autograd.Function):
         scale = torch.rsqrt(var_fan_in.clamp(min=ctx.eps))
         along = torch.where(var_fan_in < ctx.eps, 0.0, scale.square() * (centred * centred_t).sum(1))
         tangent = (gain_t - gain * along).unsqueeze(1) * centred + gain.unsqueeze(1) * centred_t
-        return (tangent * scale.unsqueeze(1)).view_as(weight), None, None, None
+        return (tangent * scale.unsqueeze(1)).view_as(weight), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], weight: Tensor, gain: Tensor, eps: float) -> tuple[Any, Any]:
@@ -113,9 +113,13 @@ class _Standardize(torch.autograd.Function):
 
         weight, gain = batched(weight, in_dims[0]), batched(gain, in_dims[1])
         outputs = _Standardize.apply(weight.flatten(0, 1), gain.flatten(), eps)
-        return tuple(x.unflatten(0, weight.shape[:2]) for x in outputs), (0, 0, 0, 0)
+        out, *moments = outputs
+        moments = [x.view(info.batch_size, 1, -1) for x in moments]
+        return (out.unflatten(0, weight.shape[:2]), *moments), (0, 0, 0)
 
 
-def _is_any(held: Tensor) -> bool:
-    """Tell whether any row may be held by ``max``. To know, a GPU would have to be waited for."""
-    return held.device.type != "cpu" or bool(held.any())
+def _held(rstd: Tensor, limit: float) -> Tensor | None:
+    """Return (1, O), which rows ``max`` holds, or None if none is. To know that, a GPU would have to be waited for."""
+    if rstd.device.type == "cpu" and not float(rstd.max()) > limit:
+        return None
+    return rstd > limit

@@ -60,6 +60,18 @@ def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_diffe
     assert torch.autograd.gradgradcheck(standardize, (weight, gain), eps=1e-7, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no rule for its own kernel
+def test_several_gradients_at_once_are_those_of_the_formula():
+    weight, gain = arrays(shape=(6, 4))
+    upstream = torch.randn(5, 6, 4)
+    results = [
+        torch.autograd.grad(out, (weight, gain), upstream, is_grads_batched=True)
+        for out in (standardize(weight, gain), formula(weight, gain, EPS))
+    ]
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_hessians_are_those_of_the_formula():
     weight, gain = arrays(torch.float64, (3, 4))
