@@ -94,25 +94,29 @@ def _by_device(parameters: list[Tensor]) -> dict[torch.device, list[int]]:
 def _clip_on_device_(
     parameters: list[Tensor], clip_factors: list[float], eps: list[float], grad_scale: Tensor | None
 ) -> None:
-    if all(p.device.type == "cpu" and not hasattr(p, "placements") for p in parameters):
-        # No launches to save here, and one after the other: a gradient is still in the cache when it is scaled.
-        chosen = [i for i, p in enumerate(parameters) if p.grad is not None]
-        pairs = [_local(parameters[i])[:2] for i in chosen]  # a sparse gradient raises before any is clipped
-        for i, (weight, grad) in zip(chosen, pairs, strict=True):
-            one_unit = _is_one_unit(weight)
-            scale = _norm(weight, one_unit).clamp_(min=eps[i]).mul_(clip_factors[i])
-            if grad_scale is not None:
-                scale.mul_(grad_scale)
-            grad.mul_(scale.div_(_norm(grad, one_unit)).clamp_(max=1.0))
-        return
-    _, grads, scales, grad_norms = _norms(parameters, clip_factors, eps)
-    if not grads:
-        return
-    if grad_scale is not None:
-        torch._foreach_mul_(scales, grad_scale)
-    torch._foreach_div_(scales, grad_norms)
-    torch._foreach_clamp_max_(scales, 1.0)
-    torch._foreach_mul_(grads, scales)
+    alone = {i for i, p in enumerate(parameters) if _is_plain_cpu_kernel(p)}
+    rest = [i for i in range(len(parameters)) if i not in alone]
+    _, grads, scales, grad_norms = _norms(
+        [parameters[i] for i in rest], [clip_factors[i] for i in rest], [eps[i] for i in rest]
+    )
+    if grads:
+        if grad_scale is not None:
+            torch._foreach_mul_(scales, grad_scale)
+        torch._foreach_div_(scales, grad_norms)
+        torch._foreach_clamp_max_(scales, 1.0)
+        torch._foreach_mul_(grads, scales)
+    # No launches are to be saved here, and a gradient that is scaled at once is still in the cache.
+    for i in alone:
+        weight, grad = parameters[i], parameters[i].grad
+        scale = _norm(weight, False).clamp_(min=eps[i]).mul_(clip_factors[i])
+        if grad_scale is not None:
+            scale.mul_(grad_scale)
+        grad.mul_(scale.div_(_norm(grad, False)).clamp_(max=1.0))  # type: ignore[arg-type,union-attr]
+
+
+def _is_plain_cpu_kernel(p: Tensor) -> bool:
+    on_cpu = p.device.type == "cpu" and not hasattr(p, "placements")
+    return on_cpu and p.grad is not None and not p.grad.is_sparse and not _is_one_unit(p)
 
 
 @dataclass(frozen=True)

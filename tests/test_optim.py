@@ -17,7 +17,7 @@ from timm.utils import dispatch_clip_grad
 
 from nfnet_timm.agc import adaptive_clip_grad_, unitwise_norm
 from nfnet_timm.haiku import from_haiku, to_haiku
-from nfnet_timm.optim import agc_param_groups, attach_agc, create_optimizer
+from nfnet_timm.optim import _split, agc_param_groups, attach_agc, create_optimizer
 
 AGC_NAMES = list_optimizers("agc-*")
 
@@ -200,7 +200,8 @@ def test_a_copy_clips_as_the_original_does(tiny, opt, copied):
     optimizer = create_optimizer(model, opt, lr=1e-3, clip_factor=0.02)
     model, optimizer = copied((model, optimizer))
     optimizer.load_state_dict(optimizer.state_dict())
-    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    hooks = [hook.__name__ for hook in optimizer._optimizer_step_pre_hooks.values()]
+    assert hooks == ["_clip_before_step", "_fuse_step"]
     assert optimizer.defaults["clip_factor"] == 0.02
     backward(model, scale=1e6)
     expected = 0.02 * unitwise_norm(model.final_conv.weight).clamp_min(1e-3)
@@ -254,6 +255,43 @@ def test_every_implementation_of_an_optimizer_takes_the_same_step(tiny, kwargs):
         optimizer.step()
         results.append([p.detach() for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["agc-sgd", "agc-adamw", "agc-adagrad"])
+def test_a_step_on_a_cpu_is_fused_unless_another_is_asked_for(tiny, name):
+    model = tiny()
+    backward(model)
+    choices = ({}, True), ({"foreach": True}, None), ({"foreach": False}, None), ({"fused": False}, False)
+    for kwargs, expected in choices:
+        optimizer = get_optimizer_class(name, bind_defaults=False)(model.parameters(), lr=0.1, **kwargs)
+        assert all(group["fused"] is not True for group in optimizer.param_groups)
+        optimizer.step()
+        assert {group["fused"] for group in optimizer.param_groups} == {expected}
+
+
+@pytest.mark.parametrize("name", ["agc-sgd", "agc-adamw", "agc-adagrad"])
+def test_steps_are_right_where_gradients_and_buffers_lie_in_another_order_than_the_parameters(tiny, name):
+    """torch's fused step takes memory as it lies: no error, another result."""
+    results = []
+    for kwargs in ({"fused": False}, {}):
+        torch.manual_seed(0)
+        conv = torch.nn.Conv2d(8, 8, 3)
+        optimizer = create_optimizer_v2(conv, name, lr=0.01, **kwargs)
+        for step in range(3):
+            conv.weight.grad, conv.bias.grad = torch.randn(8, 8, 3, 3), torch.randn(8)
+            optimizer.step()
+            if step == 0:
+                conv.to(memory_format=torch.channels_last)  # the buffers stay as they are
+        results.append(conv.weight.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_the_classifier_is_left_alone_in_a_list_of_named_parameters(tiny):
+    model = tiny()
+    members = list(model.named_parameters())
+    groups = _split(members)
+    assert [[name for name, _ in group["params"]] for group in groups[1:]] == [["head.fc.weight"]]
+    assert len(groups[0]["params"]) == len(members) - 1
 
 
 @pytest.mark.parametrize("unscale", [False, True])
