@@ -3,9 +3,12 @@
 import golden
 import numpy as np
 import pytest
+import timm
 import torch
+from timm.utils.agc import adaptive_clip_grad as timms_clip
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nfnet_timm.agc import adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
+from nfnet_timm.agc import _clip_together_, adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
 from nfnet_timm.haiku import from_haiku
 
 CASES = np.load(golden.DATA / "agc_cases.npz")
@@ -194,3 +197,54 @@ def test_parameters_on_several_devices_are_clipped_each_on_its_own():
     clip_each_(mixed, [0.01] * 4, [1e-3] * 4, grad_scale=torch.tensor(2.0))
     for p, grad in zip(here, expected, strict=True):
         assert torch.allclose(p.grad, grad, rtol=1e-6)  # the norm allowed is now twice as large
+
+
+def test_parameters_clipped_as_one_matrix_are_clipped_as_each_by_itself():
+    """As off the CPU: kernels, a matrix and a vector of units of one length, in either order of memory."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4, 3, 3), (5, 36), (36,), (7, 36, 1, 1))]
+    params[0].data = params[0].data.contiguous(memory_format=torch.channels_last)
+    expected = []
+    for i, p in enumerate(params):
+        p.grad = torch.randn_like(p).mul_(10.0 ** (i - 2))  # some units are clipped
+        expected.append(clip(p.detach(), p.grad, 0.5))
+    assert not torch.equal(params[2].grad, expected[2])
+    _clip_together_(params, 0.5, 1e-3, None)
+    for p, grad in zip(params, expected, strict=True):
+        assert torch.allclose(p.grad, grad, rtol=1e-6)
+
+
+def test_tensors_that_are_not_dense_are_clipped_in_their_place():
+    torch.manual_seed(0)
+    kernel, vector = torch.randn(3, 8, 5).mT, torch.randn(9)[::2]
+    for x in (kernel, vector):
+        p = torch.nn.Parameter(x)
+        grad = p.grad = torch.empty_strided(x.shape, tuple(2 * s for s in x.stride())).copy_(100 * torch.randn(x.shape))
+        expected = clip(x.contiguous(), grad.contiguous(), 0.01)
+        adaptive_clip_grad_(p, 0.01)
+        assert p.grad is grad
+        assert torch.allclose(grad, expected, rtol=1e-6)
+
+
+class _CountKernels(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and func is not torch.ops.aten.promote_types.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_device_gets_a_tenth_of_timms_operations(memory_format):
+    """On F0's parameters, of the meta device, which stands in for a GPU: each operation is a launch there."""
+    counts = []
+    for function in (adaptive_clip_grad_, timms_clip):
+        params = list(timm.create_model("nfnet_f0").to("meta", memory_format=memory_format).parameters())
+        for p in params:
+            p.grad = torch.empty_like(p)
+        with _CountKernels() as kernels:
+            function(params, 0.01)
+        counts.append(kernels.count)
+    assert 0 < 10 * counts[0] < counts[1], counts
