@@ -145,7 +145,7 @@ def clipping(args: argparse.Namespace) -> dict[str, Any]:
         grad = torch.randn_like(p)
         target = unitwise_norm(p).clamp(min=1e-3) * 0.01 * torch.exp2(4 * torch.rand_like(unitwise_norm(p)) - 2)
         grads.append(grad / unitwise_norm(grad) * target)
-    functions = {"nfnet_timm": adaptive_clip_grad_, "timm": adaptive_clip_grad, "floor": read_and_scale}
+    functions: dict[str, Any] = {"nfnet_timm": adaptive_clip_grad_, "timm": adaptive_clip_grad, "floor": read_and_scale}
     times: dict[str, list[float]] = {name: [] for name in functions}
     results: dict[str, list[torch.Tensor]] = {}
     peaks: dict[str, dict[str, float]] = {}
