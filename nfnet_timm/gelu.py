@@ -23,36 +23,28 @@ class GELUTanh(nn.Module):
     """``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` to the rounding of its dtype, of any shape.
 
     Differs from torch: on a CPU it takes half of the time of ``F.gelu(x, approximate="tanh")``, which it is on other
-    devices, and in what is exported, scripted or traced.
+    devices, in what is exported, scripted or traced, and in ``torch.func``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate ``x``."""
         if not torch.jit.is_scripting():
-            fast = x.device.type == "cpu" and x.dtype != torch.float64 and not torch.jit.is_tracing()
-            if fast and not torch.compiler.is_compiling():
-                return _GELUTanh.apply(x) if torch.is_grad_enabled() else _GELUTanh.forward(x)
-            if fast and not _is_exporting():
-                y = x.float()
-                return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
+            fast = x.is_cpu and x.dtype != torch.float64 and not torch.jit.is_tracing()
+            if fast and torch.compiler.is_compiling():
+                if not _is_exporting():
+                    y = x.float()
+                    return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
+            elif fast and not torch._C._are_functorch_transforms_active():
+                return _GELUTanh.apply(x) if torch.is_grad_enabled() else by_sigmoid(x)
         return F.gelu(x, approximate="tanh")
 
 
 class _GELUTanh(torch.autograd.Function):
-    """``x * sigmoid(2 * z)`` is ``0.5 * x * (1 + tanh(z))``, and torch's sigmoid is six times as fast as its tanh."""
-
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        y = x.float()
-        z = torch.addcmul(y.new_tensor(SLOPE), y, y, value=CUBIC * SLOPE)
-        return z.mul_(y).sigmoid_().mul_(y).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return by_sigmoid(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -61,3 +53,10 @@ class _GELUTanh(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         return torch.ops.aten.gelu_backward(tangent, *ctx.saved_tensors, approximate="tanh")
+
+
+def by_sigmoid(x: Tensor) -> Tensor:
+    """Return ``x * sigmoid(2 * z)``, which is ``0.5 * x * (1 + tanh(z))``: torch's sigmoid takes 1/6 of its tanh."""
+    y = x.float()
+    z = torch.addcmul(y.new_tensor(SLOPE), y, y, value=CUBIC * SLOPE)
+    return z.mul_(y).sigmoid_().mul_(y).to(x.dtype)

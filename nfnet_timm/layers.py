@@ -137,11 +137,11 @@ class WSConv2d(nn.Conv2d):
 
     def standardized_weight(self) -> Tensor:
         """Return ``W_hat`` in the shape and dtype of ``weight``."""
-        weight, gain = self.weight.float(), self.gain.float() * self.scale
+        weight, gain = self.weight.float(), self.gain.float()
         if weight.is_contiguous():
-            weight = standardize(weight, gain, self.eps)
+            weight = standardize(weight, gain, self.scale, self.eps)
         else:  # channels-last: a row in the order of memory, so that nothing is copied
-            weight = standardize(weight.permute(0, 2, 3, 1), gain, self.eps).permute(0, 3, 1, 2)
+            weight = standardize(weight.permute(0, 2, 3, 1), gain, self.scale, self.eps).permute(0, 3, 1, 2)
         return weight.to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

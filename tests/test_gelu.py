@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from nfnet_timm.gelu import GELUTanh
 
@@ -41,6 +42,17 @@ def test_gradients_of_every_kind_are_torchs():
     (first,) = torch.autograd.grad(exact(x).square().sum(), x, create_graph=True)
     assert torch.allclose(second, torch.autograd.grad(first.sum(), x)[0], atol=1e-5)
     assert torch.allclose(torch.vmap(act)(x), exact(x), atol=1e-6)
+
+
+def test_tangents_and_several_gradients_at_once_are_torchs():
+    torch.manual_seed(0)
+    x, tangent = torch.randn(5, requires_grad=True), torch.randn(5)
+    results = []
+    for f in (act, exact):
+        with forward_ad.dual_level():
+            results.append(forward_ad.unpack_dual(f(forward_ad.make_dual(x, tangent))).tangent)
+        results.extend(torch.autograd.grad(f(x), x, torch.eye(5), is_grads_batched=True))
+    torch.testing.assert_close(results[:2], results[2:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

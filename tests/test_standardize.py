@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from nfnet_timm.layers import WSConv2d
@@ -13,13 +14,14 @@ from nfnet_timm.standardize import formula, standardize
 EPS = 1e-4
 
 
-def arrays(dtype=torch.float32, shape=(12, 8, 3, 3)):
-    """Weights with rows that ``max`` holds (0, 5, 10), one of these without variance (1), and one far off zero (3)."""
+def arrays(dtype=torch.float32, shape=(12, 8, 3, 3), held=True):
+    """Weights, one row far off zero (3); if ``held``, some rows that ``max`` holds (0, 5, 10) and one constant (1)."""
     torch.manual_seed(0)
     weight = torch.randn(shape, dtype=dtype)
-    weight[::5] *= 1e-4
-    weight[1:2] = 3.25
     weight[3:4] += 10
+    if held:
+        weight[::5] *= 1e-4
+        weight[1:2] = 3.25
     return weight.requires_grad_(), torch.rand(shape[0], dtype=dtype).add(0.5).requires_grad_()
 
 
@@ -29,17 +31,26 @@ def close(actual, expected, tolerance):
     return bool((error <= tolerance * expected.flatten(1).norm(dim=1).clamp(min=1e-3)).all())
 
 
-@pytest.mark.parametrize("shape", [(12, 8, 3, 3), (12, 1, 1, 1), (12, 700, 1, 1), (12, 5)])
-def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape):
-    weight, gain = arrays(shape=shape)
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("shape", [(12, 8, 3, 3), (12, 700, 1, 1), (12, 5)])
+def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape, held, monkeypatch):
+    weight, gain = arrays(shape=shape, held=held)
     exact_weight, exact_gain = (x.detach().double().requires_grad_() for x in (weight, gain))
-    actual, expected = standardize(weight, gain), formula(exact_weight, exact_gain, EPS)
+    expected = formula(exact_weight, exact_gain, 1.7, EPS)
+    if not held:  # the fused pass is enough
+        monkeypatch.delattr("nfnet_timm.standardize.formula")
+    actual = standardize(weight, gain, 1.7)
     assert close(actual, expected, 2e-6)
     upstream = torch.randn(shape)
     actual.backward(upstream)
     expected.backward(upstream.double())
     assert close(weight.grad, exact_weight.grad, 2e-6)
     assert torch.allclose(gain.grad.double(), exact_gain.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_a_single_number_in_a_row_gives_zero():
+    weight, gain = arrays(shape=(4, 1, 1, 1))
+    assert torch.equal(standardize(weight, gain), torch.zeros(4, 1, 1, 1))
 
 
 def test_rows_without_variance_give_zero_and_a_gradient():
@@ -51,22 +62,25 @@ def test_rows_without_variance_give_zero_and_a_gradient():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch's own use of it
-def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_differences():
+@pytest.mark.parametrize("held", [False, True])
+def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_differences(held):
     torch.manual_seed(0)
     weight, gain = torch.randn(4, 6, dtype=torch.float64), torch.rand(4, dtype=torch.float64).requires_grad_()
-    weight[0] *= 1e-3  # held
+    if held:
+        weight[0] *= 1e-3
     weight.requires_grad_()
     assert torch.autograd.gradcheck(standardize, (weight, gain), eps=1e-7, atol=1e-4, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(standardize, (weight, gain), eps=1e-7, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no rule for its own kernel
-def test_several_gradients_at_once_are_those_of_the_formula():
-    weight, gain = arrays(shape=(6, 4))
+@pytest.mark.parametrize("held", [False, True])
+def test_several_gradients_at_once_are_those_of_the_formula(held):
+    weight, gain = arrays(shape=(6, 4), held=held)
     upstream = torch.randn(5, 6, 4)
     results = [
         torch.autograd.grad(out, (weight, gain), upstream, is_grads_batched=True)
-        for out in (standardize(weight, gain), formula(weight, gain, EPS))
+        for out in (standardize(weight, gain), formula(weight, gain, 1.0, EPS))
     ]
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
@@ -79,7 +93,7 @@ def test_hessians_are_those_of_the_formula():
     def hessian(f):
         return torch.func.hessian(lambda w: (f(w) ** 3).sum())(weight.detach())
 
-    assert torch.allclose(hessian(lambda w: standardize(w, gain)), hessian(lambda w: formula(w, gain, EPS)))
+    assert torch.allclose(hessian(lambda w: standardize(w, gain)), hessian(lambda w: formula(w, gain, 1.0, EPS)))
 
 
 def test_per_sample_gradients_are_those_of_one_sample_at_a_time(tiny):
@@ -141,9 +155,15 @@ def test_channels_last_weights_stay_so_and_are_not_copied():
     assert torch.allclose(actual, expected, atol=1e-7)
 
 
+def test_tensors_without_numbers_are_standardized():
+    for x in (torch.empty(6, 4, device="meta"), FakeTensorMode().from_tensor(torch.empty(6, 4))):
+        assert standardize(x, x[:, 0]).shape == (6, 4)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_traced_scripted_and_compiled_weights_are_the_same():
-    weight, gain = (x.detach() for x in arrays())
+@pytest.mark.parametrize("held", [False, True])
+def test_traced_scripted_and_compiled_weights_are_the_same(held):
+    weight, gain = (x.detach() for x in arrays(held=held))
     expected = standardize(weight, gain)
     for other in (
         torch.jit.trace(standardize, (weight, gain)),
