@@ -71,6 +71,7 @@ def main() -> None:
         command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
         command.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
         command.add_argument("--compile", action="store_true", help="torch.compile every network")
+        command.add_argument("--profile", action="store_true", help="add where the time goes, by operation")
         command.set_defaults(run=networks)
     for command in (agc, forward, train):
         command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
@@ -205,7 +206,20 @@ def markdown(record: dict[str, Any]) -> str:
         cells += [spread(ratios(row, peers["floor"]), ".2f")] if floor else []
         cells += [f"{row[key]:.0f}" for key in ("peak_mib", "kept_mib") if key in row]
         lines.append(f"| {' | '.join(cells)} |")
+    for case in dict.fromkeys(row["case"] for row in rows if "operations" in row):
+        lines += profile_table(case, [row for row in rows if row["case"] == case])
     return "\n".join(lines)
+
+
+def profile_table(case: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Return the table of the operations that take the most time in any of ``rows``; "-": less than 0.5 %."""
+    lines = ["", f"Where the time goes, {case}, ms in the operation itself (torch.profiler)", ""]
+    lines += [f"| operation | {' | '.join(row['network'] for row in rows)} |", "|---" + "|---:" * len(rows) + "|"]
+    names = {name: max(row["operations"].get(name, 0) for row in rows) for row in rows for name in row["operations"]}
+    for name in sorted(names, key=lambda name: -names[name])[:16]:
+        cells = [f"{row['operations'][name]:.1f}" if name in row["operations"] else "-" for row in rows]
+        lines.append(f"| {name.replace('aten::', '')} | {' | '.join(cells)} |")
+    return lines
 
 
 def ratios(row: dict[str, Any], other: dict[str, Any]) -> list[float]:

@@ -8,8 +8,8 @@ measure() { python scripts/benchmark.py "$@" --json benchmarks/cpu.json; }
 mkdir -p benchmarks
 measure coldstart
 measure agc
-measure inference
-measure train
+measure inference --profile
+measure train --profile
 measure inference --channels-last
 measure inference --dtype bfloat16
 measure inference --compile --batch 1

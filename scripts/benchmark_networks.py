@@ -128,8 +128,11 @@ def measured(functions: dict[str, Callable[[Tensor, Tensor], None]], args: argpa
                 if i >= 2:
                     times[name].append(1000 * (now(args.device) - start) / batch)
         for name, function in functions.items():
-            row = {"case": f"batch {batch}", "network": name, "milliseconds": times[name]}
-            rows.append({**row, **memory(partial(function, x, y), args.device)})
+            row: dict[str, Any] = {"case": f"batch {batch}", "network": name, "milliseconds": times[name]}
+            row.update(memory(partial(function, x, y), args.device))
+            if args.profile:
+                row["operations"] = operations(partial(function, x, y), args.device)
+            rows.append(row)
     return rows
 
 
@@ -138,6 +141,18 @@ def now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def operations(function: Callable[[], None], device: str) -> dict[str, float]:
+    """Return the milliseconds that ``function`` spends in each operation, itself and not what it calls, and in all."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with profile(activities=kinds) as profiler:
+        for _ in range(3):
+            function()
+    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    times = {event.key: getattr(event, key) / 3000 for event in profiler.key_averages()}
+    total = sum(times.values())
+    return {"all": total, **{name: ms for name, ms in times.items() if ms > 0.005 * total}}
 
 
 def memory(function: Callable[[], None], device: str) -> dict[str, float]:

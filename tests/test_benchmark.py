@@ -43,6 +43,15 @@ def test_ratios_are_those_of_each_repetition():
     assert lines[-1] == "| 2 | floor | 1.0 (1.0 to 1.0) | 3.00 (3.00 to 4.00) | 1.00 (1.00 to 1.00) | 1 | 1 |"
 
 
+def test_the_profile_has_the_slowest_operations_first():
+    from benchmark import markdown
+
+    operations = [{"all": 9.0, "aten::mul": 1.0}, {"all": 8.0, "aten::conv2d": 7.5}]
+    rows = [{**row, "operations": times} for row, times in zip(RECORD["rows"][:2], operations, strict=True)]
+    lines = markdown({**RECORD, "rows": rows}).splitlines()
+    assert lines[-3:] == ["| all | 9.0 | 8.0 |", "| conv2d | - | 7.5 |", "| mul | 1.0 | - |"]
+
+
 def test_the_readmes_table_has_timm_and_the_floor_beside_ours():
     from render_tables import speed_table
 
@@ -94,7 +103,7 @@ def test_a_mistake_is_said_before_anything_is_measured(monkeypatch, capsys, argu
 @pytest.mark.parametrize(
     ("command", "networks"),
     [
-        (("inference", "--batch", "1"), ["nfnet_timm", "nfnet_timm, reparameterized", "timm", "floor"]),
+        (("inference", "--profile", "--batch", "1"), ["nfnet_timm", "nfnet_timm, reparameterized", "timm", "floor"]),
         (("train", "--batch", "2"), ["nfnet_timm", "nfnet_timm, recompute_acts", "timm", "floor"]),
         (("agc",), ["nfnet_timm", "timm", "floor"]),
     ],
