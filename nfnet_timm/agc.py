@@ -120,7 +120,7 @@ def _kind(i: int, p: Tensor, clip_factor: float, eps: float) -> Any:
     one_unit = _is_one_unit(p)
     if p.is_cpu and not one_unit:
         return i  # there are no launches to save, and the gradient is still in the cache when it is scaled
-    return p.numel() if one_unit else p[0].numel(), p.dtype, grad.dtype, clip_factor, eps
+    return p.numel() if one_unit else p.shape[1:].numel(), p.dtype, grad.dtype, clip_factor, eps
 
 
 def _clip_together_(parameters: list[Tensor], clip_factor: float, eps: float, grad_scale: Tensor | None) -> None:

@@ -109,12 +109,17 @@ class NormFreeBlock(nn.Module):
         shortcut = x
         if self.downsample is not None:
             shortcut = self.downsample(out)
-        out = self.conv2(self.act2(self.conv1(out)))
+        # One at a time, so that in inference no map outlives its use.
+        out = self.conv1(out)
+        out = self.act2(out)
+        out = self.conv2(out)
         if self.conv2b is not None and self.act2b is not None:
-            out = self.conv2b(self.act2b(out))
+            out = self.act2b(out)
+            out = self.conv2b(out)
         if self.attn is not None:
             out = out * self.attn(out)
-        out = self.conv3(self.act3(out))
+        out = self.act3(out)
+        out = self.conv3(out)
         gate = self.skipinit_gain * self.alpha
         if self.attn_last is not None:
             gate = gate * self.attn_last(out)

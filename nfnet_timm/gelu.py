@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nfnet_timm.eager import is_eager_on_cpu
+
 __all__ = ["GELUTanh"]
 
 
@@ -29,13 +31,11 @@ class GELUTanh(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Activate ``x``."""
         if not torch.jit.is_scripting():
-            fast = x.is_cpu and x.dtype != torch.float64 and not torch.jit.is_tracing()
-            if fast and torch.compiler.is_compiling():
-                if not _is_exporting():
-                    y = x.float()
-                    return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
-            elif fast and not torch._C._are_functorch_transforms_active():
+            if is_eager_on_cpu(x) and x.dtype != torch.float64:
                 return _GELUTanh.apply(x) if torch.is_grad_enabled() else by_sigmoid(x)
+            if x.is_cpu and torch.compiler.is_compiling() and not (_is_exporting() or x.dtype == torch.float64):
+                y = x.float()
+                return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
         return F.gelu(x, approximate="tanh")
 
 

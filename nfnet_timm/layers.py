@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nfnet_timm.eager import is_eager_on_cpu
 from nfnet_timm.gelu import GELUTanh
 from nfnet_timm.standardize import standardize
 
@@ -213,6 +214,13 @@ class AvgPool2dSame(nn.Module):
         if self.stride == 1:
             # The last window holds one row or column and its own copy, whose mean is itself.
             return F.avg_pool2d(F.pad(x, [0, 1, 0, 1], mode="replicate"), 2, 1)
+        if not torch.jit.is_scripting():
+            fast = is_eager_on_cpu(x) and x.dtype == torch.float32 and x.is_contiguous()
+            if fast and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
+                # torch's kernel takes four times as long in this order of memory.
+                top, bottom = x.unflatten(2, (-1, 2)).unbind(3)
+                left, right = (top + bottom).unflatten(3, (-1, 2)).unbind(4)
+                return (left + right) * 0.25
         return F.avg_pool2d(x, 2, self.stride, ceil_mode=True, count_include_pad=False)
 
 

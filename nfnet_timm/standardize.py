@@ -4,7 +4,9 @@ Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from nfnet_timm.eager import is_eager_on_cpu
 
 __all__ = ["standardize"]
 
@@ -21,10 +23,10 @@ def standardize(weight: Tensor, gain: Tensor, scale: float = 1.0, eps: float = 1
         eps: Lower bound of ``var * fan_in``; below it the result is linear in the weight.
     """
     if not torch.jit.is_scripting():  # TorchScript does not read what is under this
-        eager_on_cpu = _can_look(weight)
-        if eager_on_cpu:
+        fused = is_eager_on_cpu(weight)
+        if fused:
             # Group normalization with one channel per group is standardization without ``max``, the kernel torch's.
-            chs, fan_in = len(weight), weight[0].numel()
+            chs, fan_in = len(weight), weight.shape[1:].numel()
             tiny = 1e-8 * eps / fan_in  # nothing beside eps / fan_in, and enough for a row without variance
             rows, gains = weight.reshape(1, chs, fan_in), gain * (scale * fan_in**-0.5)
             out, _, rstd = torch.native_group_norm(rows, gains, None, 1, chs, fan_in, chs, tiny)
@@ -39,10 +41,3 @@ def formula(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tensor:
     centred = rows - rows.mean(1, keepdim=True)
     var_fan_in = centred.square().sum(1)
     return (centred * (scale * gain * torch.rsqrt(var_fan_in.clamp(min=eps))).unsqueeze(1)).view_as(weight)
-
-
-def _can_look(x: Tensor) -> bool:
-    """Tell whether Python may ask for numbers of ``x``: it has them, at once, and nobody records what is done to it."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return x.is_cpu and type(x) in (Tensor, nn.Parameter) and not torch._C._len_torch_dispatch_stack()

@@ -1,11 +1,11 @@
-"""Weight standardization, padding and squeeze-excite against independent NumPy transcriptions."""
+"""Weight standardization, padding, pooling and squeeze-excite against independent NumPy transcriptions."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nfnet_timm.layers import SqueezeExcite, WSConv2d
+from nfnet_timm.layers import AvgPool2dSame, SqueezeExcite, WSConv2d
 
 
 def reference_weight(conv: WSConv2d) -> np.ndarray:
@@ -82,3 +82,23 @@ def test_squeeze_excite_is_plain_relu_and_a_factor_of_two():
 def test_squeeze_excite_has_at_least_one_hidden_channel():
     assert SqueezeExcite(3, 0.1).fc1.out_channels == 1
     assert SqueezeExcite(9, 0.5).fc1.out_channels == 4
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(6, 8), (5, 8), (6, 7), (1, 1), (2, 2)])
+def test_average_pooling_and_its_gradient_are_those_of_one_image_patch_at_a_time(size, dtype, memory_format):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size).to(dtype=dtype, memory_format=memory_format).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    rows, columns = (range(0, n, 2) for n in size)
+    patches = [[exact[:, :, i : i + 2, j : j + 2].mean((2, 3)) for j in columns] for i in rows]
+    expected = torch.stack([torch.stack(row, -1) for row in patches], -2)
+    actual = AvgPool2dSame(2)(x)
+    assert actual.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.double(), expected, rtol=2 * eps, atol=eps)
+    upstream = torch.randn_like(actual)
+    actual.backward(upstream)
+    expected.backward(upstream.double())
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2 * eps, atol=eps)
