@@ -115,7 +115,7 @@ def _clip_on_device_(
 def _kind(i: int, p: Tensor, clip_factor: float, eps: float) -> Any:
     """Return what parameters have in common that are clipped as one matrix, or None for those that cannot be."""
     grad = p.grad
-    if grad is None or grad.is_sparse or hasattr(p, "placements") or not (_is_dense(p) and _is_dense(grad)):
+    if grad is None or grad.is_sparse or hasattr(p, "placements") or not (is_dense(p) and is_dense(grad)):
         return None
     one_unit = _is_one_unit(p)
     if p.is_cpu and not one_unit:
@@ -136,7 +136,8 @@ def _clip_together_(parameters: list[Tensor], clip_factor: float, eps: float, gr
         torch._foreach_copy_(grads, units.split([len(rows) for rows in grads]))
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
+    """Tell whether the elements of ``x`` lie one after the other, in one of the two usual orders."""
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 

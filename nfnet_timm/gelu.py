@@ -40,6 +40,8 @@ class GELUTanh(nn.Module):
 
 
 class _GELUTanh(torch.autograd.Function):
+    """``by_sigmoid`` that keeps its input alone for the backward pass."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)

@@ -13,13 +13,12 @@ from functools import cache, wraps
 from typing import Any
 
 import timm.utils.clip_grad
-import torch
 from timm.optim import OptimInfo, create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from timm.optim._optim_factory import default_registry
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nfnet_timm.agc import clip_each_
+from nfnet_timm.agc import clip_each_, is_dense
 
 __all__ = ["agc_param_groups", "attach_agc", "create_optimizer"]
 
@@ -197,7 +196,7 @@ def _fuse_step(optimizer: Optimizer, *_: Any) -> None:
     The same to rounding in a third of the time. torch leaves it out by default, and rightly: it goes through memory
     whatever the strides are, and is wrong where a gradient or a buffer lies in another order than its parameter.
     """
-    chosen = [optimizer.defaults.get(key, False) for key in ("fused", "foreach")]
+    chosen = [optimizer.defaults.get(key, "no such option") for key in ("fused", "foreach")]
     if chosen != [None, None] or optimizer.defaults.get("differentiable"):
         return
     for group in optimizer.param_groups:
@@ -209,9 +208,8 @@ def _fuse_step(optimizer: Optimizer, *_: Any) -> None:
 def _is_one_layout(p: Tensor, state: dict[str, Any]) -> bool:
     if p.device.type != "cpu" or not p.is_floating_point() or hasattr(p, "placements"):
         return False
-    dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
     buffers = [x for x in state.values() if isinstance(x, Tensor) and x.shape == p.shape]
-    return dense and all(x.stride() == p.stride() for x in (p.grad, *buffers))  # type: ignore[union-attr]
+    return is_dense(p) and all(x.stride() == p.stride() for x in (p.grad, *buffers))  # type: ignore[union-attr]
 
 
 def _split(params: Iterable[Any]) -> list[dict[str, Any]]:

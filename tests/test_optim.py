@@ -295,7 +295,7 @@ def test_the_classifier_is_left_alone_in_a_list_of_named_parameters(tiny):
 
 
 @pytest.mark.parametrize("unscale", [False, True])
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", [None, False, True])
 def test_gradients_are_clipped_as_they_are_without_a_scaler(tiny, fused, unscale):
     results = []
     for scaled in (False, True):
