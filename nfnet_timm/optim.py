@@ -209,7 +209,11 @@ def _is_one_layout(p: Tensor, state: dict[str, Any]) -> bool:
     if p.device.type != "cpu" or not p.is_floating_point() or hasattr(p, "placements"):
         return False
     buffers = [x for x in state.values() if isinstance(x, Tensor) and x.shape == p.shape]
-    return is_dense(p) and all(x.stride() == p.stride() for x in (p.grad, *buffers))  # type: ignore[union-attr]
+    return is_dense(p) and all(_strides(x) == _strides(p) for x in (p.grad, *buffers))  # type: ignore[arg-type]
+
+
+def _strides(x: Tensor) -> list[int]:
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size != 1]
 
 
 def _split(params: Iterable[Any]) -> list[dict[str, Any]]:

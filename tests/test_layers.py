@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nfnet_timm.layers import AvgPool2dSame, SqueezeExcite, WSConv2d
+from nfnet_timm.layers import AvgPool2dSame, PixelConv2d, SqueezeExcite, WSConv2d
 
 
 def reference_weight(conv: WSConv2d) -> np.ndarray:
@@ -102,3 +102,13 @@ def test_average_pooling_and_its_gradient_are_those_of_one_image_patch_at_a_time
     actual.backward(upstream)
     expected.backward(upstream.double())
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2 * eps, atol=eps)
+
+
+def test_a_convolution_of_single_pixels_is_torchs_with_its_gradients():
+    torch.manual_seed(0)
+    ours = PixelConv2d(6, 4, 1).double()
+    x = torch.randn(3, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    results = []
+    for y in (ours(x), F.conv2d(x, ours.weight, ours.bias)):
+        results.append([y, *torch.autograd.grad(y.square().sum(), (x, ours.weight, ours.bias))])
+    torch.testing.assert_close(*results)
