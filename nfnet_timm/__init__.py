@@ -3,6 +3,7 @@
 Importing this package registers its models and optimizers with timm; after installation that happens without an import
 (``autoload``). The modules, in reading order:
 
+    eager               where the paths that are made for a CPU may be taken
     standardize, gelu   weight standardization and the tanh GELU, fast
     layers              the parts: convolution, activation gammas, squeeze-excite
     variants            every network as plain numbers

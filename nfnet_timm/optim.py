@@ -193,7 +193,7 @@ def _clipping(base: Any) -> type[Optimizer]:
 def _fuse_step(optimizer: Optimizer, *_: Any) -> None:
     """Choose torch's fused step for groups on a CPU, unless the optimizer was built with another choice.
 
-    The same to rounding in a third of the time. torch leaves it out by default, and rightly: it goes through memory
+    The same to rounding, in one pass over memory. torch leaves it out by default, and rightly: it goes through memory
     whatever the strides are, and is wrong where a gradient or a buffer lies in another order than its parameter.
     """
     chosen = [optimizer.defaults.get(key, "no such option") for key in ("fused", "foreach")]

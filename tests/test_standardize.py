@@ -31,8 +31,13 @@ def close(actual, expected, tolerance):
     return bool((error <= tolerance * expected.flatten(1).norm(dim=1).clamp(min=1e-3)).all())
 
 
-@pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize("shape", [(12, 8, 3, 3), (12, 700, 1, 1), (12, 5)])
+@pytest.mark.parametrize(
+    ("shape", "held"),
+    [
+        *((shape, held) for shape in [(12, 8, 3, 3), (12, 700, 1, 1), (12, 5)] for held in (False, True)),
+        ((12, 1, 1, 1), True),  # ``max`` holds every row of a single number
+    ],
+)
 def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape, held, monkeypatch):
     weight, gain = arrays(shape=shape, held=held)
     exact_weight, exact_gain = (x.detach().double().requires_grad_() for x in (weight, gain))

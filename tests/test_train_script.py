@@ -59,18 +59,8 @@ def train(digits, tmp_path):
             launcher += [str(tmp_path / "ddp_on_cpu.py"), SCRIPT]
         command = [sys.executable, *launcher, "--data-dir", digits, "--device", "cpu", "--workers", "1"]
         command += ["--model", "nfnet_f0", "--model-kwargs", "depths=(1,1,1,1)", "channels=(32,64,96,96)"]
-        command += [
-            "group_size=8",
-            *model_kwargs,
-            "--num-classes",
-            "10",
-            "--input-size",
-            "3",
-            "32",
-            "32",
-            "--sched",
-            "cosine",
-        ]
+        command += ["group_size=8", *model_kwargs, "--num-classes", "10"]
+        command += ["--input-size", "3", "32", "32", "--sched", "cosine"]
         command += ["--warmup-epochs", "0", "--lr", "0.1", "--batch-size", str(batch), "--checkpoint-hist", "10"]
         command += ["--output", tmp_path, "--experiment", name, *arguments]
         result = subprocess.run(
