@@ -5,7 +5,8 @@ Importing this package registers its models and optimizers with timm; after inst
 
     eager               where the paths that are made for a CPU may be taken
     standardize, gelu   weight standardization and the tanh GELU, fast
-    layers              the parts: convolution, activation gammas, squeeze-excite
+    same                SAME padding: convolution and pooling
+    layers              the parts: weight-standardized convolution, activation gammas, squeeze-excite
     variants            every network as plain numbers
     block               the residual block and the stems
     nfnet               the network, under timm's contract; registration

@@ -189,7 +189,7 @@ def clip_stats(
 
 
 def _is_one_unit(x: Tensor) -> bool:
-    return x.numel() == max(x.shape, default=1)
+    return x.dim() < 2 or x.numel() == max(x.shape)
 
 
 def _norm(x: Tensor, one_unit: bool) -> Tensor:

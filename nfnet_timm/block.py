@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfnet_timm.layers import AvgPool2dSame, SqueezeExcite, WSConv2d, activation
+from nfnet_timm.layers import SqueezeExcite, WSConv2d, activation
+from nfnet_timm.same import AvgPool2dSame
 from nfnet_timm.variants import NormFreeCfg
 
 __all__ = ["NormFreeBlock", "create_stem"]

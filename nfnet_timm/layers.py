@@ -5,17 +5,18 @@ authors' code (gamma, beta) is folded into the weight of the convolution that re
 on the smaller tensor.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfnet_timm.eager import is_eager_on_cpu
 from nfnet_timm.gelu import GELUTanh
+from nfnet_timm.same import Conv2dSame
 from nfnet_timm.standardize import standardize
 
-__all__ = ["ACTIVATIONS", "AvgPool2dSame", "ScaledAct", "SqueezeExcite", "WSConv2d", "activation"]
+__all__ = ["ACTIVATIONS", "ScaledAct", "SqueezeExcite", "WSConv2d", "activation"]
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are
 # those of deepmind-research/nfnets/base.py, the names timm's. The authors' "gelu" is JAX's, the tanh form: here
@@ -68,21 +69,7 @@ class ScaledAct(nn.Module):
         return self.act(x) * self.gamma
 
 
-def same_padding(size: int, reach: int, stride: int) -> int:
-    """Return how many zeros SAME padding adds to ``size`` pixels, for a kernel that reaches over ``reach`` of them."""
-    # timm's get_same_padding, which cannot be imported here: see WSConv2d.fuse.
-    return max((-(-size // stride) - 1) * stride + reach - size, 0)
-
-
-class Pad(nn.Module):
-    """Zeros around (N, C, H, W), of an odd number of rows or columns one more at the bottom or right."""
-
-    def forward(self, x: Tensor, pad_h: int, pad_w: int) -> Tensor:
-        """Return a padded copy of ``x``."""
-        return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
-
-
-class WSConv2d(nn.Conv2d):
+class WSConv2d(Conv2dSame):
     """Convolution whose weight is standardized per output channel, with SAME padding and always a bias.
 
     ``W_hat = scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel,
@@ -117,16 +104,13 @@ class WSConv2d(nn.Conv2d):
             in_chs,
             out_chs,
             kernel_size,
-            stride=stride,
-            # SAME is symmetric at stride 1; otherwise it depends on the input's size and forward pads.
-            padding=dilation * (kernel_size - 1) // 2 if stride == 1 else 0,
-            dilation=dilation,
-            groups=groups,
+            stride,
+            dilation,
+            groups,
             device=device,
             dtype=dtype,
         )
         self.gain = nn.Parameter(torch.ones(out_chs, device=device, dtype=dtype))
-        self.pad = Pad()
         self.scale = scale
         self.eps = eps
 
@@ -152,16 +136,7 @@ class WSConv2d(nn.Conv2d):
                 f"expected images or features of shape (N, {self.in_channels}, H, W) with at least one pixel, got "
                 f"{list(x.shape)}. For images with another number of channels, build the model with in_chans=."
             )
-        weight = self.standardized_weight()
-        if self.stride[0] == 1:
-            return F.conv2d(x, weight, self.bias, 1, self.padding, self.dilation, self.groups)
-        reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
-        pad_h = same_padding(x.shape[2], reach, self.stride[0])
-        pad_w = same_padding(x.shape[3], reach, self.stride[0])
-        if pad_h % 2 != 0 or pad_w % 2 != 0:
-            x = self.pad(x, pad_h, pad_w)
-            pad_h = pad_w = 0
-        return F.conv2d(x, weight, self.bias, self.stride, [pad_h // 2, pad_w // 2], self.dilation, self.groups)
+        return self.convolve(x, self.standardized_weight())
 
     @torch.jit.unused
     @torch.no_grad()
@@ -170,18 +145,16 @@ class WSConv2d(nn.Conv2d):
 
         timm's ``reparameterize_model`` puts it in this one's place.
         """
-        # Not above: while timm is imported, nfnet_timm.nfnet is, and so this module.
-        from timm.layers import Conv2dSame
-
-        plain: Any = nn.Conv2d if self.stride[0] == 1 else Conv2dSame
-        conv = plain(
+        same: Any = Conv2dSame
+        if self.stride[0] == 1:
+            same = partial(nn.Conv2d, padding=self.padding)  # type: ignore[arg-type]
+        conv = same(
             self.in_channels,
             self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
+            self.kernel_size[0],
+            stride=self.stride[0],
+            dilation=self.dilation[0],
+            groups=self.groups,
             device="meta",
         )
         conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)
@@ -193,35 +166,6 @@ class WSConv2d(nn.Conv2d):
         if gain is not None and gain.dim() == 4:  # timm's shape, (O, 1, 1, 1)
             state_dict[prefix + "gain"] = gain.flatten()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-class AvgPool2dSame(nn.Module):
-    """2 x 2 average pooling with SAME padding, where the padding is not counted.
-
-    Args:
-        stride: 2, or 1 where ``output_stride`` replaces the stride by dilation; forward takes (N, C, H, W) to
-            (N, C, ceil(H / stride), ceil(W / stride)).
-    Source: ``hk.avg_pool(..., padding="SAME")`` in deepmind-research/nfnets/nfnet.py.
-    Differs from timm: its module of this name counts the padding as zeros.
-    """
-
-    def __init__(self, stride: int):
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool ``x``."""
-        if self.stride == 1:
-            # The last window holds one row or column and its own copy, whose mean is itself.
-            return F.avg_pool2d(F.pad(x, [0, 1, 0, 1], mode="replicate"), 2, 1)
-        if not torch.jit.is_scripting():
-            fast = is_eager_on_cpu(x) and x.dtype == torch.float32 and x.is_contiguous()
-            if fast and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
-                # torch's kernel takes four times as long in this order of memory.
-                top, bottom = x.unflatten(2, (-1, 2)).unbind(3)
-                left, right = (top + bottom).unflatten(3, (-1, 2)).unbind(4)
-                return (left + right) * 0.25
-        return F.avg_pool2d(x, 2, self.stride, ceil_mode=True, count_include_pad=False)
 
 
 class PixelConv2d(nn.Conv2d):
@@ -266,5 +210,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gate of ``x``."""
-        x = x.mean((2, 3), keepdim=True)
+        # A sum, so that not the gradient map is divided but the sum's gradient; half precision would overflow in it.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        x = (x.sum((2, 3), keepdim=True, dtype=dtype) / (x.shape[2] * x.shape[3])).to(x.dtype)
         return 2 * self.fc2(self.act(self.fc1(x))).sigmoid()

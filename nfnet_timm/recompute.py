@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from nfnet_timm.layers import ACTIVATIONS, Pad
+from nfnet_timm.layers import ACTIVATIONS
+from nfnet_timm.same import Flip, Pad
 
 __all__ = ["recompute_acts"]
 
@@ -21,7 +22,7 @@ def recompute_acts(module: nn.Module) -> None:
     the activation has kept. Of any module with activations of ``ACTIVATIONS``. All is kept where ``recompute_acts`` of
     the module is set to False, in ``torch.func``, and under ``torch.compile``, which decides by itself.
     """
-    classes = {cls for cls, _, _ in ACTIVATIONS.values()} - set(_KEPT_BY_OUTPUT) | {Pad}
+    classes = {cls for cls, _, _ in ACTIVATIONS.values()} - set(_KEPT_BY_OUTPUT) | {Flip, Pad}
     for child in module.modules():
         if isinstance(child, tuple(classes)):
             child.register_forward_hook(_tell_origin)
