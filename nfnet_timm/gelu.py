@@ -17,6 +17,9 @@ __all__ = ["GELUTanh"]
 
 SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 
+# Elements of half precision that are float32 at a time: whole maps of float32 would be the peak of inference.
+PART = 1 << 18
+
 # torch 2.5 and 2.6 do not tell exporting from compiling.
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
@@ -59,6 +62,16 @@ class _GELUTanh(torch.autograd.Function):
 
 def by_sigmoid(x: Tensor) -> Tensor:
     """Return ``x * sigmoid(2 * z)``, which is ``0.5 * x * (1 + tanh(z))``: torch's sigmoid takes 1/6 of its tanh."""
+    if x.dtype == torch.float32 or x.numel() <= PART:
+        return _in_float32(x).to(x.dtype)
+    out = torch.empty_like(x)
+    samples = max(1, len(x) * PART // x.numel())
+    for part, activated in zip(x.split(samples), out.split(samples), strict=True):
+        activated.copy_(_in_float32(part))
+    return out
+
+
+def _in_float32(x: Tensor) -> Tensor:
     y = x.float()
     z = torch.addcmul(y.new_tensor(SLOPE), y, y, value=CUBIC * SLOPE)
-    return z.mul_(y).sigmoid_().mul_(y).to(x.dtype)
+    return z.mul_(y).sigmoid_().mul_(y)

@@ -55,10 +55,12 @@ def test_tangents_and_several_gradients_at_once_are_torchs():
     torch.testing.assert_close(results[:2], results[2:])
 
 
+# The larger ones are activated in parts, the last of them smaller or all of them a sample.
+@pytest.mark.parametrize("shape", [(1000,), (7, 3, 160, 170), (2, 3, 400, 401), (300_000,)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_dtypes_are_rounded_once(dtype):
+def test_other_dtypes_are_rounded_once(dtype, shape):
     torch.manual_seed(0)
-    x = 3 * torch.randn(1000).to(dtype)
+    x = 3 * torch.randn(shape).to(dtype)
     assert act(x).dtype == dtype
     assert torch.allclose(act(x), exact(x.double()).to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
 
@@ -70,6 +72,8 @@ def test_compiled_it_is_torchs_and_exported_one_operation():
     assert nodes == [torch.ops.aten.gelu.default]
 
 
-def test_channels_last_stays_so():
-    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (7, 3, 160, 170)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_last_stays_so(dtype, shape):
+    x = torch.randn(shape).to(dtype=dtype, memory_format=torch.channels_last)
     assert act(x).is_contiguous(memory_format=torch.channels_last)
