@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that README.md and benchmarks/cpu.md say about speed on a CPU, on a machine left idle: about half an
+# Measures everything that README.md and benchmarks/cpu.md say about speed on a CPU, on a machine left idle: half an
 # hour on two cores. scripts/render_tables.py then puts the figures there.
 #   bash scripts/benchmark_all.sh
 set -euo pipefail
@@ -9,7 +9,8 @@ mkdir -p benchmarks
 measure coldstart
 measure agc
 measure inference --profile
-measure train --profile
+measure train --batch 2 --repeat 31 --profile
+measure train --batch 8 --repeat 41 --profile
 measure inference --channels-last
 measure inference --dtype bfloat16
 measure inference --compile --batch 1

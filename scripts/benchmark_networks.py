@@ -122,7 +122,8 @@ def measured(functions: dict[str, Callable[[Tensor, Tensor], None]], args: argpa
         y = torch.randint(1000, (batch,), device=args.device)
         times: dict[str, list[float]] = {name: [] for name in functions}
         for i in range(args.repeat + 2):  # the first two are not counted
-            for name, function in functions.items():
+            # Back and forth, as a network finds memory as the one before has left it.
+            for name, function in list(functions.items())[:: 1 if i % 2 else -1]:
                 start = now(args.device)
                 function(x, y)
                 if i >= 2:
