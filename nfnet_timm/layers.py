@@ -168,6 +168,16 @@ class WSConv2d(Conv2dSame):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+class GlobalMean(nn.Module):
+    """Mean over all pixels: (N, C, H, W) to (N, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``x``."""
+        # As a sum, so that not the gradient map is divided but the sum's gradient; half precision overflows in sums.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return (x.sum((2, 3), keepdim=True, dtype=dtype) / (x.shape[2] * x.shape[3])).to(x.dtype)
+
+
 class PixelConv2d(nn.Conv2d):
     """1 x 1 convolution of maps of a single pixel, (N, C, 1, 1), as the matrix product that it is.
 
@@ -200,6 +210,7 @@ class SqueezeExcite(nn.Module):
     ):
         super().__init__()
         rd_chs = max(1, int(chs * rd_ratio))
+        self.pool = GlobalMean()
         self.fc1 = PixelConv2d(chs, rd_chs, 1, device=device, dtype=dtype)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = PixelConv2d(rd_chs, chs, 1, device=device, dtype=dtype)
@@ -210,7 +221,4 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gate of ``x``."""
-        # A sum, so that not the gradient map is divided but the sum's gradient; half precision would overflow in it.
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        x = (x.sum((2, 3), keepdim=True, dtype=dtype) / (x.shape[2] * x.shape[3])).to(x.dtype)
-        return 2 * self.fc2(self.act(self.fc1(x))).sigmoid()
+        return 2 * self.fc2(self.act(self.fc1(self.pool(x)))).sigmoid()

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from nfnet_timm import recompute
 from nfnet_timm.block import NormFreeBlock, create_stem
 from nfnet_timm.gelu import GELUTanh
-from nfnet_timm.layers import ScaledAct, WSConv2d
+from nfnet_timm.layers import GlobalMean, ScaledAct, WSConv2d
 from nfnet_timm.pretrained import check_state_dict, materialize
 from nfnet_timm.same import AvgPool2dSame, Conv2dSame
 from nfnet_timm.variants import VARIANTS, NormFreeCfg, Variant
@@ -329,7 +329,7 @@ class NormFreeNet(nn.Module):
 
 
 # FX takes these as one operation each: what they do depends on the tensor that comes.
-for _module in (AvgPool2dSame, Conv2dSame, GELUTanh, WSConv2d):
+for _module in (AvgPool2dSame, Conv2dSame, GELUTanh, GlobalMean, WSConv2d):
     register_notrace_module(_module)
 
 

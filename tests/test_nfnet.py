@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.models import model_entrypoint
+from timm.models import create_feature_extractor, model_entrypoint
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -373,6 +373,13 @@ def test_the_trunk_stays_in_the_autocast_dtype(tiny):
 def built(tiny, request):
     """Build a tiny network, as it is trained and as it is deployed."""
     return tiny if request.param == "as trained" else lambda: tiny().reparameterize()
+
+
+def test_fx_gives_the_same_features(built):
+    model, x = built(), torch.randn(2, 3, 66, 50)
+    traced = create_feature_extractor(model, {"stages.1": "stage", "final_act": "map"})(x)
+    stage = model.stages[:2](model.stem(x))
+    torch.testing.assert_close(traced, {"stage": stage, "map": model.forward_features(x)}, rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch.jit as a whole
