@@ -16,7 +16,7 @@ from nfnet_timm.gelu import GELUTanh
 from nfnet_timm.same import Conv2dSame
 from nfnet_timm.standardize import standardize
 
-__all__ = ["ACTIVATIONS", "ScaledAct", "SqueezeExcite", "WSConv2d", "activation"]
+__all__ = ["ACTIVATIONS", "GlobalMean", "ScaledAct", "SqueezeExcite", "WSConv2d", "activation"]
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are
 # those of deepmind-research/nfnets/base.py, the names timm's. The authors' "gelu" is JAX's, the tanh form: here
@@ -173,7 +173,7 @@ class GlobalMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``x``."""
-        # As a sum, so that not the gradient map is divided but the sum's gradient; half precision overflows in sums.
+        # By a sum, so that the backward pass divides the mean's gradient, not a map; a half-precision sum overflows.
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return (x.sum((2, 3), keepdim=True, dtype=dtype) / (x.shape[2] * x.shape[3])).to(x.dtype)
 

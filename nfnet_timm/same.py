@@ -1,6 +1,6 @@
 """Convolution and pooling with SAME padding, as TensorFlow and JAX define it: outputs of ceil(size / stride) pixels.
 
-Source: arXiv 2102.06171 uses it throughout, through ``padding="SAME"`` in deepmind-research/nfnets.
+Source: ``padding="SAME"`` in deepmind-research/nfnets, throughout.
 """
 
 import torch
