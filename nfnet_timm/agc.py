@@ -109,22 +109,7 @@ def _clip_on_device_(
         torch._foreach_clamp_max_(scales, 1.0)
         torch._foreach_mul_(grads, scales)
     for same in together.values():
-        weights = [_rows(parameters[i]) for i in same]
-        units = [_rows(parameters[i].grad) for i in same]  # type: ignore[arg-type]
-        setting = clip_factors[same[0]], eps[same[0]], grad_scale
-        if len(same) == 1:
-            _clip_rows_(weights[0], units[0], *setting)
-        else:  # as one matrix: ten launches, however many they are
-            matrix = torch.cat(units)
-            _clip_rows_(torch.cat(weights), matrix, *setting)
-            torch._foreach_copy_(units, matrix.split([len(rows) for rows in units]))
-
-
-def _clip_rows_(weights: Tensor, grads: Tensor, clip_factor: float, eps: float, grad_scale: Tensor | None) -> None:
-    scale = _norm(weights, False).clamp_(min=eps).mul_(clip_factor)
-    if grad_scale is not None:
-        scale.mul_(grad_scale)
-    grads.mul_(scale.div_(_norm(grads, False)).clamp_(max=1.0))
+        _clip_together_([parameters[i] for i in same], clip_factors[same[0]], eps[same[0]], grad_scale)
 
 
 def _kind(i: int, p: Tensor, clip_factor: float, eps: float) -> Any:
@@ -136,6 +121,19 @@ def _kind(i: int, p: Tensor, clip_factor: float, eps: float) -> Any:
     if p.is_cpu and not one_unit:
         return i  # there are no launches to save, and the gradient is still in the cache when it is scaled
     return p.numel() if one_unit else p.shape[1:].numel(), p.dtype, grad.dtype, clip_factor, eps
+
+
+def _clip_together_(parameters: list[Tensor], clip_factor: float, eps: float, grad_scale: Tensor | None) -> None:
+    """Clip parameters whose units are of one length, as one matrix: ten launches, however many they are."""
+    weights, grads = [_rows(p) for p in parameters], [_rows(p.grad) for p in parameters]  # type: ignore[arg-type]
+    alone = len(parameters) == 1
+    scale = _norm(weights[0] if alone else torch.cat(weights), False).clamp_(min=eps).mul_(clip_factor)
+    if grad_scale is not None:
+        scale.mul_(grad_scale)
+    units = grads[0] if alone else torch.cat(grads)
+    units.mul_(scale.div_(_norm(units, False)).clamp_(max=1.0))
+    if not alone:
+        torch._foreach_copy_(grads, units.split([len(rows) for rows in grads]))
 
 
 def is_dense(x: Tensor) -> bool:
