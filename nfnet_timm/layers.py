@@ -145,10 +145,10 @@ class WSConv2d(Conv2dSame):
 
         timm's ``reparameterize_model`` puts it in this one's place.
         """
-        same: Any = Conv2dSame
+        plain: Any = Conv2dSame
         if self.stride[0] == 1:
-            same = partial(nn.Conv2d, padding=self.padding)  # type: ignore[arg-type]
-        conv = same(
+            plain = partial(nn.Conv2d, padding=self.padding)  # type: ignore[arg-type]
+        conv = plain(
             self.in_channels,
             self.out_channels,
             self.kernel_size[0],
