@@ -12,10 +12,13 @@ Importing this package registers its models and optimizers with timm; after inst
     nfnet               the network, under timm's contract; registration
     recompute           less memory in training
     pretrained          from a checkpoint to a model
-    haiku_file, haiku   reading the authors' checkpoints without running them; their names and ours
+    haiku_reader, _writer the authors' checkpoints, read without running them, and written
+    orbax_reader, haiku   those of jax_privacy; the authors' names and ours
     agc, optim          adaptive gradient clipping; optimizers that clip, in timm's registry
     facts, sources      the published numbers; what a repo on the Hub is made from
     folder, card        a repo's folder, and its model card
+    weights_file        model.safetensors, written
+    convert, download   the authors' files into folders and back; from where they were released
     publish, hub        onto the Hub and back, compared
     recipes/            the published hyper-parameters for timm's train.py
     signal_propagation  measuring the variance through a network

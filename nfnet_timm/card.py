@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from nfnet_timm.facts import data_file, load_facts
+from nfnet_timm.facts import data_file, load_facts, released_checkpoints
 from nfnet_timm.sources import Source
 from nfnet_timm.variants import VARIANTS
 
@@ -21,6 +21,10 @@ a learning rate of 1.6 that warms up for 5 epochs and then follows a cosine to 0
 gradient clipping with a factor of 0.01; label smoothing 0.1, MixUp, CutMix, RandAugment, dropout and stochastic
 depth{sam}. The recipe keeps a moving average of the weights. `nfnet-timm recipe {name}` prints all of it, with its
 sources, for timm's train.py."""
+
+_RECIPE_IM21K = """\
+On ImageNet-21k, by the authors of jax_privacy, whose programs start from it. With what recipe, at which image size and
+with which preprocessing is not known; what config.json says of these is the network's own."""
 
 # Options of train.py that tell how a network was trained; paths and names of machines are none of a card's business.
 _TRAINING = (
@@ -61,29 +65,33 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
     """Return the card of ``source`` as it will stand in ``repo_id``.
 
     Args:
-        license: The Hub's name of the licence of the weights; of one of the authors' checkpoints it is known.
+        license: The Hub's name of the licence of the weights; of a released checkpoint it is known.
     Raises:
-        ValueError: If the weights are a user's own, and no licence is given.
+        ValueError: If the weights are a user's own and no licence is given, or are not and another one is.
     """
     facts = load_facts()
     name, model, cfg = source.architecture, source.model, source.model.pretrained_cfg
-    released = facts["checkpoints"].get(source.checkpoint)
-    if released is None and license is None:
+    released = released_checkpoints().get(source.checkpoint or "")
+    if released is not None and license not in (None, released["license"]):
         raise ValueError(
-            f"no licence for {repo_id}: weights of your own have the one that you choose; pass, for instance, "
-            "--license apache-2.0"
+            f"--license {license}: {source.checkpoint} was released under {released['license']}; leave the option out"
         )
+    if released is None and license is None:
+        raise ValueError(f"no licence for {repo_id}: {_what_it_takes(source)}")
     plain = set(source.model_args) <= {"num_classes"}
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[-1]
     dataset = _dataset(source)
-    results = _published(facts, released, test_size) if released else _measured(source, dataset, test_size)
+    if released is not None:
+        results = _published(facts, released, test_size) if "top1" in released else []
+    else:
+        results = _measured(source, dataset, test_size)
     pretrained_on = VARIANTS[name].hf_hub_id if source.training.get("pretrained") else None
     data = ModelCardData(
-        license=license or "apache-2.0",
+        license=released["license"] if released else license,
         library_name="timm",
         pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
         tags=["timm", "nfnet-timm", "normalizer-free", "pytorch"],
-        datasets=["imagenet-1k"] if released else [dataset] if dataset and "/" in dataset else None,
+        datasets=[released["dataset"]] if released else [dataset] if dataset and "/" in dataset else None,
         base_model=pretrained_on,
         model_name=repo_id.split("/")[-1],
         eval_results=results or None,
@@ -97,10 +105,11 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         title=VARIANTS[name].title if plain else f"a relative of {VARIANTS[name].title}, with other widths or depths",
         architecture=name,
         published=released is not None,
+        dataset=released["dataset"] if released else None,
         mean_of_runs=released is not None and released.get("runs", 1) > 1,
         arguments=", ".join(f"{key}={value!r}" for key, value in source.model_args.items() if key != "num_classes"),
         parameters=sum(p.numel() for p in model.parameters()),
-        multiply_adds=facts["networks"][name]["multiply_adds"]
+        multiply_adds=facts["networks"].get(name, {}).get("multiply_adds")
         if plain and test_size == VARIANTS[name].test_size
         else None,
         train_size=cfg["input_size"][-1],
@@ -115,7 +124,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         plain_arguments=f", num_classes={model.num_classes}" if model.num_classes != 1000 else "",
         training=_training(source, released),
         origin=_origin(source, released),
-        weights_licence=f"{facts['sources']['licence']}." if released else f"{license}, as their owner states.",
+        weights_licence=_licence(facts, released) if released else f"{license}, as their owner states.",
     )
     return f"{str(text).rstrip()}\n"
 
@@ -192,6 +201,8 @@ def _dataset(source: Source) -> str | None:
 
 
 def _training(source: Source, released: dict[str, Any] | None) -> str:
+    if released is not None and "top1" not in released:
+        return _RECIPE_IM21K
     if released is not None:
         sam = ", and sharpness-aware minimization (SAM)" if released["sam"] else ""
         return _RECIPE.format(sam=sam, name=source.architecture)
@@ -212,10 +223,38 @@ def _training(source: Source, released: dict[str, Any] | None) -> str:
 
 def _origin(source: Source, released: dict[str, Any] | None) -> str:
     file, digest = source.metadata.get("source"), source.metadata.get("source_sha256")
-    if released is not None:
-        size = f", {released['bytes']:,} bytes" if "bytes" in released else ""
-        where = f"[{released['file']}]({released['url']}){size}, as released with deepmind-research/nfnets"
-    else:
-        where = f"`{file}`" if file else "not stated"
     known = f"SHA-256 `{digest}`" if digest else "its SHA-256 is in the header of model.safetensors, as `source_sha256`"
-    return f"The file that these weights were converted from: {where}; {known}."
+    if released is None:
+        where = f"`{file}`" if file else "not stated"
+        return f"The file that these weights were converted from: {where}; {known}."
+    sources = load_facts()["sources"]
+    if "md5" not in released:
+        return (
+            f"The Orbax checkpoint that these weights were converted from: `{file}`, {known} (of the list of its "
+            f"files' hashes). It is taken for `{released['directory']}` of {sources['orbax_source']}. No hash of that "
+            "directory has been published: that it is the released one is the word of who published this page."
+        )
+    size = f", {released['bytes']:,} bytes" if "bytes" in released else ""
+    where = f"[{released['file']}]({released['url']}){size}, as released with deepmind-research/nfnets"
+    if source.proven:
+        proof = f"Its MD5 is the recorded one, `{released['md5']}` ({sources['md5_source']})."
+    else:
+        proof = (
+            f"Its MD5, `{source.metadata.get('source_md5', 'not known')}`, is **not the recorded one**, "
+            f"`{released['md5']}` ({sources['md5_source']}): that it is the released file is the word of who published "
+            "this page."
+        )
+    return f"The file that these weights were converted from: {where}; {known}. {proof}"
+
+
+def _licence(facts: dict[str, Any], released: dict[str, Any]) -> str:
+    return f"{facts['sources']['licence' if 'md5' in released else 'orbax_licence']}."
+
+
+def _what_it_takes(source: Source) -> str:
+    """Return what makes a card of weights that are not recognised possible: a licence, or a claim."""
+    own = "weights of your own have the one that you choose; pass, for instance, --license apache-2.0"
+    claims = [name for name in released_checkpoints() if name.split(".")[0] == source.architecture]
+    if not claims or set(source.model_args) - {"num_classes"}:
+        return own
+    return f"by its hash this is no released file; {own}. If you know better: --checkpoint {' or '.join(claims)}"

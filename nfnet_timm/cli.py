@@ -47,27 +47,45 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("name", help="nfnet_f0 to nfnet_f7, nf_resnet or finetune")
     recipe.set_defaults(run=_recipe)
 
+    download = commands.add_parser(
+        "download",
+        help="fetch the authors' files from where they were released",
+        description="Fetch the authors' F*_haiku.npz files from where they were released, go on where an earlier "
+        "download was cut, and compare them with the recorded MD5.",
+    )
+    download.add_argument("names", nargs="+", metavar="NAME", help="f0 to f6")
+    download.add_argument("--to", type=Path, default=Path("."), metavar="DIR", help="folder for them (%(default)s)")
+    download.set_defaults(run=_download)
+
     convert = commands.add_parser(
         "convert",
         help="turn one of the authors' files into a folder that timm loads, or back",
-        description="Turn one of the authors' F*_haiku.npz files into a folder that timm loads by its local-dir: "
-        "prefix; or such a folder back into a file that the authors' code loads, if OUT ends in .npz.",
+        description="Turn one of the authors' F*_haiku.npz files, or an Orbax checkpoint of jax_privacy's (a "
+        "directory), into a folder that timm loads by its local-dir: prefix; or such a folder back into a file that "
+        "the authors' code loads, if OUT ends in .npz.",
     )
-    convert.add_argument("source", type=Path, help="F*_haiku.npz, or a folder with model.safetensors")
+    convert.add_argument(
+        "source", type=Path, help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors"
+    )
     convert.add_argument("--out", type=Path, required=True, help="folder to write, or a file ending in .npz")
     convert.set_defaults(run=_convert)
 
     publish = commands.add_parser(
         "publish",
         help="put weights on the Hugging Face Hub, with a model card",
-        description="Build a Hub repo of one of the authors' files, a folder written by convert, or a checkpoint of "
-        "timm's train.py; check it, push it in one commit, and verify what arrived. The access token is that of "
-        "`hf auth login` or HF_TOKEN.",
+        description="Build a Hub repo of one of the authors' files, an Orbax checkpoint of jax_privacy's, a folder "
+        "written by convert, or a checkpoint of timm's train.py; check it, push it in one commit, and verify what "
+        "arrived. The access token is that of `hf auth login` or HF_TOKEN.",
     )
-    publish.add_argument("source", type=Path, help="F*_haiku.npz, a folder, or model_best.pth.tar")
+    publish.add_argument("source", type=Path, help="F*_haiku.npz, a directory, or model_best.pth.tar")
     publish.add_argument("repo", help="where to: ORG/NAME")
     publish.add_argument("--out", type=Path, help="folder to build in, kept afterwards (NAME)")
     publish.add_argument("--license", help="licence of weights of your own, by its name on the Hub, such as apache-2.0")
+    publish.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="which released checkpoint it is, such as nfnet_f0.dm_in1k, where its hash does not say so",
+    )
     publish.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
     publish.add_argument("--dry-run", action="store_true", help="build and check, show what would go where, and stop")
     publish.add_argument("--private", action="store_true", help="make the repo private, if it is new")
@@ -112,23 +130,34 @@ def _recipe(args: argparse.Namespace) -> None:
     print(recipes[args.name].read_text(), end="")
 
 
+def _download(args: argparse.Namespace) -> None:
+    from nfnet_timm.download import download
+
+    for name in args.names:
+        path, fetched = download(name, args.to)
+        print(f"{path}: {'fetched' if fetched else 'was there'}, and has the recorded MD5")
+
+
 def _convert(args: argparse.Namespace) -> None:
     # Not at the top: `nfnet-timm --help` should not wait for torch.
-    from nfnet_timm import haiku
+    from nfnet_timm.convert import convert_to_file, convert_to_folder
+    from nfnet_timm.orbax_reader import is_orbax
 
-    to_file = args.out.suffix == ".npz"
-    if args.source.is_dir() != to_file:
+    is_folder = args.source.is_dir() and not is_orbax(args.source)
+    if is_folder != (args.out.suffix == ".npz"):
         raise ValueError(
-            f"cannot convert {args.source} to {args.out}: expected a file and a new folder, or a folder written by "
-            "`nfnet-timm convert` and a new file whose name ends in .npz"
+            f"cannot convert {args.source} to {args.out}: expected a file or an Orbax checkpoint and a new folder, or "
+            "a folder written by `nfnet-timm convert` and a new file whose name ends in .npz"
         )
-    if to_file:
-        tree = haiku.convert_to_file(args.source, args.out)
+    if is_folder:
+        tree = convert_to_file(args.source, args.out)
         print(f"wrote {args.out}: {sum(map(len, tree.values()))} arrays in {len(tree)} modules")
         return
-    model, digest = haiku.convert_to_folder(args.source, args.out)
-    name = model.pretrained_cfg["architecture"]
-    print(f"{args.source.name}: {name}, {sum(p.numel() for p in model.parameters()):,} parameters, SHA-256 {digest}")
+    source = convert_to_folder(args.source, args.out)
+    parameters = sum(p.numel() for p in source.model.parameters())
+    digest = source.metadata["source_sha256"]
+    print(f"{args.source.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
+    print(source.told())
     print(f'wrote {args.out}: timm.create_model("local-dir:{args.out}", pretrained=True)')
 
 
@@ -137,11 +166,11 @@ def _publish(args: argparse.Namespace) -> None:
     from nfnet_timm.sources import open_source
 
     folder = args.out or Path(args.repo.split("/")[-1])
-    source = open_source(args.source, args.class_names)
+    source = open_source(args.source, args.class_names, args.checkpoint)
     if source.ema is not None:
         print("weights: " + ("the moving average (EMA)" if source.ema else "as trained; the checkpoint has no average"))
-    if source.checkpoint is not None:
-        print(f"{args.source.name} is taken for the released {source.checkpoint}, by its name, network and size")
+    if not source.training:
+        print(source.told())
     publish.build_repo(source, args.repo, folder, args.license)
     print(f"built and checked {folder}: timm loads it, with the logits of {args.source.name}")
     print(publish.show_repo(folder, args.repo, args.revision))

@@ -12,7 +12,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["data_file", "load_facts"]
+__all__ = ["data_file", "load_facts", "released_checkpoints"]
 
 
 def data_file(name: str) -> Path:
@@ -25,3 +25,9 @@ def data_file(name: str) -> Path:
 def load_facts() -> dict[str, Any]:
     """Return what hub/checkpoints.toml says; its head explains the entries."""
     return tomllib.loads(data_file("checkpoints.toml").read_text(encoding="utf-8"))
+
+
+def released_checkpoints() -> dict[str, dict[str, Any]]:
+    """Return the entries of all weights that were released, by name: files, and directories of Orbax."""
+    facts = load_facts()
+    return {**facts["checkpoints"], **facts["orbax"]}

@@ -10,17 +10,19 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import tqdm
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
+
+from nfnet_timm.progress import bytes_bar
+from nfnet_timm.weights_file import write_weights
 
 __all__ = ["FILES", "check_folder", "file_hashes", "identify", "load_folder", "logits_of", "save_folder"]
 
@@ -60,10 +62,7 @@ def save_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        weights = partial / "model.safetensors"
-        save_file(tensors, weights, metadata={"format": "pt", **(metadata or {})})
-        _sort_header(weights)
+        write_weights(model.state_dict(), partial / "model.safetensors", metadata or {})
         args: Any = dict(model_args or {})
         save_config_for_hf(model, partial / "config.json", model_config=dict(model_config or {}), model_args=args)  # type: ignore[arg-type]
         if card is not None:
@@ -72,8 +71,8 @@ def save_folder(
         (folder / "README.md").unlink(missing_ok=True)
         for path in partial.iterdir():
             os.replace(path, folder / path.name)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {folder}: {error}. Is the disk full? Nothing was changed") from None
+    except OSError as error:
+        raise OSError(f"cannot write {folder}: {error}. Nothing was changed") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -140,30 +139,36 @@ def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) 
 
 def file_hashes(path: Path) -> tuple[str, str]:
     """Return the SHA-256 of a file, and git's id of it (the SHA-1 of a blob): the Hub goes by one or the other."""
-    size = path.stat().st_size
-    sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"hashing {path.name}", leave=False, disable=None)
-    with path.open("rb") as file, bar:
-        while chunk := file.read(1 << 22):
-            sha256.update(chunk)
-            sha1.update(chunk)
-            bar.update(len(chunk))
+    sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    _feed(path, sha256, sha1)
     return sha256.hexdigest(), sha1.hexdigest()
 
 
 def identify(path: Path) -> dict[str, str]:
-    """Return the name, size and SHA-256 of a file, as they stand in the header of what is made from it."""
-    return {"source": path.name, "source_bytes": str(path.stat().st_size), "source_sha256": file_hashes(path)[0]}
+    """Return the name, size and hashes of a file, as they stand in the header of what is made from it.
+
+    Of a directory, the size is that of all its files, and the SHA-256 that of what ``sha256sum`` says of them, sorted
+    by name; there is no MD5.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "".join(f"{file_hashes(p)[0]}  {p.relative_to(path).as_posix()}\n" for p in files)
+        size, sha256 = sum(p.stat().st_size for p in files), hashlib.sha256(listing.encode())
+        return {"source": path.name, "source_bytes": str(size), "source_sha256": sha256.hexdigest()}
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    _feed(path, sha256, md5)
+    return {
+        "source": path.name,
+        "source_bytes": str(path.stat().st_size),
+        "source_sha256": sha256.hexdigest(),
+        "source_md5": md5.hexdigest(),
+    }
 
 
-def _sort_header(path: Path) -> None:
-    """Sort the metadata in the header, which safetensors writes in an order that differs from process to process."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) > size:  # the tensors begin where the header ends
-            raise AssertionError(f"the sorted header has {len(text)} bytes, expected at most {size}")
-        file.seek(8)
-        file.write(text.ljust(size))
+def _feed(path: Path, *hashes: Any) -> None:
+    """Update ``hashes`` with a file in one pass, each in a thread."""
+    bar = bytes_bar(path.stat().st_size, f"hashing {path.name}")
+    with path.open("rb") as file, bar, ThreadPoolExecutor(len(hashes)) as pool:
+        while chunk := file.read(1 << 22):
+            list(pool.map(lambda h, chunk=chunk: h.update(chunk), hashes))
+            bar.update(len(chunk))

@@ -61,11 +61,11 @@ def push(
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     hashes = {path.name: file_hashes(path) for path in sorted(folder.iterdir())}
-    with _explained(f"making {repo_id}"):
+    with explained(f"making {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if revision != "main":
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-    with _explained(f"reading {repo_id}"):
+    with explained(f"reading {repo_id}"):
         info = api.model_info(repo_id, revision=revision, files_metadata=True)
     if private and not info.private:
         raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave out --private")
@@ -80,7 +80,7 @@ def push(
         )
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in hashes]
     try:
-        with _explained(f"pushing to {repo_id}"):
+        with explained(f"pushing to {repo_id}"):
             commit = api.create_commit(
                 repo_id,
                 operations=operations,
@@ -108,7 +108,7 @@ def tag(repo_id: str, name: str, commit: str) -> None:
         OSError: If the Hub cannot be reached or refuses.
     """
     api = HfApi()
-    with _explained(f"tagging {repo_id}"):
+    with explained(f"tagging {repo_id}"):
         tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
         if name not in tags:
             api.create_tag(repo_id, tag=name, revision=commit)
@@ -144,7 +144,7 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
         OSError: If the Hub cannot be reached, or there is no such repo.
     """
     validate_repo_id(repo_id)
-    with _explained(f"reading {repo_id}"):
+    with explained(f"reading {repo_id}"):
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     siblings = [s for s in info.siblings or [] if s.rfilename.endswith((".safetensors", ".json", ".md"))]
     commit = str(info.sha)
@@ -154,7 +154,7 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
     with tempfile.TemporaryDirectory() as empty:
         for sibling in siblings:
             name = sibling.rfilename
-            with _explained(f"downloading {name} of {repo_id}"):
+            with explained(f"downloading {name} of {repo_id}"):
                 path = Path(hf_hub_download(repo_id, name, revision=commit, cache_dir=empty))
             recorded = _recorded(sibling)
             found = file_hashes(path)
@@ -207,8 +207,12 @@ def _different(info: Any, hashes: dict[str, tuple[str, str]]) -> set[str]:
 
 
 @contextmanager
-def _explained(doing: str) -> Iterator[None]:
-    """Turn what the client raises into an OSError that says what failed and what to do, without the access token."""
+def explained(doing: str, advice: dict[int, str] | None = None) -> Iterator[None]:
+    """Turn what the client raises into an OSError that says what failed and what to do, without the access token.
+
+    Args:
+        advice: What to do, by HTTP status; what to do about the Hub, where it is not given.
+    """
     try:
         yield
     except Exception as error:
@@ -219,12 +223,11 @@ def _explained(doing: str) -> Iterator[None]:
         if not isinstance(cause, OSError) and library not in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
             raise
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        if isinstance(cause, HfHubHTTPError) and status in _ADVICE:
-            advice = _ADVICE[status]
-        else:
-            advice = "run the same command again: what has arrived is not sent twice"
+        again = "run the same command again: what has arrived is not sent twice"
+        known = _ADVICE if advice is None else advice
+        to_do = known.get(status or 0, again) if isinstance(cause, HfHubHTTPError) else again
         reason = " ".join(str(cause).split()) or type(cause).__name__
         token = get_token()
         if token:
             reason = reason.replace(token, "***")
-        raise OSError(f"{doing} failed: {reason[:300].rstrip('.')}. To do: {advice}") from None
+        raise OSError(f"{doing} failed: {reason[:300].rstrip('.')}. To do: {to_do}") from None

@@ -347,16 +347,18 @@ def _create_normfreenet(name: str, pretrained: bool = False, **kwargs: Any) -> n
     # Weights are about to be loaded: random ones would only cost time and memory.
     device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    if str(overlay.get("file", "")).endswith(".npz"):  # one of the authors' files: NormFreeNet.load_pretrained
-        overlay["custom_load"] = True
+    of_authors = str(overlay.get("file", "")).endswith(".npz")
+    if of_authors:
+        overlay["custom_load"] = True  # by NormFreeNet.load_pretrained
     strict = kwargs.get("pretrained_strict", True)
-    model = build(
+    model: Any = build(
         device="meta",
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=partial(check_state_dict, name=name) if strict else None,
         **kwargs,
     )
-    return materialize(model, device)
+    foreign = bool(model.pretrained_cfg.get("file") or model.pretrained_cfg.get("state_dict"))
+    return materialize(model, device, copy=foreign and not of_authors)
 
 
 def _default_cfg(name: str, variant: Variant) -> tuple[str, dict[str, Any]]:

@@ -122,13 +122,13 @@ def _comparable(key: str, tensor: Tensor) -> tuple[int | str, ...]:
     return shape
 
 
-def materialize(model: Any, device: torch.device) -> Any:
-    """Return ``model`` on ``device``: what no checkpoint has filled is initialised, what belongs to others copied.
+def materialize(model: Any, device: torch.device, copy: bool) -> Any:
+    """Return ``model`` on ``device``: what no checkpoint has filled is initialised.
 
-    Only a file of the Hub's cache stays mapped, as nobody writes to it; another file may be saved over while the model
-    is in use, and a state dict is its owner's.
+    Args:
+        copy: Whether to copy what was filled: tensors of a file that may be saved over while the model is in use, or of
+            somebody else's state dict. A file of the Hub's cache stays mapped, as nobody writes to it.
     """
-    cfg = model.pretrained_cfg
     for name, module in model.named_modules():
         empty = [key for key, p in module.named_parameters(recurse=False) if p.is_meta]
         for key in empty:
@@ -136,7 +136,7 @@ def materialize(model: Any, device: torch.device) -> Any:
             setattr(module, key, nn.Parameter(torch.empty_like(param, device=device), param.requires_grad))
         if "weight" in empty:
             model.reset_fc() if name == "head.fc" else module.reset_parameters()
-    if cfg.get("file") or cfg.get("state_dict"):
+    if copy:
         for param in model.parameters():
             param.data = param.data.clone()
     return model.to(device)

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, constants, get_token
 
 from nfnet_timm import hub
 from nfnet_timm.card import render_card
+from nfnet_timm.facts import released_checkpoints
 from nfnet_timm.folder import check_folder, logits_of, save_folder
 from nfnet_timm.sources import Source
 
@@ -22,8 +23,10 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
         ValueError: If it is not fit to be published, see ``check_folder`` and ``render_card``.
         OSError: If it cannot be written; it is as it was.
     """
-    if source.checkpoint is None:  # the variant's own entries are about the authors' weights
-        source.model.pretrained_cfg = {**source.model.pretrained_cfg, "license": license, "origin_url": None}
+    released = released_checkpoints().get(source.checkpoint or "")
+    if released is None or "url" not in released:  # the variant's own entries are about the authors' weights
+        own = {"license": released["license"] if released else license, "origin_url": None}
+        source.model.pretrained_cfg = {**source.model.pretrained_cfg, **own}
     logits = [float(f"{value:.7g}") for value in logits_of(source.model)[:8].tolist()]
     metadata = {**source.metadata, "logits": json.dumps(logits)}
     config = {"label_names": source.label_names} if source.label_names else {}

@@ -1,4 +1,7 @@
-"""Weights that can be published, whatever they come in: one of the authors' files, a folder, a training checkpoint."""
+"""Weights that can be published, whatever they come in, and what is known of them.
+
+They come as a file of the authors, an Orbax checkpoint, a folder of ``convert`` or a checkpoint of timm's train.py.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,15 @@ from timm.data import resolve_data_config
 from timm.models import clean_state_dict
 from timm.utils.misc import natural_key
 
-from nfnet_timm.facts import load_facts
+from nfnet_timm.facts import load_facts, released_checkpoints
 from nfnet_timm.folder import identify, load_folder
 from nfnet_timm.haiku import load_model
+from nfnet_timm.orbax_reader import is_orbax
 from nfnet_timm.pretrained import check_state_dict
 from nfnet_timm.variants import VARIANTS
+from nfnet_timm.weights_file import arrays_hash
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_authors", "open_source"]
 
 
 @dataclass
@@ -33,8 +38,9 @@ class Source:
 
     Args:
         model_args: Arguments of ``create_model`` beside the name.
-        metadata: What identifies the file that the weights come from: its name, bytes and SHA-256.
+        metadata: What identifies the file that the weights come from: its name, bytes, SHA-256 and MD5.
         checkpoint: The entry of hub/checkpoints.toml that it is, if it is one of the authors'.
+        proven: Whether that is told by the file's hash, and not by who publishes it.
         training: The options of timm's train.py, if that made it.
         ema: Whether the weights are the moving average; None if no train.py made them.
         metric: What train.py measured of these weights at ``epoch``, if it did.
@@ -44,6 +50,7 @@ class Source:
     model_args: dict[str, Any]
     metadata: dict[str, str]
     checkpoint: str | None = None
+    proven: bool = False
     label_names: list[str] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     ema: bool | None = None
@@ -58,35 +65,63 @@ class Source:
             if defaults.get(key) != value
         }
 
+    def told(self) -> str:
+        """Return, in a sentence, whether this is a released checkpoint, and by what that is told."""
+        name, md5 = self.metadata.get("source"), self.metadata.get("source_md5")
+        if self.checkpoint is not None and self.proven:
+            return f"{name} is the file that the authors released as {self.checkpoint}, by its MD5 {md5}"
+        if self.checkpoint is not None:
+            return f"{name} is taken for the released {self.checkpoint} by your word: no recorded hash says so"
+        if md5 is not None:
+            return f"{name} is none of the released files, by its MD5 {md5}: weights of your own"
+        return f"{name} is taken for weights of your own: no hash tells it to be a released checkpoint"
+
     @property
     def architecture(self) -> str:
         """Name of the network in ``nfnet_timm.variants``."""
         return self.model.pretrained_cfg["architecture"]
 
 
-def open_source(path: Path, class_names: Path | None = None) -> Source:
-    """Return the model at ``path``: an authors' file, a folder written by convert, or a checkpoint of timm's train.py.
+def open_source(path: Path, class_names: Path | None = None, checkpoint: str | None = None) -> Source:
+    """Return the model at ``path``, whichever of the four it is.
 
     Of a training checkpoint, the moving average (EMA) is preferred, and the preprocessing of the run kept. Class names
     come from ``class_names`` (a name a line), else from the run's class map or data folder where they are still there.
 
+    Args:
+        checkpoint: The entry of hub/checkpoints.toml that it is, by the word of who publishes it; without, a file is
+            told by its MD5, whatever its name and size.
     Raises:
         ValueError: If it is none of these, or of another network.
     """
-    if path.is_dir():
+    if path.is_dir() and not is_orbax(path):
         source = _from_folder(path)
     elif _is_torch_file(path):
         source = _from_training(path)
     else:
-        model, arguments = load_model(path)
-        source = Source(model.eval(), arguments, identify(path))
-    source.checkpoint = _recognise(source)
+        source = open_authors(path)
+    if checkpoint is not None and checkpoint != source.checkpoint:
+        source.checkpoint, source.proven = _claimed(checkpoint, source), False
     if class_names is not None:
         source.label_names = _lines(class_names)
     if source.label_names is not None and len(source.label_names) != source.model.num_classes:
         raise ValueError(
             f"{len(source.label_names)} class names for {source.model.num_classes} classes: expected one a line"
         )
+    return source
+
+
+def open_authors(path: Path) -> Source:
+    """Return the model in a file of the authors, or in an Orbax checkpoint.
+
+    Raises:
+        ValueError: If it is neither, or holds none of the authors' networks.
+    """
+    model, arguments = load_model(path)
+    metadata = identify(path)
+    source = Source(model.eval(), arguments, metadata)
+    source.checkpoint = _recorded(metadata)
+    source.proven = source.checkpoint is not None
     return source
 
 
@@ -99,13 +134,21 @@ def _from_folder(folder: Path) -> Source:
         raise ValueError(
             f"{folder / 'config.json'} is of {config.get('architecture')!r}: expected a network of nfnet_timm"
         )
-    with safe_open(folder / "model.safetensors", "pt") as weights:
-        metadata = {k: v for k, v in (weights.metadata() or {}).items() if k.startswith("source")}
+    weights = folder / "model.safetensors"
+    with safe_open(weights, "pt") as file:
+        header = file.metadata() or {}
+    metadata = {k: v for k, v in header.items() if k.startswith("source")}
+    # The header speaks of the arrays that convert wrote: they may have been changed under it.
+    checkpoint = _recorded(metadata)
+    if checkpoint is not None and header.get("arrays_sha256") != arrays_hash(weights):
+        checkpoint = None
     names = config.get("label_names")
     return Source(
         load_folder(folder),
         dict(config.get("model_args", {})),
-        metadata or identify(folder / "model.safetensors"),
+        metadata or identify(weights),
+        checkpoint=checkpoint,
+        proven=checkpoint is not None,
         label_names=names if isinstance(names, list) else None,
     )
 
@@ -177,18 +220,25 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _recognise(source: Source) -> str | None:
-    """Return which released checkpoint this is, by network, name of the file and, where it is known, its size."""
-    for key, facts in load_facts()["checkpoints"].items():
-        size = str(facts.get("bytes", source.metadata.get("source_bytes")))
-        if (
-            key.split(".")[0] == source.architecture
-            and not source.model_args
-            and source.metadata.get("source") == facts["file"]
-            and source.metadata.get("source_bytes") == size
-        ):
-            return key
+def _recorded(metadata: Mapping[str, str]) -> str | None:
+    """Return which released file has these hashes."""
+    for name, released in load_facts()["checkpoints"].items():
+        if metadata.get("source_md5") == released["md5"]:
+            return name
     return None
+
+
+def _claimed(name: str, source: Source) -> str:
+    """Return ``name`` if ``source`` can be that checkpoint."""
+    known = released_checkpoints()
+    if name not in known:
+        raise ValueError(f"there is no released checkpoint {name!r}: expected one of {', '.join(known)}")
+    # How many kinds of things ImageNet-21k has is nowhere stated.
+    free = {"num_classes"} if name in load_facts()["orbax"] else set()
+    if name.split(".")[0] != source.architecture or not set(source.model_args) <= free:
+        differs = "".join(f", {key}={value!r}" for key, value in source.model_args.items())
+        raise ValueError(f"this is no {name}: its arrays are those of {source.architecture}{differs}")
+    return name
 
 
 def _is_torch_file(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """Publishes every released checkpoint: the authors' files in a folder, to the organization of hub/checkpoints.toml.
 
-python scripts/publish_all.py FOLDER [--organization ORG] [--out DIR] [--dry-run] [--force]
+python scripts/publish_all.py FOLDER [--download] [--organization ORG] [--out DIR] [--dry-run] [--force]
 
 It can be interrupted and started again: what is on the Hub already makes no new commit. A file that is missing or fails
 does not keep the others; the exit status is 1 then.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from nfnet_timm.download import download
 from nfnet_timm.facts import load_facts
 from nfnet_timm.publish import build_repo, publish, show_repo
 from nfnet_timm.sources import open_source
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     facts = load_facts()
     parser = argparse.ArgumentParser(description="Publish every checkpoint of hub/checkpoints.toml.")
     parser.add_argument("folder", type=Path, help="where the authors' F*_haiku.npz are")
+    parser.add_argument("--download", action="store_true", help="fetch those that are missing, 7 GB in all")
     parser.add_argument("--organization", default=facts["organization"], help="whose repos (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("hub-repos"), help="where to build (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="build, check and show; push nothing")
@@ -34,11 +36,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[{number}/{len(facts['checkpoints'])}] {name}")
         file, repo_id = args.folder / checkpoint["file"], f"{args.organization}/{name}"
         try:
+            if args.download:
+                download(name, args.folder)
             if not file.exists():
-                raise ValueError(f"{file} is missing: download {checkpoint['url']}")
+                raise ValueError(f"{file} is missing: pass --download, or fetch {checkpoint['url']}")
             source = open_source(file)
             if source.checkpoint != name:
-                raise ValueError(f"{file} is not the released file: another network, or another size")
+                raise ValueError(f"{file} is not the released file: {source.told()}")
             build_repo(source, repo_id, args.out / name)
             if args.dry_run:
                 print(show_repo(args.out / name, repo_id, "main"))

@@ -98,7 +98,7 @@ def render() -> dict[Path, str]:
     facts = load_facts()
     for checkpoint in facts["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
-        source = Source(model, {}, {}, checkpoint)
+        source = Source(model, {}, {}, checkpoint, proven=True)
         files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(
             source, f"{facts['organization']}/{checkpoint}"
         )

@@ -11,9 +11,11 @@ import pytest
 import timm
 from huggingface_hub import ModelCard
 
+from nfnet_timm.card import render_card
 from nfnet_timm.cli import main
 from nfnet_timm.facts import load_facts
-from nfnet_timm.haiku import write_tree
+from nfnet_timm.haiku_writer import write_tree
+from nfnet_timm.sources import Source
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = load_facts()["checkpoints"]
@@ -110,3 +112,13 @@ def test_the_code_of_a_card_runs_on_what_was_published(hub, tmp_path, monkeypatc
     hub.log.clear()
     assert timm.create_model("hf-hub:org/nfnet_f0", pretrained=True).num_features == 3072
     assert not any(method == "GET" and "model.safetensors" in path for method, path in hub.log)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"depths": (1, 1, 1, 1)}, {"num_classes": 0}, {"in_chans": 1}])
+def test_a_network_without_an_entry_in_the_table_has_a_card(monkeypatch, arguments):
+    monkeypatch.setitem(load_facts(), "networks", {})
+    for name in ("nfnet_f0", "nfnet_f7_plus", "dm_nf_resnet50", "dm_nf_regnet_b0"):
+        model = timm.create_model(name, device="meta", **arguments).eval()
+        text = render_card(Source(model, arguments, {"source": "mine.npz"}), "org/mine", "mit")
+        assert "multiply-adds" not in text
+        assert f"| architecture | `{name}` of nfnet_timm" in text

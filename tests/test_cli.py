@@ -13,7 +13,7 @@ import pytest
 from nfnet_timm.cli import main
 
 COMMAND = Path(sys.executable).parent / "nfnet-timm"
-SOURCE = str(golden.DATA / "nfnet_tiny_haiku_dict.npz")
+SOURCE = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
 
 
 def hears_ctrl_c():
@@ -25,7 +25,7 @@ def test_convert_there_and_back(tmp_path, capsys):
     folder, file = tmp_path / "out", tmp_path / "back.npz"
     assert main(["convert", SOURCE, "--out", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "nfnet_tiny_haiku_dict.npz: nfnet_f0, 178,272 parameters, SHA-256 " in out
+    assert "nfnet_tiny_haiku_2021.npz: nfnet_f0, 178,272 parameters, SHA-256 " in out
     assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in out
     assert main(["convert", str(folder), "--out", str(file)]) == 0
     assert "131 arrays in 52 modules" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from nfnet_timm.hub import push, remove_cached, tag, verify
 from nfnet_timm.publish import build_repo
 from nfnet_timm.sources import open_source
 
-SOURCE = golden.DATA / "nfnet_tiny_haiku_dict.npz"
+SOURCE = golden.DATA / "nfnet_tiny_haiku_2021.npz"
 FILES = {"README.md", "config.json", "model.safetensors"}
 
 

@@ -22,7 +22,7 @@ from nfnet_timm.folder import logits_of
 from nfnet_timm.publish import build_repo
 from nfnet_timm.sources import open_source
 
-SOURCE = str(golden.DATA / "nfnet_tiny_haiku_dict.npz")
+SOURCE = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
 FILES = {"README.md", "config.json", "model.safetensors"}
 
 
@@ -139,7 +139,7 @@ def test_the_header_tells_the_origin(publish, tmp_path):
     with safe_open(tmp_path / "tiny" / "model.safetensors", "pt") as weights:
         metadata = weights.metadata()
     assert metadata["format"] == "pt"
-    assert metadata["source"] == "nfnet_tiny_haiku_dict.npz"
+    assert metadata["source"] == "nfnet_tiny_haiku_2021.npz"
     assert metadata["source_bytes"] == str(Path(SOURCE).stat().st_size)
     assert len(metadata["source_sha256"]) == 64
     model = timm.create_model(f"local-dir:{tmp_path / 'tiny'}", pretrained=True).eval()
@@ -212,18 +212,6 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
     assert status == 1
     assert "cannot be read as a checkpoint of timm's train.py" in error
     assert not (tmp_path / "owned").exists()
-
-
-def test_a_released_checkpoint_is_recognised_by_network_name_and_size():
-    from nfnet_timm.sources import Source, _recognise
-
-    model = timm.create_model("nfnet_f0", device="meta")
-    right = {"source": "F0_haiku.npz", "source_bytes": "285976842"}
-    assert _recognise(Source(model, {}, right)) == "nfnet_f0.dm_in1k"
-    assert _recognise(Source(model, {}, {**right, "source_bytes": "285976843"})) is None
-    assert _recognise(Source(model, {}, {**right, "source": "mine.npz"})) is None
-    assert _recognise(Source(model, {"depths": (1, 1, 1, 1)}, right)) is None
-    assert _recognise(Source(timm.create_model("nfnet_f1", device="meta"), {}, right)) is None
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import authors_file
 import golden
 import pytest
 from test_pretrained import fill_hub_cache
 
 from nfnet_timm.cli import _parser
-from nfnet_timm.haiku import convert_to_folder, write_tree
+from nfnet_timm.convert import convert_to_folder
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -53,7 +54,7 @@ def folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("readme")
     Image.fromarray(load_sample_image("china.jpg")).save(folder / "photo.jpg")
-    write_tree(golden.tree("nfnet_f0"), folder / "F0_haiku.npz")
+    authors_file.write(golden.tree("nfnet_f0"), folder / "F0_haiku.npz")
     convert_to_folder(folder / "F0_haiku.npz", folder / "nfnet_f0")
     fill_hub_cache(folder / "hf", "dm_nfnet_f0.dm_in1k", timm.create_model("dm_nfnet_f0"))
     return folder
