@@ -161,7 +161,7 @@ def forget(array: np.ndarray) -> None:
     while isinstance(base, np.ndarray):
         base = base.base
     mapped = base.obj if isinstance(base, memoryview) else None
-    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise") and array.nbytes:
         start = array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
         page = start - start % mmap.PAGESIZE
         mapped.madvise(mmap.MADV_DONTNEED, page, start + array.nbytes - page)

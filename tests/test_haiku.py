@@ -34,6 +34,7 @@ def test_every_array_is_new_and_contiguous():
     tree = golden.tree("nfnet_tiny_train")
     tree["NFNet/~/linear"] = {"w": np.ones((192, 1), np.float32), "b": np.zeros(1, np.float32)}
     tree["NFNet/~/nf_block/~/conv0"]["w"] = np.ones((1, 1, 1, 32), np.float32)
+    tree["NFNet/~/nf_block/~/conv1"]["w"] = np.ones((3, 3, 0, 8), np.float32)
     for name, tensor in from_haiku(tree).items():
         tensor.fill_(7)
         assert tensor.is_contiguous(), name
