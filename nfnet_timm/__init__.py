@@ -14,7 +14,7 @@ Importing this package registers its models and optimizers with timm; after inst
     pretrained          from a checkpoint to a model
     haiku_reader, _writer the authors' checkpoints, read without running them, and written
     orbax_reader, haiku   those of jax_privacy; the authors' names and ours
-    agc, optim          adaptive gradient clipping; optimizers that clip, in timm's registry
+    optim/              adaptive gradient clipping; optimizers that clip, in timm's registry
     facts, sources      the published numbers; what a repo on the Hub is made from
     folder, card        a repo's folder, and its model card
     weights_file        model.safetensors, written
@@ -39,9 +39,9 @@ from typing import TYPE_CHECKING, Any
 from nfnet_timm import autoload
 
 if TYPE_CHECKING:
-    from nfnet_timm.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
     from nfnet_timm.block import NormFreeBlock
     from nfnet_timm.nfnet import NormFreeNet
+    from nfnet_timm.optim.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
     from nfnet_timm.variants import VARIANTS, NormFreeCfg
 
 __version__ = "0.1.0"
@@ -61,9 +61,9 @@ _HOMES = {
     "NormFreeBlock": "block",
     "NormFreeCfg": "variants",
     "VARIANTS": "variants",
-    "adaptive_clip_grad_": "agc",
-    "clip_stats": "agc",
-    "unitwise_norm": "agc",
+    "adaptive_clip_grad_": "optim.agc",
+    "clip_stats": "optim.agc",
+    "unitwise_norm": "optim.agc",
 }
 
 if not autoload.torch_is_being_imported():

@@ -101,8 +101,13 @@ class NormFreeBlock(nn.Module):
         self.act3 = _inplace(activation(act_layer)[0])
         self.conv3 = WSConv2d(mid_chs, out_chs, 1, scale=gamma, **dd)
         self.attn_last = SqueezeExcite(out_chs, rd_ratio, **dd) if not reg and rd_ratio else None
-        self.skipinit_gain = nn.Parameter(torch.zeros((), **dd))
+        self.skipinit_gain = nn.Parameter(torch.empty((), **dd))
         self.drop_path = DropPath(drop_path_rate, scale_by_keep=False) if drop_path_rate else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start the skip gain at 0, so that the block begins as its shortcut."""
+        nn.init.zeros_(self.skipinit_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""

@@ -23,8 +23,8 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nfnet_timm.agc import adaptive_clip_grad_
 from nfnet_timm.folder import save_folder
+from nfnet_timm.optim.agc import adaptive_clip_grad_
 from nfnet_timm.variants import VARIANTS
 
 __all__ = ["run"]

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from nfnet_timm.torch_private import has_dispatch_modes, has_transforms
+
 __all__ = ["is_eager_on_cpu"]
 
 
 def is_eager_on_cpu(x: Tensor) -> bool:
     """Tell whether ``x`` has its numbers here and now: on a CPU, and nobody traces, compiles or transforms."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or has_transforms():
         return False
-    return x.is_cpu and type(x) in (Tensor, nn.Parameter) and not torch._C._len_torch_dispatch_stack()
+    return x.is_cpu and type(x) in (Tensor, nn.Parameter) and not has_dispatch_modes()

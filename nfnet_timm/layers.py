@@ -16,7 +16,16 @@ from nfnet_timm.gelu import GELUTanh
 from nfnet_timm.same import Conv2dSame
 from nfnet_timm.standardize import standardize
 
-__all__ = ["ACTIVATIONS", "GlobalMean", "ScaledAct", "SqueezeExcite", "WSConv2d", "activation"]
+__all__ = [
+    "ACTIVATIONS",
+    "KEPT_BY_INPUT",
+    "Classifier",
+    "GlobalMean",
+    "ScaledAct",
+    "SqueezeExcite",
+    "WSConv2d",
+    "activation",
+]
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are
 # those of deepmind-research/nfnets/base.py, the names timm's. The authors' "gelu" is JAX's, the tanh form: here
@@ -39,6 +48,12 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, object], float]] = {
     "softsign": (nn.Softsign, {}, 2.338853120803833),
     "tanh": (nn.Tanh, {}, 1.5939117670059204),
 }
+
+
+# Of these autograd keeps the input; of the others the output, which the convolution behind shares.
+KEPT_BY_INPUT = tuple(
+    {cls for cls, _, _ in ACTIVATIONS.values()} - {nn.Identity, nn.LogSoftmax, nn.ReLU, nn.Sigmoid, nn.Tanh}
+)
 
 
 def activation(name: str) -> tuple[nn.Module, float]:
@@ -73,8 +88,8 @@ class WSConv2d(Conv2dSame):
     """Convolution whose weight is standardized per output channel, with SAME padding and always a bias.
 
     ``W_hat = scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel,
-    computed in float32 also for half-precision weights and under autocast. At ``scale`` 1 and gain 1 each output
-    channel's weights have zero mean and unit norm.
+    computed in float32 also for half-precision weights and under autocast, in float64 for those of float64. At
+    ``scale`` 1 and gain 1 each output channel's weights have zero mean and unit norm.
 
     Args:
         in_chs: Input channels; forward takes (N, in_chs, H, W), any H and W of at least 1.
@@ -115,14 +130,17 @@ class WSConv2d(Conv2dSame):
         self.eps = eps
 
     def reset_parameters(self) -> None:
-        """Initialise as the authors do: weight N(0, 1 / fan_in), bias 0. The gain starts at 1."""
+        """Initialise as the authors do: weight N(0, 1 / fan_in), bias 0, gain 1."""
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+        if hasattr(self, "gain"):  # torch's constructor comes here before there is one
+            nn.init.ones_(self.gain)
 
     def standardized_weight(self) -> Tensor:
         """Return ``W_hat`` in the shape and dtype of ``weight``."""
-        weight, gain = self.weight.float(), self.gain.float()
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        weight, gain = self.weight.to(dtype), self.gain.to(dtype)
         if weight.is_contiguous():
             weight = standardize(weight, gain, self.scale, self.eps)
         else:  # channels-last: a row in the order of memory, so that nothing is copied
@@ -184,6 +202,12 @@ class PixelConv2d(nn.Conv2d):
     Differs from torch: its convolution takes up to several times as long for the gradients.
     """
 
+    def reset_parameters(self) -> None:
+        """Initialise as Haiku's linear layers are: weight N(0, 1 / in_chs) cut at two deviations, bias 0."""
+        std = self.in_channels**-0.5
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``."""
         return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
@@ -214,11 +238,31 @@ class SqueezeExcite(nn.Module):
         self.fc1 = PixelConv2d(chs, rd_chs, 1, device=device, dtype=dtype)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = PixelConv2d(rd_chs, chs, 1, device=device, dtype=dtype)
-        for fc in (self.fc1, self.fc2):  # Haiku's default for linear layers
-            std = fc.in_channels**-0.5
-            nn.init.trunc_normal_(fc.weight, std=std, a=-2 * std, b=2 * std)
-            nn.init.zeros_(fc.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gate of ``x``."""
         return 2 * self.fc2(self.act(self.fc1(self.pool(x)))).sigmoid()
+
+
+class Classifier(nn.Linear):
+    """Linear layer from pooled features to logits, (N, in_features) to (N, out_features), initialised as the authors'.
+
+    Args:
+        std: Standard deviation of the weight at the start.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        std: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self.std = std
+        super().__init__(in_features, out_features, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Initialise the weight as N(0, std^2) and the bias as 0."""
+        nn.init.normal_(self.weight, std=self.std)
+        nn.init.zeros_(self.bias)

@@ -17,7 +17,6 @@ import torch
 from timm.layers import ClassifierHead
 from timm.models import (
     build_model_with_cfg,
-    checkpoint,
     checkpoint_seq,
     generate_default_cfgs,
     load_pretrained,
@@ -28,11 +27,12 @@ from timm.models._features import feature_take_indices
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from nfnet_timm import recompute
 from nfnet_timm.block import NormFreeBlock, create_stem
 from nfnet_timm.gelu import GELUTanh
-from nfnet_timm.layers import GlobalMean, ScaledAct, WSConv2d
+from nfnet_timm.layers import KEPT_BY_INPUT, Classifier, GlobalMean, ScaledAct, WSConv2d
+from nfnet_timm.optim.classifiers import remember
 from nfnet_timm.pretrained import check_state_dict, materialize
+from nfnet_timm.recompute import recompute_acts_of
 from nfnet_timm.same import AvgPool2dSame, Conv2dSame
 from nfnet_timm.variants import VARIANTS, NormFreeCfg, Variant
 
@@ -144,28 +144,22 @@ class NormFreeNet(nn.Module):
         self.final_act: nn.Module = ScaledAct(cfg.act_layer)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
-        self.reset_fc()
+        self._own_classifier()
+        remember(self)
         if recompute_acts:
-            for part in (self.stem, *(block for stage in stages for block in stage)):
-                recompute.recompute_acts(part)
+            recompute_acts_of(self, KEPT_BY_INPUT)
 
-    def reset_fc(self) -> None:
-        """Initialise the classifier: N(0, 0.01), or 0 for NF-RegNets; bias 0."""
-        if isinstance(self.head.fc, nn.Linear):
-            nn.init.normal_(self.head.fc.weight, std=0.0 if self.cfg.zero_init_fc else 0.01)
-            nn.init.zeros_(self.head.fc.bias)
-            self.no_weight_decay()
+    def __setstate__(self, state: Any) -> None:  # of copies and pickles
+        super().__setstate__(state)
+        remember(self)
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Return no name: what is not decayed are vectors and scalars, which timm's factory tells by itself.
-
-        The factory asks this of a model just before it builds the optimizer, whose parameters then have no names any
-        more. So this is where the classifier's weight is marked as the one that AGC leaves alone.
-        """
-        if isinstance(self.head.fc, nn.Linear):
-            self.head.fc.weight.agc_exempt = True  # type: ignore[attr-defined]
-        return set()
+    def _own_classifier(self) -> None:
+        """Put the authors' classifier in place of timm's: N(0, 0.01), or 0 for NF-RegNets; bias 0."""
+        fc = self.head.fc
+        if isinstance(fc, nn.Linear):
+            std = 0.0 if self.cfg.zero_init_fc else 0.01
+            dd: dict[str, Any] = {"device": fc.weight.device, "dtype": fc.weight.dtype}
+            self.head.fc = Classifier(fc.in_features, fc.out_features, std, **dd)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -177,9 +171,6 @@ class NormFreeNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
-        for module in self.stages.modules():  # a block that is recomputed as a whole keeps nothing to begin with
-            if hasattr(module, "recompute_acts"):
-                module.recompute_acts = not enable  # type: ignore[assignment]
 
     @torch.jit.ignore
     def vectorize_skip_gains(self) -> "NormFreeNet":
@@ -216,16 +207,18 @@ class NormFreeNet(nn.Module):
         fc = self.head.fc
         self.head.in_features = self.num_features
         self.head.reset(num_classes, global_pool)
-        self.head.fc.to(device=reference.device, dtype=reference.dtype).train(fc.training)
+        self.head.fc.to(device=reference.device, dtype=reference.dtype)
         self.head.global_pool.train(fc.training)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
-        self.reset_fc()
+        self._own_classifier()
+        self.head.fc.train(fc.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the activated feature map (N, num_features, H / 32, W / 32) of images (N, in_chans, H, W)."""
         x = self.stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.stages, x)
+            for stage in self.stages:
+                x = checkpoint_seq(stage, x)
         else:
             x = self.stages(x)
         return self.final_act(self.final_conv(x))
@@ -265,7 +258,7 @@ class NormFreeNet(nn.Module):
                 intermediates.append(x)
         stages = self.stages[:max_index] if stop_early else self.stages
         for i, stage in enumerate(stages, start=1):
-            x = checkpoint(stage, x) if self.grad_checkpointing else stage(x)
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
             if i == len(self.feature_info) - 1:
                 x = self.final_conv(x)
             if i in take_indices:

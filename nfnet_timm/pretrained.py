@@ -89,6 +89,8 @@ def check_state_dict(state_dict: dict[str, Tensor], model: nn.Module, name: str)
     expected = {key: _comparable(key, t) for key, t in model.state_dict().items()}
     given = {key: _comparable(key, t) for key, t in state_dict.items()}
     heads = ("head.fc.weight", "head.fc.bias")  # a model or a checkpoint without classes has none
+    if heads[1] in given and len(state_dict[heads[1]]) != getattr(model, "num_classes", None):
+        given.pop(heads[0], None)  # timm is about to throw it away, whatever it is
     problems = [f"{key} is missing" for key in expected if key not in given and key not in heads]
     problems += [f"{key} is surplus" for key in given if key not in expected and key not in heads]
     problems += [
@@ -96,7 +98,7 @@ def check_state_dict(state_dict: dict[str, Tensor], model: nn.Module, name: str)
         for key in expected
         if key in given and given[key] != expected[key]
     ]
-    if all(key in given for key in heads) and len(state_dict[heads[0]]) != len(state_dict[heads[1]]):
+    if all(key in state_dict for key in heads) and len(state_dict[heads[0]]) != len(state_dict[heads[1]]):
         problems.append(f"head.fc has {len(state_dict[heads[0]])} rows and {len(state_dict[heads[1]])} biases")
     if not problems:
         return state_dict
@@ -129,13 +131,15 @@ def materialize(model: Any, device: torch.device, copy: bool) -> Any:
         copy: Whether to copy what was filled: tensors of a file that may be saved over while the model is in use, or of
             somebody else's state dict. A file of the Hub's cache stays mapped, as nobody writes to it.
     """
-    for name, module in model.named_modules():
-        empty = [key for key, p in module.named_parameters(recurse=False) if p.is_meta]
-        for key in empty:
-            param = getattr(module, key)
-            setattr(module, key, nn.Parameter(torch.empty_like(param, device=device), param.requires_grad))
-        if "weight" in empty:
-            model.reset_fc() if name == "head.fc" else module.reset_parameters()
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        filled = {key: p for key, p in own.items() if not p.is_meta}
+        if len(filled) < len(own):
+            for key, p in own.items():
+                setattr(module, key, nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
+            module.reset_parameters()
+            for key, p in filled.items():
+                setattr(module, key, p)
     if copy:
         for param in model.parameters():
             param.data = param.data.clone()

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfnet_timm.eager import is_eager_on_cpu
+from nfnet_timm.recompute import carry_origin, keeping_origins
 
-__all__ = ["AvgPool2dSame", "Conv2dSame", "Flip", "Pad"]
+__all__ = ["AvgPool2dSame", "Conv2dSame"]
 
 
 def same_padding(size: int, reach: int, stride: int) -> int:
@@ -18,20 +19,9 @@ def same_padding(size: int, reach: int, stride: int) -> int:
     return max((-(-size // stride) - 1) * stride + reach - size, 0)
 
 
-class Pad(nn.Module):
-    """Zeros around (N, C, H, W), of an odd number of rows or columns one more at the bottom or right."""
-
-    def forward(self, x: Tensor, pad_h: int, pad_w: int) -> Tensor:
-        """Return a padded copy of ``x``."""
-        return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
-
-
-class Flip(nn.Module):
-    """(N, C, H, W) in reverse along some dimensions."""
-
-    def forward(self, x: Tensor, dims: list[int]) -> Tensor:
-        """Return a reversed copy of ``x``."""
-        return x.flip(dims)
+def pad_same(x: Tensor, pad_h: int, pad_w: int) -> Tensor:
+    """Return (N, C, H, W) with zeros around it, of an odd number of rows or columns one more at the bottom or right."""
+    return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
 
 
 class Conv2dSame(nn.Conv2d):
@@ -63,8 +53,6 @@ class Conv2dSame(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self.pad = Pad()
-        self.flip = Flip()
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``."""
@@ -72,28 +60,38 @@ class Conv2dSame(nn.Conv2d):
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve ``x`` with ``weight`` in place of the module's own."""
-        if self.stride[0] == 1:
-            return F.conv2d(x, weight, self.bias, 1, self.padding, self.dilation, self.groups)
-        reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
-        pad_h = same_padding(x.shape[2], reach, self.stride[0])
-        pad_w = same_padding(x.shape[3], reach, self.stride[0])
-        if pad_h % 2 != 0 or pad_w % 2 != 0:
-            if not torch.jit.is_scripting():
-                flipped = is_eager_on_cpu(x) and x.dtype == torch.float32
-                if flipped:
-                    return self._convolve_flipped(x, weight, pad_h, pad_w)
-            x = self.pad(x, pad_h, pad_w)
-            pad_h = pad_w = 0
-        return F.conv2d(x, weight, self.bias, self.stride, [pad_h // 2, pad_w // 2], self.dilation, self.groups)
+        padding = [self.padding[0], self.padding[1]]  # type: ignore[list-item]
+        if self.stride[0] > 1:
+            reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
+            pad_h = same_padding(x.shape[2], reach, self.stride[0])
+            pad_w = same_padding(x.shape[3], reach, self.stride[0])
+            padding = [pad_h // 2, pad_w // 2]
+            if pad_h % 2 != 0 or pad_w % 2 != 0:
+                if not torch.jit.is_scripting():
+                    if is_eager_on_cpu(x) and x.dtype == torch.float32:
+                        return self._convolve_reversed(x, weight, pad_h, pad_w)
+                    x = carry_origin(pad_same, x, pad_h, pad_w)
+                else:
+                    x = pad_same(x, pad_h, pad_w)
+                padding = [0, 0]
+        if not torch.jit.is_scripting():
+            with keeping_origins(x):
+                return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     @torch.jit.unused
-    def _convolve_flipped(self, x: Tensor, weight: Tensor, pad_h: int, pad_w: int) -> Tensor:
-        # oneDNN takes up to 1.5 times as long for a padded map, of 97 pixels in place of 96, and its gradients. In a
-        # reversed map the odd zero comes first, as torch itself pads; the one that torch adds at the end is not read.
+    def _convolve_reversed(self, x: Tensor, weight: Tensor, pad_h: int, pad_w: int) -> Tensor:
+        """Convolve a map of 96 pixels, whose odd zero comes last, without making one of 97.
+
+        oneDNN takes up to 1.5 times as long for the latter and its gradients. torch pads both ends alike: reversed, a
+        map has its odd zero where torch puts one, and the one that torch puts at the other end is not reached.
+        """
         dims = [dim for dim, padding in ((2, pad_h), (3, pad_w)) if padding % 2]
         padding = [(pad_h + 1) // 2, (pad_w + 1) // 2]
-        x, weight = self.flip(x, dims), weight.flip(dims)
-        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups).flip(dims)
+        x = carry_origin(torch.flip, x, dims)
+        with keeping_origins(x):
+            out = F.conv2d(x, weight.flip(dims), self.bias, self.stride, padding, self.dilation, self.groups)
+        return out.flip(dims)
 
 
 class AvgPool2dSame(nn.Module):
@@ -112,14 +110,21 @@ class AvgPool2dSame(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``x``."""
-        if self.stride == 1:
-            # The last window holds one row or column and its own copy, whose mean is itself.
-            return F.avg_pool2d(F.pad(x, [0, 1, 0, 1], mode="replicate"), 2, 1)
         if not torch.jit.is_scripting():
-            fast = is_eager_on_cpu(x) and x.dtype == torch.float32 and x.is_contiguous()
+            fast = is_eager_on_cpu(x) and x.dtype == torch.float32 and x.is_contiguous() and self.stride == 2
             if fast and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
                 # torch's kernel takes four times as long in this order of memory.
                 top, bottom = x.unflatten(2, (-1, 2)).unbind(3)
                 left, right = (top + bottom).unflatten(3, (-1, 2)).unbind(4)
                 return (left + right) * 0.25
-        return F.avg_pool2d(x, 2, self.stride, ceil_mode=True, count_include_pad=False)
+            with keeping_origins(x):
+                return average(x, self.stride)
+        return average(x, self.stride)
+
+
+def average(x: Tensor, stride: int) -> Tensor:
+    """Return what ``AvgPool2dSame`` guarantees, by torch's own pooling."""
+    if stride == 1:
+        # The last window holds one row or column and its own copy, whose mean is itself.
+        return F.avg_pool2d(F.pad(x, [0, 1, 0, 1], mode="replicate"), 2, 1)
+    return F.avg_pool2d(x, 2, stride, ceil_mode=True, count_include_pad=False)

@@ -137,7 +137,7 @@ def clipping(args: argparse.Namespace) -> dict[str, Any]:
     from benchmark_networks import memory, now
     from timm.utils.agc import adaptive_clip_grad
 
-    from nfnet_timm.agc import adaptive_clip_grad_, unitwise_norm
+    from nfnet_timm.optim.agc import adaptive_clip_grad_, unitwise_norm
 
     torch.manual_seed(0)
     params = list(timm.create_model(f"nfnet_{args.size}", device=args.device).parameters())

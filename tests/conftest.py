@@ -28,6 +28,12 @@ def pytest_unconfigure():
     LISTENING.close()
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Let each test have the same random numbers whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def tiny():
     """Build a tiny NFNet, in eval mode and with its residual branches switched on."""

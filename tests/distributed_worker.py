@@ -50,6 +50,39 @@ def train(model, optimizer, rank: int, world: int) -> list[int]:
     return counts
 
 
+def errors(model, how: str, rank: int, world: int) -> list[str]:
+    """Return what clipping raises on this rank: of a NaN on one rank, in each kind of parameter; or under FSDP1."""
+    if how == "fsdp1":
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        found = []
+        for original in (False, True):
+            wrapped = FullyShardedDataParallel(
+                build().vectorize_skip_gains(), device_id=torch.device("cpu"), use_orig_params=original
+            )
+            wrapped(torch.randn(2, 3, 32, 32)).sum().backward()
+            found.append(raised(lambda wrapped=wrapped: optim.adaptive_clip_grad_(wrapped.parameters())))
+        return found
+    model.vectorize_skip_gains()
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    found = []
+    for bad in ("", "final_conv.weight", "final_conv.bias", "head.fc.weight"):
+        for name, p in model.named_parameters():
+            p.grad = torch.ones_like(p)
+            if name == bad and rank == 0:
+                p.grad.to_local().view(-1)[0] = float("nan")
+        found.append(raised(lambda: optim.adaptive_clip_grad_(model.parameters(), error_if_nonfinite=True)))
+    return found
+
+
+def raised(function) -> str:
+    try:
+        function()
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     how, out = sys.argv[1:]
     torch.set_num_threads(1)
@@ -61,6 +94,10 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     model = build()
+    if how in ("nonfinite", "fsdp1"):
+        torch.save(errors(model, how, rank, world), f"{out}.{rank}")
+        dist.barrier()
+        os._exit(0)
     if how == "ddp":
         optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
         wrapped = DistributedDataParallel(model)
@@ -73,6 +110,8 @@ def main() -> None:
         wrapped = fully_shard(model, mesh=mesh)
         if how == "fsdp2":
             optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+        elif how == "fsdp2-wrapped":  # by what shows parameters only
+            optimizer = create_optimizer_v2(torch.nn.Sequential(model), "agc-sgd", lr=0.1, weight_decay=1e-4)
         else:
             optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
     counts = train(wrapped, optimizer, rank, world)

@@ -8,8 +8,8 @@ import torch
 from timm.utils.agc import adaptive_clip_grad as timms_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nfnet_timm.agc import _clip_together_, adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
 from nfnet_timm.haiku import from_haiku
+from nfnet_timm.optim.agc import Limit, _clip_together_, adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
 
 CASES = np.load(golden.DATA / "agc_cases.npz")
 NAMES = sorted({key.rsplit("/", 1)[0] for key in CASES.files})
@@ -194,7 +194,7 @@ def test_parameters_on_several_devices_are_clipped_each_on_its_own():
     adaptive_clip_grad_(mixed, 0.01)
     for p, grad in zip(here, expected, strict=True):
         assert torch.allclose(p.grad, grad, rtol=1e-6)
-    clip_each_(mixed, [0.01] * 4, [1e-3] * 4, grad_scale=torch.tensor(2.0))
+    clip_each_([Limit(p, 0.01, 1e-3) for p in mixed], grad_scale=torch.tensor(2.0))
     for p, grad in zip(here, expected, strict=True):
         assert torch.allclose(p.grad, grad, rtol=1e-6)  # the norm allowed is now twice as large
 

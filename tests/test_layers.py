@@ -54,6 +54,23 @@ def test_gradients_are_those_of_finite_differences(conv):
     assert torch.allclose(conv.weight.grad, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_float64_is_standardized_in_float64(conv, memory_format):
+    conv = conv.double().to(memory_format=memory_format)
+    actual = conv.standardized_weight().detach().numpy()
+    assert actual.dtype == np.float64
+    assert np.allclose(actual, reference_weight(conv), rtol=1e-12, atol=1e-13)
+    conv.weight.data[1] = torch.randn(4, 3, 3)
+    conv.weight.data[::5] *= 1e3
+
+    def standardized(weight, gain):
+        return torch.func.functional_call(conv, {"weight": weight, "gain": gain}, (x,))
+
+    x = torch.randn(1, 8, 3, 3, dtype=torch.float64)
+    inputs = conv.weight.detach().requires_grad_(), conv.gain.detach().requires_grad_()
+    assert torch.autograd.gradcheck(standardized, inputs)
+
+
 def test_squeeze_excite_is_plain_relu_and_a_factor_of_two():
     torch.manual_seed(0)
     attn = SqueezeExcite(6, 0.5)

@@ -347,6 +347,27 @@ def test_checkpointing_changes_no_gradient(tiny):
         assert torch.equal(a, b)
 
 
+def test_checkpointing_keeps_the_inputs_of_blocks_and_recomputes_one_at_a_time(tiny):
+    """Not of stages: then all maps of a stage would be there at once in the backward pass."""
+    model = tiny(depths=(2, 2, 4, 2))
+    model.set_grad_checkpointing()
+    calls = []
+    for name, module in model.named_modules():
+        if name.startswith("stages.") and name.count(".") == 2:
+            module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    loss = model(torch.randn(2, 3, 64, 64)).sum()
+    forward = list(calls)
+    calls.clear()
+    grads = []
+    for name, p in model.named_parameters():
+        if name.endswith("conv1.weight") and name.startswith("stages."):
+            p.register_post_accumulate_grad_hook(lambda _, name=name[:10]: grads.append((name, list(calls))))
+    loss.backward()
+    assert calls == forward[::-1]
+    # When a block's gradient is there, no block before it has been computed again.
+    assert [done for _, done in grads] == [calls[: i + 1] for i in range(len(calls))]
+
+
 def test_half_precision_weights_are_standardized_in_float32(tiny):
     conv = tiny().stages[2][1].conv2
     exact = conv.standardized_weight()
@@ -439,8 +460,8 @@ def test_reparameterized_logits_are_the_same(name, size):
 
 
 def test_a_reparameterized_network_runs_in_bfloat16(tiny):
-    x = torch.randn(2, 3, 64, 64)
     model = tiny()
+    x = torch.randn(2, 3, 64, 64)
     expected = model(x).detach()
     logits = model.reparameterize().bfloat16()(x.bfloat16())
     assert logits.dtype == torch.bfloat16

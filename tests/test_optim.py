@@ -15,9 +15,10 @@ from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad
 
-from nfnet_timm.agc import adaptive_clip_grad_, unitwise_norm
 from nfnet_timm.haiku import from_haiku, to_haiku
-from nfnet_timm.optim import _split, agc_param_groups, attach_agc, create_optimizer
+from nfnet_timm.optim import agc_param_groups, attach_agc, create_optimizer
+from nfnet_timm.optim.agc import adaptive_clip_grad_, unitwise_norm
+from nfnet_timm.optim.groups import split_off_classifiers
 
 AGC_NAMES = list_optimizers("agc-*")
 
@@ -201,7 +202,7 @@ def test_a_copy_clips_as_the_original_does(tiny, opt, copied):
     model, optimizer = copied((model, optimizer))
     optimizer.load_state_dict(optimizer.state_dict())
     hooks = [hook.__name__ for hook in optimizer._optimizer_step_pre_hooks.values()]
-    assert hooks == ["_clip_before_step", "_fuse_step"]
+    assert hooks == ["_clip_before_step", "fuse_step"]
     assert optimizer.defaults["clip_factor"] == 0.02
     backward(model, scale=1e6)
     expected = 0.02 * unitwise_norm(model.final_conv.weight).clamp_min(1e-3)
@@ -264,9 +265,12 @@ def test_a_step_on_a_cpu_is_fused_unless_another_is_asked_for(tiny, name):
     choices = ({}, True), ({"foreach": True}, None), ({"foreach": False}, None), ({"fused": False}, False)
     for kwargs, expected in choices:
         optimizer = get_optimizer_class(name, bind_defaults=False)(model.parameters(), lr=0.1, **kwargs)
-        assert all(group["fused"] is not True for group in optimizer.param_groups)
+        chosen = []
+        optimizer.register_step_pre_hook(lambda opt, *_, log=chosen: log.extend(g["fused"] for g in opt.param_groups))
+        before = {group["fused"] for group in optimizer.param_groups}
         optimizer.step()
-        assert {group["fused"] for group in optimizer.param_groups} == {expected}
+        assert set(chosen) == {expected}
+        assert {group["fused"] for group in optimizer.state_dict()["param_groups"]} == before
 
 
 @pytest.mark.parametrize("name", ["agc-sgd", "agc-adamw", "agc-adagrad"])
@@ -289,8 +293,9 @@ def test_steps_are_right_where_gradients_and_buffers_lie_in_another_order_than_t
 def test_the_classifier_is_left_alone_in_a_list_of_named_parameters(tiny):
     model = tiny()
     members = list(model.named_parameters())
-    groups = _split(members)
+    groups = split_off_classifiers({"params": members})
     assert [[name for name, _ in group["params"]] for group in groups[1:]] == [["head.fc.weight"]]
+    assert groups[1]["clip_factor"] is None
     assert len(groups[0]["params"]) == len(members) - 1
 
 
@@ -322,9 +327,27 @@ def test_both_routes_at_once_warn_and_each_alone_does_not(tiny):
         warnings.simplefilter("error")
         dispatch_clip_grad(model.parameters(), 0.01, mode="agc")
     plain.step()
-    create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    clipping = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    backward(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clipping.step()
+    dispatch_clip_grad(model.parameters(), 0.01, mode="agc")
     with pytest.warns(RuntimeWarning, match=r"clipped adaptively twice.*--clip-mode agc.*--opt agc-"):
+        clipping.step()
+
+
+def test_a_later_plain_optimizer_is_not_told_that_it_clips_twice(tiny):
+    model = tiny()
+    clipping = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    backward(model)
+    clipping.step()
+    plain = create_optimizer_v2(model, "sgd", lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         dispatch_clip_grad(model.parameters(), 0.01, mode="agc")
+        plain.step()
+    assert clipping.param_groups  # it still lives
 
 
 def test_timms_own_route_clips_our_networks_as_ours_does(tiny):
@@ -358,3 +381,226 @@ def test_every_name_builds_an_optimizer_that_clips(tiny, name, monkeypatch):
     optimizer.step()
     assert unitwise_norm(model.final_conv.weight.grad).max() < before
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+# --- whichever way the classifier comes to the optimizer
+
+
+class Wrapper(torch.nn.Module):
+    """Shows its parameters, and nothing that timm asks a model for."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def assign(model):
+    """Load as a model on the meta device is loaded: its parameters are new ones."""
+    model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()}, assign=True)
+    return model
+
+
+def pretrained(model):
+    state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    overlay = {"state_dict": state_dict, "num_classes": 10}
+    return timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **golden.TINY)
+
+
+def replaced(model):
+    model.head.fc = torch.nn.Linear(192, 10)
+    return model
+
+
+def parametrized(model):
+    torch.nn.utils.parametrizations.weight_norm(model.head.fc)
+    return model
+
+
+CHANGES = {
+    "pretrained": pretrained,
+    "assigned": assign,
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "an average": lambda model: timm.utils.ModelEmaV3(model).module,
+    "moved": lambda model: model.double().float(),
+    "swapped": lambda model: swapped(model),
+    "reset": lambda model: model.reset_classifier(5) or model,
+    "replaced": replaced,
+    "reparameterized": lambda model: model.reparameterize(),
+    "parametrized": parametrized,
+    "recomputing": lambda model: timm.create_model("nfnet_f0", recompute_acts=True, **golden.TINY),
+    "without gradients": lambda model: copy.deepcopy(model.requires_grad_(False)).requires_grad_(True),
+}
+
+
+def swapped(model):
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        return model.double().float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+WRAPPERS = {
+    "bare": lambda model: model,
+    "in a module": Wrapper,
+    "in two": lambda model: Wrapper(Wrapper(model)),
+    "in a sequence": lambda model: torch.nn.Sequential(model, torch.nn.Identity()),
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model),
+}
+
+
+def limits(optimizer, model):
+    """Return by name which parameters a step clips, with gradients that are all too large."""
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e3)
+    optimizer.step()
+    return {name: bool((p.grad.abs() < 1e3).all()) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_classifiers_weight_is_left_alone_and_all_else_clipped(tiny, change, wrapper):
+    model = wrapper(change(tiny()))
+    found = limits(create_optimizer_v2(model, "agc-sgd", lr=0.0, weight_decay=1e-4), model)
+    left_alone = [name for name, clipped in found.items() if not clipped]
+    assert left_alone
+    assert all(".head.fc." in f".{name}" and not name.endswith("bias") for name in left_alone)
+
+
+@pytest.mark.parametrize("how", ["twin", "lookahead", "attached", "attached lookahead", "copied", "pickled"])
+def test_a_classifier_that_is_added_later_is_left_alone(tiny, how):
+    model = Wrapper(tiny())
+    body = [p for name, p in model.named_parameters() if ".head." not in name]
+    head = [p for name, p in model.named_parameters() if ".head." in name]
+    if "lookahead" in how:
+        optimizer = create_optimizer_v2(body, "lookahead_sgd" if "attached" in how else "lookahead_agc-sgd", lr=0.0)
+    else:
+        optimizer = create_optimizer_v2(body, "sgd" if how == "attached" else "agc-sgd", lr=0.0)
+    if "attached" in how:
+        attach_agc(optimizer)
+    if how in ("copied", "pickled"):
+        copier = copy.deepcopy if how == "copied" else lambda x: pickle.loads(pickle.dumps(x))
+        model, optimizer = copier((model, optimizer))
+        head = [p for name, p in model.named_parameters() if ".head." in name]
+    optimizer.add_param_group({"params": head})
+    found = limits(optimizer, model)
+    assert [name for name, clipped in found.items() if not clipped] == ["inner.head.fc.weight"]
+
+
+def test_a_pretrained_classifier_in_a_wrapper_moves_as_a_fresh_one(tiny):
+    moved = []
+    for change in (lambda model: model, pretrained):
+        model = Wrapper(change(tiny())).train()
+        before = model.inner.head.fc.weight.detach().clone()
+        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+        backward(model, scale=1e4)
+        optimizer.step()
+        moved.append(model.inner.head.fc.weight.detach() - before)
+    torch.testing.assert_close(*moved)
+    assert moved[0].abs().max() > 1
+
+
+def test_networks_are_not_kept_alive():
+    import gc
+    import weakref
+
+    model = timm.create_model("nfnet_f0", **golden.TINY)
+    optimizer = create_optimizer_v2(model.parameters(), "agc-sgd", lr=0.1)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+    optimizer.step()
+
+
+# --- torch's fused step
+
+
+@pytest.mark.parametrize("opt", ["agc-sgd", "agc-momentum", "agc-nesterov", "agc-adam", "agc-adamw", "agc-adagrad"])
+@pytest.mark.parametrize("order", ["late", "late in a group of its own", "now and then", "one by one"])
+def test_parameters_that_are_unfrozen_later_take_the_steps_of_the_unfused_optimizer(opt, order):
+    has_gradient = {
+        "late": lambda i, step: i > 1 or step > 1,
+        "late in a group of its own": lambda i, step: i > 1 or step > 1,
+        "now and then": lambda i, step: (i + step) % 3 != 0,
+        "one by one": lambda i, step: i <= step,
+    }[order]
+    results = []
+    for kwargs in ({"fused": False}, {}):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (4,), (2, 3, 3, 3), (), (5, 2))]
+        groups = [params[:2], params[2:]] if "own" in order else [params]
+        optimizer = create_optimizer_v2([{"params": g} for g in groups], opt, lr=0.05, weight_decay=1e-4, **kwargs)
+        for step in range(5):
+            for i, p in enumerate(params):
+                p.grad = torch.randn_like(p)
+                if not has_gradient(i, step):
+                    p.grad = None
+            optimizer.step()
+        results.append([p.detach() for p in params])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_plain_optimizer_that_loads_the_state_does_not_fuse_its_step(tiny, interrupted):
+    model = tiny()
+    backward(model)
+    optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    optimizer.step()
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(interrupt)
+    state = optimizer.state_dict()
+    assert {group["fused"] for group in state["param_groups"]} == {None}
+    plain = torch.optim.SGD([{"params": group["params"]} for group in optimizer.param_groups], lr=0.1)
+    plain.load_state_dict(state)
+    assert {group["fused"] for group in plain.param_groups} == {None}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_choice_of_ones_own_is_kept_and_saved(tiny, fused):
+    model = tiny()
+    backward(model)
+    optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, fused=fused)
+    optimizer.step()
+    assert {group["fused"] for group in optimizer.state_dict()["param_groups"]} == {fused}
+
+
+# --- what cannot be clipped
+
+
+def test_an_optimizer_that_differentiates_gradients_is_refused(tiny):
+    model = tiny()
+    with pytest.raises(ValueError, match="Adahessian differentiates gradients.*timm's create_optimizer_v2"):
+        create_optimizer(model, "adahessian", lr=0.1)
+    with pytest.raises(ValueError, match="differentiates gradients"):
+        attach_agc(create_optimizer_v2(model, "lookahead_adahessian", lr=0.1))
+
+
+def test_any_optimizer_of_torch_becomes_one_that_clips_and_stays_what_it_is(tiny):
+    model = tiny()
+    plain = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.StepLR(plain, 1)
+    before = plain.param_groups
+    optimizer = attach_agc(plain, clip_factor=0.02)
+    assert optimizer is plain
+    assert optimizer.param_groups is before
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    assert type(optimizer).__name__ == "AgcRMSprop"
+    backward(model)
+    optimizer.step()
+    scheduler.step()
+    attach_agc(optimizer)  # again: nothing changes
+    assert type(optimizer).__name__ == "AgcRMSprop"
+    assert {group["clip_factor"] for group in optimizer.param_groups} == {0.02, None}

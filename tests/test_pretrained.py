@@ -224,6 +224,83 @@ def test_another_of_our_networks_is_named():
         check_state_dict(given, timm.create_model("nfnet_f0", device="meta"), "nfnet_f0")
 
 
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("global_pool", ["catavgmax", "max", ""])
+def test_a_classifier_that_is_thrown_away_may_be_of_any_shape(saved, num_classes, global_pool):
+    if global_pool == "" and num_classes:
+        global_pool = "avgmax"  # timm has no classifier without pooling
+    model = load(saved[1], num_classes=num_classes, global_pool=global_pool)
+    assert model.head.global_pool.pool_type == global_pool
+    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+    if num_classes:
+        assert model.head.fc.weight.std().item() == pytest.approx(0.01, rel=0.2)
+
+
+def test_a_classifier_that_is_kept_has_to_fit(saved):
+    with pytest.raises(ValueError, match=r"head.fc.weight has shape \(10, 192\), expected \('classes', 384\)"):
+        load(saved[1], global_pool="catavgmax")
+
+
+def fresh_values(name, p):
+    """Tell whether ``p`` is as the authors' networks begin, which ``name`` says how."""
+    if name.endswith("skipinit_gain") or name.endswith("bias"):
+        return bool((p == 0).all())
+    if name.endswith(".gain"):
+        return bool((p == 1).all())
+    std = 0.01 if name == "head.fc.weight" else (p[0].numel() ** -0.5) * (0.88 if ".attn" in name else 1)
+    return abs(p.std().item() / std - 1) < 0.2 and abs(p.mean().item()) < 0.2 * std
+
+
+@pytest.mark.parametrize(
+    "missing", [".gain", "skipinit_gain", ".attn_last.", "conv2.weight", ".bias", "head.", "stages.1.", "", "stem"]
+)
+def test_what_a_partial_checkpoint_lacks_begins_as_in_a_new_network(tiny, missing, monkeypatch):
+    """The memory that it is put into is full of NaNs, as it may be."""
+    empty_like = torch.empty_like
+
+    def poisoned(*args, **kwargs):
+        out = empty_like(*args, **kwargs)
+        return out if out.is_meta else out.fill_(float("nan"))
+
+    monkeypatch.setattr("nfnet_timm.pretrained.torch.empty_like", poisoned)
+    state_dict = {key: torch.full_like(t, 0.25) for key, t in tiny().state_dict().items() if missing not in key}
+    model = timm.create_model(
+        "nfnet_f0",
+        pretrained=True,
+        pretrained_strict=False,
+        pretrained_cfg_overlay={"state_dict": state_dict or {"unrelated": torch.zeros(1)}, "num_classes": 10},
+        **golden.TINY,
+    )
+    for name, p in model.named_parameters():
+        if missing in name:
+            assert fresh_values(name, p), name
+        else:
+            assert bool((p == 0.25).all()), name
+    assert model(torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
+@pytest.mark.parametrize("prepare", ["", "vectorize_skip_gains"])
+def test_every_parameter_is_initialised_by_its_modules_reset_parameters(name, prepare):
+    """The usual way from the meta device, which torchrun's frameworks go."""
+    with torch.device("meta"):
+        model = timm.create_model(name, depths=(1, 1, 1, 1))
+    if prepare:
+        getattr(model, prepare)()
+    model.to_empty(device="cpu")
+    for p in model.parameters():
+        torch.nn.init.constant_(p, float("nan"))
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for key, p in model.named_parameters():
+        if key == "head.fc.weight" and "regnet" in name:
+            assert not p.any()
+        elif p.numel() > 1000 or p.dim() < 2:
+            assert fresh_values(key.replace(".attn.", ".attn_last."), p), key
+        assert p.isfinite().all(), key
+
+
 def test_missing_surplus_and_misshapen_arrays_are_named(tiny):
     model = tiny()
     state_dict = dict(model.state_dict())

@@ -14,14 +14,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["ClipStats", "adaptive_clip_grad_", "clip_stats", "unitwise_norm"]
+__all__ = ["ClipStats", "Limit", "adaptive_clip_grad_", "clip_each_", "clip_stats", "is_dense", "unitwise_norm"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A parameter, and how its gradient is limited; ``adaptive_clip_grad_`` says what the numbers are."""
+
+    param: Tensor
+    clip_factor: float
+    eps: float
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
     """Return the L2 norm of each unit of ``x``, at least in float32, in a shape that broadcasts against ``x``.
 
     A unit is a row of a matrix or of a convolution kernel (dim 0: the weights into one output); a vector or a scalar,
-    also one stored with further dimensions of size 1, is one unit as a whole.
+    also one stored with further dimensions of size 1, is one unit as a whole. Of a transposed convolution, which no
+    network of the papers has, dim 0 is an input: its units are the weights out of one.
 
     Differs from timm: its ``unitwise_norm`` takes each element of a gain of shape (O, 1, 1, 1) for a unit.
     """
@@ -49,78 +59,75 @@ def adaptive_clip_grad_(
         eps: Smallest weight norm that is reckoned with, so that parameters that start at zero can leave it.
         error_if_nonfinite: Whether to look for NaN and infinite gradients, which waits for the device.
     Raises:
-        ValueError: If a gradient is sparse, or a matrix or kernel is sharded across its rows.
+        ValueError: If a gradient is sparse, a matrix or kernel is sharded across its rows, or FSDP1 has flattened it.
         RuntimeError: If ``error_if_nonfinite`` and a gradient is not finite; nothing is clipped then.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    if error_if_nonfinite:
-        _, _, _, norms = _norms(params, [clip_factor] * len(params), [eps] * len(params))
-        if not all(bool(norm.isfinite().all()) for norm in norms):
-            raise RuntimeError(
-                "a gradient is NaN or infinite, so it cannot be clipped: expected finite gradients. Look for the "
-                "step's cause, or pass error_if_nonfinite=False to go on"
-            )
-    clip_each_(params, [clip_factor] * len(params), [eps] * len(params))
+    limits = [Limit(p, clip_factor, eps) for p in params]
+    if error_if_nonfinite and not _are_finite(limits):
+        raise RuntimeError(
+            "a gradient is NaN or infinite, so it cannot be clipped: expected finite gradients. Look for the step's "
+            "cause, or pass error_if_nonfinite=False to go on"
+        )
+    clip_each_(limits)
 
 
 @torch.no_grad()
-def clip_each_(
-    parameters: list[Tensor], clip_factors: list[float], eps: list[float], grad_scale: Tensor | None = None
-) -> None:
-    """Clip each parameter's gradient with a factor and an eps of its own, as ``adaptive_clip_grad_`` does.
+def clip_each_(limits: list[Limit], grad_scale: Tensor | None = None) -> None:
+    """Clip each parameter's gradient within a limit of its own, as ``adaptive_clip_grad_`` does.
 
     All in one call, so that vectors sharded over processes take one collective whatever groups they are in.
 
     Args:
         grad_scale: What the gradients have been multiplied with, by a gradient scaler, and still are.
     """
-    for device, here in _by_device(parameters).items():
-        _clip_on_device_(
-            [parameters[i] for i in here],
-            [clip_factors[i] for i in here],
-            [eps[i] for i in here],
-            None if grad_scale is None else grad_scale.to(device),
-        )
+    for device, here in _by_device(limits).items():
+        _clip_on_device_(here, None if grad_scale is None else grad_scale.to(device))
 
 
-def _by_device(parameters: list[Tensor]) -> dict[torch.device, list[int]]:
-    """Return the indices of the parameters on each device: one foreach call takes those of one."""
-    indices: dict[torch.device, list[int]] = {}
-    for i, p in enumerate(parameters):
-        indices.setdefault(p.device, []).append(i)
-    return indices
+def _by_device(limits: list[Limit]) -> dict[torch.device, list[Limit]]:
+    """Return those that have a gradient, by device: one foreach call takes the tensors of one."""
+    devices: dict[torch.device, list[Limit]] = {}
+    for limit in limits:
+        if limit.param.grad is not None:
+            devices.setdefault(limit.param.device, []).append(limit)
+    return devices
 
 
-def _clip_on_device_(
-    parameters: list[Tensor], clip_factors: list[float], eps: list[float], grad_scale: Tensor | None
-) -> None:
-    together: dict[Any, list[int]] = {}
-    for i, p in enumerate(parameters):
-        together.setdefault(_kind(i, p, clip_factors[i], eps[i]), []).append(i)
-    rest = together.pop(None, [])
-    _, grads, scales, grad_norms = _norms(
-        [parameters[i] for i in rest], [clip_factors[i] for i in rest], [eps[i] for i in rest]
-    )
-    if grads:
+def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
+    together: dict[Any, list[Limit]] = {}
+    rest: list[Limit] = []
+    for limit in limits:
+        if _can_be_a_matrix(limit.param):
+            together.setdefault(_matrix_of(limit), []).append(limit)
+        else:
+            rest.append(limit)
+    if rest:
+        grads, scales, grad_norms = _norms(rest)
         if grad_scale is not None:
             torch._foreach_mul_(scales, grad_scale)
         torch._foreach_div_(scales, grad_norms)
         torch._foreach_clamp_max_(scales, 1.0)
         torch._foreach_mul_(grads, scales)
     for same in together.values():
-        _clip_together_([parameters[i] for i in same], clip_factors[same[0]], eps[same[0]], grad_scale)
+        _clip_together_([limit.param for limit in same], same[0].clip_factor, same[0].eps, grad_scale)
 
 
-def _kind(i: int, p: Tensor, clip_factor: float, eps: float) -> Any:
-    """Return what parameters have in common that are clipped as one matrix, or None for those that cannot be."""
-    grad = p.grad
-    if grad is None or grad.is_sparse or hasattr(p, "placements") or not (is_dense(p) and is_dense(grad)):
-        return None
+def _can_be_a_matrix(p: Tensor) -> bool:
+    grad: Any = p.grad
+    other = grad.is_sparse or hasattr(p, "placements") or hasattr(p, "_fsdp_flattened")
+    return not other and is_dense(p) and is_dense(grad)
+
+
+def _matrix_of(limit: Limit) -> Any:
+    """Return what parameters have in common that are clipped as one matrix."""
+    p, grad = limit.param, limit.param.grad
     one_unit = _is_one_unit(p)
     if p.is_cpu and not one_unit:
-        return i  # there are no launches to save, and the gradient is still in the cache when it is scaled
-    return p.numel() if one_unit else p.shape[1:].numel(), p.dtype, grad.dtype, clip_factor, eps
+        return id(p)  # there are no launches to save, and the gradient is still in the cache when it is scaled
+    length = p.numel() if one_unit else p.shape[1:].numel()
+    return length, p.dtype, grad.dtype, limit.clip_factor, limit.eps  # type: ignore[union-attr]
 
 
 def _clip_together_(parameters: list[Tensor], clip_factor: float, eps: float, grad_scale: Tensor | None) -> None:
@@ -175,12 +182,11 @@ def clip_stats(
         parameters: ``model.named_parameters()``, or a dict.
     """
     named = dict(parameters)
-    params = list(named.values())
     names = {id(p): name for name, p in named.items()}
     found: dict[str, list[float]] = {}
-    for here in _by_device(params).values():
-        norms = _norms([params[i] for i in here], [clip_factor] * len(here), [eps] * len(here))
-        ratios = [(p, grad_norm / max_norm) for p, _, max_norm, grad_norm in zip(*norms, strict=True)]
+    for here in _by_device([Limit(p, clip_factor, eps) for p in named.values()]).values():
+        _, max_norms, grad_norms = _norms(here)
+        ratios = [(limit.param, g / m) for limit, g, m in zip(here, grad_norms, max_norms, strict=True)]
         ratios = [(p, ratio) for p, ratio in ratios if ratio.numel()]  # a process may hold no row
         rows = [torch.stack([(ratio > 1).float().mean(), ratio.max() * clip_factor]) for _, ratio in ratios]
         if rows:
@@ -207,14 +213,9 @@ def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
     return [next(norms) if one else _norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
 
 
-def _norms(
-    parameters: list[Tensor], clip_factors: list[float], eps: list[float]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the parameters that have gradients, their local gradients, the largest norms allowed, and the norms."""
-    chosen = [i for i, p in enumerate(parameters) if p.grad is not None]
-    owners = [parameters[i] for i in chosen]
-    if not owners:
-        return [], [], [], []
+def _norms(limits: list[Limit]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the gradients that this process holds, the largest norms that their units may have, and their norms."""
+    owners = [limit.param for limit in limits]
     weights, grads, groups = map(list, zip(*map(_local, owners), strict=True))
     one_unit = [_is_one_unit(p) for p in owners]
     weight_norms, grad_norms = _norm_each(weights, one_unit), _norm_each(grads, one_unit)
@@ -227,9 +228,27 @@ def _norms(
         dist.all_reduce(squares, group=group)
         for norm, whole in zip(norms, squares.sqrt_(), strict=True):
             norm.copy_(whole)
-    torch._foreach_clamp_min_(weight_norms, [eps[i] for i in chosen])
-    torch._foreach_mul_(weight_norms, [clip_factors[i] for i in chosen])
-    return owners, grads, weight_norms, grad_norms
+    torch._foreach_clamp_min_(weight_norms, [limit.eps for limit in limits])
+    torch._foreach_mul_(weight_norms, [limit.clip_factor for limit in limits])
+    return grads, weight_norms, grad_norms
+
+
+def _are_finite(limits: list[Limit]) -> bool:
+    """Tell whether all gradients are finite, the same in every process that shares one of the parameters."""
+    finite: dict[Any, Tensor] = {}
+    for here in _by_device(limits).values():
+        for limit, grad_norm in zip(here, _norms(here)[2], strict=True):
+            group = _local(limit.param)[2]
+            all_here = grad_norm.isfinite().all()
+            finite[group] = (
+                finite[group].logical_and(all_here.to(finite[group].device)) if group in finite else all_here
+            )
+    for group, all_here in finite.items():
+        if group is not None:
+            flag = all_here.float()
+            dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=group)
+            finite[group] = flag > 0
+    return all(bool(all_here) for all_here in finite.values())
 
 
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
@@ -238,6 +257,11 @@ def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} has a sparse gradient: adaptive clipping needs dense rows. "
             "Build the embedding with sparse=False, or leave its parameters out"
+        )
+    if getattr(p, "_fsdp_flattened", False):
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} was flattened by FSDP1, which leaves no rows to clip: use FSDP2's "
+            "torch.distributed.fsdp.fully_shard"
         )
     if not hasattr(p, "placements"):
         return p, p.grad, None  # type: ignore[return-value]
