@@ -104,7 +104,7 @@ class _Recomputing(nn.Module):
 
 
 @cache
-def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
+def _recomputing(plain: Any) -> Any:
     return type(f"Recomputing{plain.__name__}", (_Recomputing, plain), {"plain": plain, "__doc__": plain.__doc__})
 
 

@@ -41,13 +41,14 @@ class Conv2dSame(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
+        # SAME is symmetric at stride 1; otherwise it depends on the input's size.
+        self.symmetric = dilation * (kernel_size - 1) // 2 if stride == 1 else 0
         super().__init__(
             in_chs,
             out_chs,
             kernel_size,
             stride=stride,
-            # SAME is symmetric at stride 1; otherwise it depends on the input's size.
-            padding=dilation * (kernel_size - 1) // 2 if stride == 1 else 0,
+            padding=self.symmetric,
             dilation=dilation,
             groups=groups,
             device=device,
@@ -60,7 +61,7 @@ class Conv2dSame(nn.Conv2d):
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve ``x`` with ``weight`` in place of the module's own."""
-        padding = [self.padding[0], self.padding[1]]  # type: ignore[list-item]
+        padding = [self.symmetric, self.symmetric]
         if self.stride[0] > 1:
             reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
             pad_h = same_padding(x.shape[2], reach, self.stride[0])

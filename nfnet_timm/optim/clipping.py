@@ -93,7 +93,7 @@ class _Clipping(Optimizer):
 
 
 @cache
-def clipping_twin(base: type[Optimizer]) -> type[Optimizer]:
+def clipping_twin(base: Any) -> type[Optimizer]:
     """Return the subclass of ``base`` that clips adaptively before each step; see ``attach_agc``.
 
     Its ``clip_factor`` and ``clip_eps`` come after the arguments of ``base``, by keyword.
