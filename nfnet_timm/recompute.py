@@ -31,8 +31,9 @@ def recompute_acts_of(model: nn.Module, activations: tuple[type[nn.Module], ...]
         activations: Classes of those whose output is not needed for their own gradient: there is nothing to gain else.
     """
     for module in model.modules():
-        if type(module) in activations:
-            module.__class__ = _recomputing(type(module))
+        plain: Any = type(module)
+        if plain in activations:
+            module.__class__ = _recomputing(plain)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,6 @@ def _recomputing(plain: Any) -> Any:
     return type(f"Recomputing{plain.__name__}", (_Recomputing, plain), {"plain": plain, "__doc__": plain.__doc__})
 
 
-def _empty(plain: type[nn.Module]) -> nn.Module:
+def _empty(plain: Any) -> nn.Module:
     recomputing = _recomputing(plain)
     return recomputing.__new__(recomputing)

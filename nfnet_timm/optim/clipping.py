@@ -38,9 +38,8 @@ def attach_agc(optimizer: Optimizer, clip_factor: float = CLIP_FACTOR, clip_eps:
     # A Lookahead shares the groups of the optimizer that it wraps, and calls its step.
     base: Any = getattr(optimizer, "_base_optimizer", optimizer)
     if not isinstance(base, _Clipping):
-        base.__class__ = clipping_twin(type(base))
-        # In place, as a Lookahead or a scheduler holds the same list. Each part is a group of its own from here on.
-        base.param_groups[:] = [part for group in base.param_groups for part in split_off_classifiers(group)]
+        plain: Any = type(base)
+        base.__class__ = clipping_twin(plain)
     base.clip_from_now_on(clip_factor, clip_eps)
     return optimizer
 
@@ -108,7 +107,7 @@ def clipping_twin(base: Any) -> type[Optimizer]:
     return type(f"Agc{base.__name__}", (_Clipping, base), attributes)
 
 
-def _empty_twin(base: type[Optimizer]) -> Optimizer:
+def _empty_twin(base: Any) -> Optimizer:
     """Return an instance for a copy or a pickle to fill."""
     twin: Any = clipping_twin(base)
     return twin.__new__(twin)
