@@ -1,29 +1,21 @@
 """Normalizer-Free networks for timm, as their authors published them.
 
 Importing this package registers its models and optimizers with timm; after installation that happens without an import
-(``autoload``). The modules, in reading order:
+(``autoload``). The floors; an import goes down this list and never up:
 
-    eager               where the paths that are made for a CPU may be taken
-    standardize, gelu   weight standardization and the tanh GELU, fast
-    same                SAME padding: convolution and pooling
-    layers              the parts: weight-standardized convolution, activation gammas, squeeze-excite
-    variants            every network as plain numbers
-    block               the residual block and the stems
-    nfnet               the network, under timm's contract; registration
-    recompute           less memory in training
-    pretrained          from a checkpoint to a model
-    haiku_reader, _writer the authors' checkpoints, read without running them, and written
-    orbax_reader, haiku   those of jax_privacy; the authors' names and ours
-    optim/              adaptive gradient clipping; optimizers that clip, in timm's registry
-    facts, sources      the published numbers; what a repo on the Hub is made from
-    folder, card        a repo's folder, and its model card
-    weights_file        model.safetensors, written
-    convert, download   the authors' files into folders and back; from where they were released
-    publish, hub        onto the Hub and back, compared
-    recipes/            the published hyper-parameters for timm's train.py
-    signal_propagation  measuring the variance through a network
-    autoload            how timm finds this package
-    cli, demo           the ``nfnet-timm`` command
+    cli, demo       the ``nfnet-timm`` command
+    autoload        how timm finds this package
+    hub/            weights onto the Hugging Face Hub, with all that is known of them
+    models/         the networks: the table, the block, the network, its registration
+    optim/          adaptive gradient clipping, and optimizers that clip
+    formats/        files into state dicts and back: the authors', train.py's, Orbax's
+    layers/         the formulas of the papers as modules
+    kernels/        the same formulas made fast
+    recipes/        the published hyper-parameters for timm's train.py
+
+One rule more. While timm is being imported, it imports ``models.nfnet``, and with it what that imports. Whoever imports
+one of those modules first would have timm import it again half-way. So what ``models.nfnet`` and ``optim.twins`` import
+imports timm in functions only; they themselves, and what they do not import, may do so at the top.
 
     paper               deepmind-research          timm                     here
     alpha, beta         alpha, beta                alpha, beta              alpha; beta is in the weight
@@ -39,10 +31,10 @@ from typing import TYPE_CHECKING, Any
 from nfnet_timm import autoload
 
 if TYPE_CHECKING:
-    from nfnet_timm.block import NormFreeBlock
-    from nfnet_timm.nfnet import NormFreeNet
+    from nfnet_timm.models.block import NormFreeBlock
+    from nfnet_timm.models.nfnet import NormFreeNet
+    from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
     from nfnet_timm.optim.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
-    from nfnet_timm.variants import VARIANTS, NormFreeCfg
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,10 +49,10 @@ __all__ = [
 
 # Resolved on first use (PEP 562): torch may be only half imported when this module is.
 _HOMES = {
-    "NormFreeNet": "nfnet",
-    "NormFreeBlock": "block",
-    "NormFreeCfg": "variants",
-    "VARIANTS": "variants",
+    "NormFreeNet": "models.nfnet",
+    "NormFreeBlock": "models.block",
+    "NormFreeCfg": "models.variants",
+    "VARIANTS": "models.variants",
     "adaptive_clip_grad_": "optim.agc",
     "clip_stats": "optim.agc",
     "unitwise_norm": "optim.agc",

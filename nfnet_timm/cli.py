@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 if TYPE_CHECKING:
-    from nfnet_timm.hub import Report
+    from nfnet_timm.hub.known_model import KnownModel
+    from nfnet_timm.hub.verify import Report
 
 __all__ = ["main"]
 
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train a small NFNet with and without AGC, save it and load it again")
     demo.add_argument("--out", type=Path, default=Path("nfnet-demo"), help="folder for the results (%(default)s)")
     demo.add_argument("--epochs", type=_positive, default=10, help="epochs of each of the two runs (%(default)s)")
+    demo.add_argument("--overwrite", action="store_true", help="replace the results that folder has")
     demo.set_defaults(run=_demo)
 
     recipe = commands.add_parser(
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "source", type=Path, help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors"
     )
     convert.add_argument("--out", type=Path, required=True, help="folder to write, or a file ending in .npz")
+    convert.add_argument("--overwrite", action="store_true", help="replace what is there under this name")
     convert.set_defaults(run=_convert)
 
     publish = commands.add_parser(
@@ -79,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("source", type=Path, help="F*_haiku.npz, a directory, or model_best.pth.tar")
     publish.add_argument("repo", help="where to: ORG/NAME")
-    publish.add_argument("--out", type=Path, help="folder to build in, kept afterwards (NAME)")
+    publish.add_argument("--out", type=Path, help="folder to build in, kept afterwards (hub-repos/NAME)")
+    publish.add_argument("--overwrite", action="store_true", help="replace what that folder has")
     publish.add_argument("--license", help="licence of weights of your own, by its name on the Hub, such as apache-2.0")
     publish.add_argument(
         "--checkpoint",
@@ -87,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which released checkpoint it is, such as nfnet_f0.dm_in1k, where its hash does not say so",
     )
     publish.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    publish.add_argument(
+        "--yes", action="store_true", help="publish the class names that are found, where they are not given"
+    )
     publish.add_argument("--dry-run", action="store_true", help="build and check, show what would go where, and stop")
     publish.add_argument("--private", action="store_true", help="make the repo private, if it is new")
     publish.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (%(default)s)")
@@ -120,7 +127,7 @@ def _demo(args: argparse.Namespace) -> None:
         from nfnet_timm import demo
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}: the demo needs `pip install 'nfnet-timm[demo]'`") from None
-    demo.run(args.out, args.epochs)
+    demo.run(args.out, args.epochs, args.overwrite)
 
 
 def _recipe(args: argparse.Namespace) -> None:
@@ -131,7 +138,7 @@ def _recipe(args: argparse.Namespace) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from nfnet_timm.download import download
+    from nfnet_timm.hub.download import download
 
     for name in args.names:
         path, fetched = download(name, args.to)
@@ -140,8 +147,8 @@ def _download(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     # Not at the top: `nfnet-timm --help` should not wait for torch.
-    from nfnet_timm.convert import convert_to_file, convert_to_folder
-    from nfnet_timm.orbax_reader import is_orbax
+    from nfnet_timm.formats.orbax_reader import is_orbax
+    from nfnet_timm.hub.convert import convert_to_file, convert_to_folder
 
     is_folder = args.source.is_dir() and not is_orbax(args.source)
     if is_folder != (args.out.suffix == ".npz"):
@@ -150,54 +157,95 @@ def _convert(args: argparse.Namespace) -> None:
             "a folder written by `nfnet-timm convert` and a new file whose name ends in .npz"
         )
     if is_folder:
-        tree = convert_to_file(args.source, args.out)
+        tree = convert_to_file(args.source, args.out, args.overwrite)
         print(f"wrote {args.out}: {sum(map(len, tree.values()))} arrays in {len(tree)} modules")
         return
-    source = convert_to_folder(args.source, args.out)
-    parameters = sum(p.numel() for p in source.model.parameters())
-    digest = source.metadata["source_sha256"]
-    print(f"{args.source.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
-    print(source.told())
+    known = convert_to_folder(args.source, args.out, args.overwrite)
+    parameters = sum(p.numel() for p in known.model.parameters())
+    digest = known.metadata["source_sha256"]
+    print(f"{args.source.name}: {known.architecture}, {parameters:,} parameters, SHA-256 {digest}")
+    print(known.told())
     print(f'wrote {args.out}: timm.create_model("local-dir:{args.out}", pretrained=True)')
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from nfnet_timm import publish
-    from nfnet_timm.sources import open_source
+    from nfnet_timm.hub.client import check_destination
+    from nfnet_timm.hub.known_model import open_model
+    from nfnet_timm.hub.publish import build_repo, publish, show_repo
 
-    folder = args.out or Path(args.repo.split("/")[-1])
-    source = open_source(args.source, args.class_names, args.checkpoint)
-    if source.ema is not None:
-        print("weights: " + ("the moving average (EMA)" if source.ema else "as trained; the checkpoint has no average"))
-    if not source.training:
-        print(source.told())
-    publish.build_repo(source, args.repo, folder, args.license)
+    check_destination(args.repo, args.revision, args.tag)
+    folder = args.out or Path("hub-repos") / args.repo.split("/")[-1]
+    known = open_model(args.source, args.checkpoint)
+    if known.ema is not None:
+        print("weights: " + ("the moving average (EMA)" if known.ema else "as trained; the checkpoint has no average"))
+    else:
+        print(known.told())
+    _name_classes(known, args)
+    build_repo(known, args.repo, folder, args.license, args.overwrite)
     print(f"built and checked {folder}: timm loads it, with the logits of {args.source.name}")
-    print(publish.show_repo(folder, args.repo, args.revision))
+    print(show_repo(folder, args.repo, args.revision))
     if args.dry_run:
         print("dry run: nothing was pushed")
         return
-    report, new = publish.publish(
-        source, folder, args.repo, args.private, args.revision, args.tag, args.message, args.force
-    )
+    report, new = publish(known, folder, args.repo, args.private, args.revision, args.tag, args.message, args.force)
     print(f"{'pushed' if new else 'nothing to push, the same content is there'}: commit {report.commit}")
     _report(report)
     print(f'timm.create_model("hf-hub:{args.repo}", pretrained=True)')
 
 
-def _verify(args: argparse.Namespace) -> None:
-    from nfnet_timm import hub
+def _name_classes(known: KnownModel, args: argparse.Namespace) -> None:
+    """Give ``known`` the names of its classes: those of the user's file, or those found, if the user says so."""
+    from nfnet_timm.hub.class_names import read_class_names
 
-    report = hub.verify(args.repo, args.revision)
+    found, count = known.found_names, known.model.num_classes
+    if args.class_names is not None:
+        known.label_names = read_class_names(args.class_names)
+        place = args.class_names
+        if len(known.label_names) != count:
+            raise ValueError(
+                f"{args.class_names} has {len(known.label_names)} class names for {count} classes: expected one a line"
+            )
+    elif known.label_names is not None:
+        place = args.source / "config.json"
+    elif found is not None:
+        print(f"class names found in {found.place}: {_some(found.names)}")
+        if not (args.yes or _ask("Publish them? [y/N] ")):
+            print("they are left out; --yes publishes them, --class-names FILE others")
+            return
+        known.label_names, place = found.names, found.place
+    else:
+        return
+    print(f"class names from {place}: {_some(known.label_names)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from nfnet_timm.hub.verify import remove_cached, verify
+
+    report = verify(args.repo, args.revision)
     print(f"{args.repo} at commit {report.commit}")
     _report(report)
     for path in report.bad_cached:
         print(f"DAMAGED in your cache: {path}. It is not what the Hub records, and would be served ever after")
-        if args.remove or (sys.stdin.isatty() and input("Remove it, to be downloaded again? [y/N] ").lower() == "y"):
-            hub.remove_cached(path)
+        if args.remove or _ask("Remove it, to be downloaded again? [y/N] "):
+            remove_cached(path)
             print("removed")
         else:
             raise ValueError("a damaged file is in your cache: run again with --remove, or delete it")
+
+
+def _ask(question: str) -> bool:
+    """Return whether the user says yes; no, where there is nobody to ask, or no answer."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
 
 
 def _report(report: Report) -> None:

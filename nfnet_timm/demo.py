@@ -23,9 +23,9 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nfnet_timm.folder import save_folder
+from nfnet_timm.hub.folder import save_folder
+from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.optim.agc import adaptive_clip_grad_
-from nfnet_timm.variants import VARIANTS
 
 __all__ = ["run"]
 
@@ -62,8 +62,17 @@ class Curves:
     accuracies: list[float] = field(default_factory=list)
 
 
-def run(out: Path, epochs: int) -> None:
-    """Run the whole demo and leave curves.png and model/ in ``out``."""
+def run(out: Path, epochs: int, overwrite: bool = False) -> None:
+    """Run the whole demo and leave curves.png and model/ in ``out``.
+
+    Raises:
+        ValueError: If ``out`` has results and ``overwrite`` is not set, before anything is trained.
+    """
+    there = [str(path) for path in (out / "curves.png", out / "model") if path.exists()]
+    if there and not overwrite:
+        raise ValueError(
+            f"{' and '.join(there)} would be replaced: pass --overwrite to do so, or choose another folder with --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     _list_networks()
     digits = load_images()
@@ -79,7 +88,7 @@ def run(out: Path, epochs: int) -> None:
     print(f"Curves: {out / 'curves.png'}")
 
     folder = out / "model"
-    save_folder(model, folder, ARGS)
+    save_folder(model, folder, ARGS, overwrite=overwrite)
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         logits, again = model(digits.test), loaded(digits.test)

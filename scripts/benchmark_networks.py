@@ -19,7 +19,7 @@ from timm.utils import dispatch_clip_grad, reparameterize_model
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from nfnet_timm.standardize import standardize
+from nfnet_timm.kernels.standardize import standardize
 
 
 def inference(args: argparse.Namespace) -> list[dict[str, Any]]:

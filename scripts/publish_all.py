@@ -14,15 +14,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nfnet_timm.download import download
-from nfnet_timm.facts import load_facts
-from nfnet_timm.publish import build_repo, publish, show_repo
-from nfnet_timm.sources import open_source
+from nfnet_timm.hub.download import download
+from nfnet_timm.hub.known_model import open_model
+from nfnet_timm.hub.publish import build_repo, publish, show_repo
+from nfnet_timm.hub.published import load_published
 
 
 def main(argv: list[str] | None = None) -> int:
     """Publish them and return the exit status."""
-    facts = load_facts()
+    facts = load_published()
     parser = argparse.ArgumentParser(description="Publish every checkpoint of hub/checkpoints.toml.")
     parser.add_argument("folder", type=Path, help="where the authors' F*_haiku.npz are")
     parser.add_argument("--download", action="store_true", help="fetch those that are missing, 7 GB in all")
@@ -40,14 +40,14 @@ def main(argv: list[str] | None = None) -> int:
                 download(name, args.folder)
             if not file.exists():
                 raise ValueError(f"{file} is missing: pass --download, or fetch {checkpoint['url']}")
-            source = open_source(file)
-            if source.checkpoint != name:
-                raise ValueError(f"{file} is not the released file: {source.told()}")
-            build_repo(source, repo_id, args.out / name)
+            known = open_model(file)
+            if known.checkpoint != name:
+                raise ValueError(f"{file} is not the released file: {known.told()}")
+            build_repo(known, repo_id, args.out / name)
             if args.dry_run:
                 print(show_repo(args.out / name, repo_id, "main"))
                 continue
-            report, new = publish(source, args.out / name, repo_id, force=args.force)
+            report, new = publish(known, args.out / name, repo_id, force=args.force)
             print(f"  {'pushed' if new else 'was there'}: commit {report.commit}, verified")
         except (ValueError, OSError, SafetensorError) as error:
             failed.append(name)

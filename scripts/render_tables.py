@@ -18,9 +18,9 @@ from typing import Any
 import timm
 from benchmark import markdown, ratios
 
-from nfnet_timm.card import render_card
-from nfnet_timm.facts import load_facts
-from nfnet_timm.sources import Source
+from nfnet_timm.hub.card import render_card
+from nfnet_timm.hub.known_model import KnownModel
+from nfnet_timm.hub.published import load_published
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- {}: rendered by scripts/render_tables.py -->\n", "<!-- end of {} -->\n"
@@ -30,7 +30,7 @@ BENCHMARKS = {"inference": "inference", "train": "training step", "agc": "clippi
 
 def networks_table() -> str:
     """Return the table of all networks, in Markdown."""
-    facts = load_facts()
+    facts = load_published()
     lines = [
         "| name | parameters | multiply-adds | train px | test px | top-1 published | top-1 by timm | weights |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
@@ -95,13 +95,11 @@ def render() -> dict[Path, str]:
     files = {readme: insert(text, "speed", speed_table(records))}
     tables = "\n\n".join(map(markdown, records))
     files[ROOT / "benchmarks" / "cpu.md"] = f"# Measured by scripts/benchmark_all.sh\n\n{tables}\n"
-    facts = load_facts()
+    facts = load_published()
     for checkpoint in facts["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
-        source = Source(model, {}, {}, checkpoint, proven=True)
-        files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(
-            source, f"{facts['organization']}/{checkpoint}"
-        )
+        known = KnownModel(model, {}, {}, checkpoint, proven=True)
+        files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(known, f"{facts['organization']}/{checkpoint}")
     return files
 
 

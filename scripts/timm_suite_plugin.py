@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nfnet_timm.variants import VARIANTS
+from nfnet_timm.models.variants import VARIANTS
 
 # One of each family and kind, for TIMM_SUITE_QUICK=1.
 QUICK = ("nfnet_f0", "nfnet_f0_plus", "dm_nf_resnet50", "dm_nf_seresnet50", "dm_nf_regnet_b0")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nfnet_timm.haiku_reader import read_tree
+from nfnet_timm.formats.haiku_reader import read_tree
 
 MEMORY, SECONDS = 160 << 20, 10  # more than a megabyte of instructions can need
 MOST = 1 << 20  # bytes of what is made

@@ -136,9 +136,14 @@ class Hub:
         sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         return File(sha256, sha1, len(content), lfs)
 
+    def create(self, repo_id: str, private: bool) -> Repo:
+        repo = self.repos[repo_id] = Repo(repo_id, private)
+        repo.add("main", "initial commit", {".gitattributes": self.store(b"*.safetensors filter=lfs\n", False)})
+        return repo
+
     def push(self, repo_id: str, name: str, content: bytes, branch: str = "main") -> str:
-        """Commit a file, as somebody else would."""
-        repo = self.repos[repo_id]
+        """Commit a file, as somebody else would; the repo is made if it is not there."""
+        repo = self.repos[repo_id] if repo_id in self.repos else self.create(repo_id, private=False)
         files = {**repo.resolve(branch).files, name: self.store(content, lfs=name.endswith(".safetensors"))}
         return repo.add(branch, f"add {name}", files).oid
 
@@ -236,8 +241,7 @@ class Hub:
             if repo_id in self.repos:
                 return JSONResponse({"error": "You already created this model repo", "url": url}, 409)
             private = body.get("visibility") == "private" or bool(body.get("private"))
-            repo = self.repos[repo_id] = Repo(repo_id, private)
-            repo.add("main", "initial commit", {".gitattributes": self.store(b"*.safetensors filter=lfs\n", False)})
+            self.create(repo_id, private)
         return JSONResponse({"url": url})
 
     async def _api(self, request: Request, repo: Repo, role: str | None, verb: str | None, revision: str) -> Response:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_floors import IMPORTED_WHILE_TIMM_IS
 
-from nfnet_timm.variants import VARIANTS
+from nfnet_timm.models.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 OURS = "import timm; print(type(timm.create_model('nfnet_f0', device='meta')).__module__)"
@@ -30,19 +31,16 @@ def lines(out: str) -> list[str]:
         "from timm.models import create_model",
         "import nfnet_timm",
         "import nfnet_timm.autoload",
-        "import nfnet_timm.nfnet",
-        "import torch; import nfnet_timm; import nfnet_timm.nfnet",
+        "import nfnet_timm.models.nfnet",
+        "import torch; import nfnet_timm; import nfnet_timm.models.nfnet",
         "import timm, nfnet_timm; nfnet_timm.autoload.install(); nfnet_timm.autoload.install()",
         "from nfnet_timm import NormFreeNet",
-        # Every module that nfnet_timm.nfnet imports, and so may find half imported.
-        *(
-            f"import nfnet_timm.{name}"
-            for name in ["block", "gelu", "layers", "pretrained", "recompute", "standardize", "variants"]
-        ),
+        # Every module that timm imports of us, and so may find half imported.
+        *(pytest.param(f"import {name}", marks=pytest.mark.slow) for name in IMPORTED_WHILE_TIMM_IS),
     ],
 )
 def test_timm_has_our_networks_silently_whatever_is_imported_first(run_python, first):
-    assert lines(run_python(f"{first}\n{OURS}", args=("-W", "error"))) == ["nfnet_timm.nfnet"]
+    assert lines(run_python(f"{first}\n{OURS}", args=("-W", "error"))) == ["nfnet_timm.models.nfnet"]
 
 
 @pytest.mark.parametrize("switch", ["TORCH_DEVICE_BACKEND_AUTOLOAD", "NFNET_TIMM_AUTOLOAD"])
@@ -54,7 +52,7 @@ def test_switched_off_timm_has_its_own(run_python, switch):
 @pytest.mark.parametrize("switch", ["TORCH_DEVICE_BACKEND_AUTOLOAD", "NFNET_TIMM_AUTOLOAD"])
 @pytest.mark.parametrize("first", ["import nfnet_timm", "import torch, nfnet_timm", "import timm, nfnet_timm"])
 def test_an_explicit_import_registers_also_when_autoload_is_off(run_python, switch, first):
-    assert lines(run_python(f"{first}\n{OURS}", **{switch: "0"})) == ["nfnet_timm.nfnet"]
+    assert lines(run_python(f"{first}\n{OURS}", **{switch: "0"})) == ["nfnet_timm.models.nfnet"]
 
 
 def test_only_the_names_of_the_design_change(run_python):
@@ -99,7 +97,7 @@ def test_importing_the_package_imports_neither_torch_nor_timm(run_python):
 
 
 def test_importing_torch_does_not_import_timm_or_the_models(run_python):
-    code = "import sys, torch; print([m for m in ('timm', 'nfnet_timm.nfnet') if m in sys.modules])"
+    code = "import sys, torch; print([m for m in ('timm', 'nfnet_timm.models.nfnet') if m in sys.modules])"
     assert lines(run_python(code)) == ["[]"]
 
 
@@ -136,7 +134,7 @@ def third_party_net(pretrained=False, **kwargs):
 def test_a_third_party_package_is_loaded_through_the_same_group(run_python, tmp_path):
     path = plugin(tmp_path, "third_party", THIRD_PARTY)
     code = f"{OURS}; print(timm.models.model_entrypoint('third_party_net')())"
-    assert lines(run_python(code, PYTHONPATH=path)) == ["nfnet_timm.nfnet", "third party"]
+    assert lines(run_python(code, PYTHONPATH=path)) == ["nfnet_timm.models.nfnet", "third party"]
 
 
 def test_the_group_of_optimizers_is_loaded_too(run_python, tmp_path):
@@ -152,13 +150,13 @@ def test_a_plugin_that_raises_gives_one_warning_and_nothing_else(run_python, tmp
     assert "'broken_plugin'" in out
     assert "pip install --upgrade timm broken_plugin" in out
     assert "1.0\n" in out
-    assert "nfnet_timm.nfnet\n" in out
+    assert "nfnet_timm.models.nfnet\n" in out
 
 
 def test_a_plugin_that_raises_breaks_no_import_where_warnings_are_errors(run_python, tmp_path):
     path = plugin(tmp_path, "broken_plugin", "raise RuntimeError('no luck')")
     out = run_python(OURS, PYTHONPATH=path, args=("-W", "error"))
-    assert "nfnet_timm.nfnet\n" in out
+    assert "nfnet_timm.models.nfnet\n" in out
     assert "no luck" in out
 
 
@@ -200,7 +198,7 @@ RANK = """
 import timm, torch
 import torch.distributed as dist
 dist.init_process_group("gloo")
-ours = type(timm.create_model("nfnet_f0", device="meta")).__module__ == "nfnet_timm.nfnet"
+ours = type(timm.create_model("nfnet_f0", device="meta")).__module__ == "nfnet_timm.models.nfnet"
 count = torch.tensor([int(ours)])
 dist.all_reduce(count)
 if dist.get_rank() == 0:
@@ -214,7 +212,7 @@ def test_spawned_workers_have_the_networks(tmp_path):
     script = tmp_path / "spawn.py"
     script.write_text(SPAWN)
     out = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=True).stdout
-    assert out.strip() == "['nfnet_timm.nfnet', 'nfnet_timm.nfnet']"
+    assert out.strip() == "['nfnet_timm.models.nfnet', 'nfnet_timm.models.nfnet']"
 
 
 @pytest.mark.slow
@@ -255,5 +253,5 @@ def test_installed_either_way_timm_has_our_networks(run_python, tmp_path, mode):
     subprocess.run([*install, *source], check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"})
     out = run_python(f"{OURS}; import nfnet_timm; print(nfnet_timm.__file__)", python=str(python))
     module, file = lines(out)
-    assert module == "nfnet_timm.nfnet"
+    assert module == "nfnet_timm.models.nfnet"
     assert Path(file).is_relative_to(ROOT if mode == "editable" else venv)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import golden
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from nfnet_timm.cli import main
 
@@ -58,6 +60,50 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys,
     if message != "cannot":
         assert message in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def converted(tmp_path, dtype):
+    """A folder of convert's, its weights in ``dtype``."""
+    folder = tmp_path / "folder"
+    assert main(["convert", SOURCE, "--out", str(folder)]) == 0
+    weights = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_precision_go_back_and_are_read_again(tmp_path, dtype):
+    folder, file, again = converted(tmp_path, dtype), tmp_path / "back.npz", tmp_path / "again"
+    assert main(["convert", str(folder), "--out", str(file)]) == 0
+    assert main(["convert", str(file), "--out", str(again)]) == 0
+    written, read = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
+    assert {name: value.float() for name, value in written.items()}.keys() == read.keys()
+    for name, value in written.items():
+        torch.testing.assert_close(read[name], value.float(), rtol=0, atol=0)
+
+
+def test_nothing_that_is_there_is_replaced_without_overwrite(tmp_path, capsys):
+    mine, file = converted(tmp_path, torch.bfloat16), tmp_path / "back.npz"
+    file.write_bytes(b"mine")
+    before = (mine / "model.safetensors").read_bytes()
+    assert main(["convert", SOURCE, "--out", str(mine)]) == 1
+    assert "model.safetensors would change: pass --overwrite" in capsys.readouterr().err
+    assert main(["convert", str(mine), "--out", str(file)]) == 1
+    assert "is there: pass --overwrite" in capsys.readouterr().err
+    assert (mine / "model.safetensors").read_bytes() == before
+    assert file.read_bytes() == b"mine"
+    assert main(["convert", str(mine), "--out", str(file), "--overwrite"]) == 0
+    assert main(["convert", SOURCE, "--out", str(mine), "--overwrite"]) == 0
+    assert file.read_bytes() != b"mine"
+    assert (mine / "model.safetensors").read_bytes() != before
+
+
+def test_the_demo_asks_before_it_replaces_and_before_it_trains(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "model would be replaced: pass --overwrite" in error
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from pathlib import Path
 import authors_file
 import golden
 import pytest
-from test_pretrained import fill_hub_cache
+from hub_cache import fill_hub_cache
 
 from nfnet_timm.cli import _parser
-from nfnet_timm.convert import convert_to_folder
+from nfnet_timm.hub.convert import convert_to_folder
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping as published; needs torch alone.
+"""Adaptive gradient clipping as published.
 
 Source: arXiv 2102.06171, section 4; ``SGD_AGC`` in deepmind-research/nfnets/optim.py.
 """
@@ -13,6 +13,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from nfnet_timm.kernels.torch_private import (
+    foreach_clamp_max_,
+    foreach_clamp_min_,
+    foreach_copy_,
+    foreach_div_,
+    foreach_mul_,
+    foreach_norm,
+)
 
 __all__ = ["ClipStats", "Limit", "adaptive_clip_grad_", "clip_each_", "clip_stats", "is_dense", "unitwise_norm"]
 
@@ -106,10 +115,10 @@ def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
     if rest:
         grads, scales, grad_norms = _norms(rest)
         if grad_scale is not None:
-            torch._foreach_mul_(scales, grad_scale)
-        torch._foreach_div_(scales, grad_norms)
-        torch._foreach_clamp_max_(scales, 1.0)
-        torch._foreach_mul_(grads, scales)
+            foreach_mul_(scales, grad_scale)
+        foreach_div_(scales, grad_norms)
+        foreach_clamp_max_(scales, 1.0)
+        foreach_mul_(grads, scales)
     for same in together.values():
         _clip_together_([limit.param for limit in same], same[0].clip_factor, same[0].eps, grad_scale)
 
@@ -140,7 +149,7 @@ def _clip_together_(parameters: list[Tensor], clip_factor: float, eps: float, gr
     units = grads[0] if alone else torch.cat(grads)
     units.mul_(scale.div_(_norm(units, False)).clamp_(max=1.0))
     if not alone:
-        torch._foreach_copy_(grads, units.split([len(rows) for rows in grads]))
+        foreach_copy_(grads, units.split([len(rows) for rows in grads]))
 
 
 def is_dense(x: Tensor) -> bool:
@@ -209,7 +218,7 @@ def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
     whole = [x for x, one in zip(tensors, one_unit, strict=True) if one]
     # All vectors in a few launches: they are two thirds of a network's parameters.
     dtype = reduce(torch.promote_types, {x.dtype for x in whole}, torch.float32)
-    norms = iter(torch._foreach_norm(whole, 2, dtype=dtype) if whole else [])
+    norms = iter(foreach_norm(whole, 2, dtype=dtype) if whole else [])
     return [next(norms) if one else _norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
 
 
@@ -228,8 +237,8 @@ def _norms(limits: list[Limit]) -> tuple[list[Tensor], list[Tensor], list[Tensor
         dist.all_reduce(squares, group=group)
         for norm, whole in zip(norms, squares.sqrt_(), strict=True):
             norm.copy_(whole)
-    torch._foreach_clamp_min_(weight_norms, [limit.eps for limit in limits])
-    torch._foreach_mul_(weight_norms, [limit.clip_factor for limit in limits])
+    foreach_clamp_min_(weight_norms, [limit.eps for limit in limits])
+    foreach_mul_(weight_norms, [limit.clip_factor for limit in limits])
     return grads, weight_norms, grad_norms
 
 

@@ -8,9 +8,9 @@ from functools import wraps
 from typing import Any
 from weakref import ref
 
-import timm.utils.clip_grad
 from torch import Tensor
 
+from nfnet_timm.layers.timm_private import clip_grad_module
 from nfnet_timm.optim.agc import Limit
 
 __all__ = ["warn_if_clipped_by_timm", "watch"]
@@ -22,7 +22,8 @@ _clipped_by_timm: dict[int, tuple[ref[Tensor], int]] = {}
 
 def watch() -> None:
     """Take note from now on of the parameters that timm clips adaptively; what it does stays the same."""
-    clip = timm.utils.clip_grad.adaptive_clip_grad
+    module = clip_grad_module()
+    clip = module.adaptive_clip_grad
     if getattr(clip, "is_watched", False):
         return
 
@@ -34,7 +35,7 @@ def watch() -> None:
         _clipped_by_timm.update({id(grad): (ref(grad), grad._version) for grad in grads})
 
     watched.is_watched = True  # type: ignore[attr-defined]
-    timm.utils.clip_grad.adaptive_clip_grad = watched
+    module.adaptive_clip_grad = watched
 
 
 def warn_if_clipped_by_timm(limits: list[Limit]) -> None:

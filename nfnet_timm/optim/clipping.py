@@ -97,11 +97,17 @@ def clipping_twin(base: Any) -> type[Optimizer]:
 
     Its ``clip_factor`` and ``clip_eps`` come after the arguments of ``base``, by keyword.
     """
+
+    def initialise(self: Any, params: Iterable[Any], *args: Any, **kwargs: Any) -> None:
+        _Clipping.__init__(self, params, *args, **kwargs)
+
     own = inspect.signature(_Clipping.__init__).parameters
-    shown = [*inspect.signature(base).parameters.values(), own["clip_factor"], own["clip_eps"]]
+    shown = [*inspect.signature(base.__init__).parameters.values(), own["clip_factor"], own["clip_eps"]]
+    # Whoever asks which options an optimizer takes, as timm's tests do, asks its __init__.
+    initialise.__signature__ = inspect.Signature(sorted(shown, key=lambda parameter: parameter.kind))  # type: ignore[attr-defined]
     attributes = {
         "__doc__": f"{base.__name__} that clips adaptively before each step; see ``nfnet_timm.optim.attach_agc``.",
-        "__signature__": inspect.Signature(sorted(shown, key=lambda parameter: parameter.kind)),
+        "__init__": initialise,
         "base": base,
     }
     return type(f"Agc{base.__name__}", (_Clipping, base), attributes)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from nfnet_timm.optim.classifiers import classifier_weights, known_classifier_weights
@@ -46,6 +45,8 @@ def agc_param_groups(
         or sum(size != 1 for size in p.shape) <= 1
         or f"{module_name}.{name}".lstrip(".") in exempt
     } - classifier
+    from timm.optim import param_groups_layer_decay  # not above, by the rule in nfnet_timm/__init__.py
+
     if layer_decay is None:
         groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     else:

@@ -9,21 +9,22 @@ from dataclasses import replace
 from typing import Any
 
 from timm.optim import OptimInfo, list_optimizers
-from timm.optim._optim_factory import default_registry
 
+from nfnet_timm.layers.timm_private import optimizer_registry
 from nfnet_timm.optim.clipping import clipping_twin
 
 __all__: list[str] = []
 
 
 def _register() -> None:
+    registry = optimizer_registry()
     for name in map(str, list_optimizers()):
-        info: OptimInfo = default_registry.get_optimizer_info(name)
+        info: OptimInfo = registry.get_optimizer_info(name)
         base: Any = info.opt_class
         # Left out: those that are imported by name as they need a GPU, and those whose step differentiates gradients.
         if isinstance(base, str) or info.second_order or name.startswith("agc-"):
             continue
-        default_registry.register(
+        registry.register(
             replace(
                 info,
                 name=f"agc-{name}",

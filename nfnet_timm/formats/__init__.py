@@ -1,0 +1,10 @@
+"""Files into state dicts and back, without any model.
+
+haiku_reader        the authors' pickles, without running them
+haiku_writer        a pickle that their code reads
+orbax_reader        an Orbax checkpoint of jax_privacy's
+haiku_names         the authors' names and layouts, and ours
+train_checkpoint    what timm's train.py saves
+safetensors_writer  model.safetensors
+progress            a bar for what takes long
+"""

@@ -1,0 +1,216 @@
+"""The authors' parameter trees and ours: one table of names, four rules of layout, both directions, exact to the bit.
+
+Source of the names and layouts: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py under Haiku.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nfnet_timm.formats.haiku_reader import Tree, forget, read_tree
+from nfnet_timm.formats.orbax_reader import read_orbax
+from nfnet_timm.formats.progress import bytes_bar
+
+__all__ = [
+    "from_haiku",
+    "load_state_dict",
+    "to_haiku",
+]
+
+# Haiku's module in a block -> ours. Squeeze-excite is "attn" in NF-RegNets.
+_BLOCK = {
+    "conv0": "conv1",
+    "conv1": "conv2",
+    "conv1b": "conv2b",
+    "conv2": "conv3",
+    "conv_shortcut": "downsample.conv",
+    "squeeze_excite/~/linear": "attn_last.fc1",
+    "squeeze_excite/~/linear_1": "attn_last.fc2",
+}
+_OUTER = {
+    "stem_conv0": "stem.conv1",
+    "stem_conv1": "stem.conv2",
+    "stem_conv2": "stem.conv3",
+    "stem_conv3": "stem.conv4",
+    "initial_conv": "stem.conv",
+    "final_conv": "final_conv",
+    "linear": "head.fc",
+}
+# The root module, and the name of its blocks.
+_ROOTS = {"NFNet": "nf_block", "NF_ResNet": "nf_res_block", "NF_RegNet": "nf_block"}
+_PARAMS = {"w": "weight", "b": "bias", "gain": "gain", "bias": "bias"}
+
+
+def from_haiku(tree: Tree) -> dict[str, Tensor]:
+    """Return the state dict of ``tree``: our names, OIHW and OI layouts, new float32 tensors.
+
+    Raises:
+        ValueError: If an array has a name that none of the three networks has, two would get the same name, or one has
+            values that are NaN or infinite.
+    """
+    roots = {module.split("/")[0] for module in tree}
+    if len(roots) != 1 or not roots <= set(_ROOTS):
+        raise ValueError(f"root modules {sorted(roots)[:5]}: expected exactly one of {', '.join(_ROOTS)}")
+    (root,) = roots
+    stages = _stages(tree, root)
+    found: dict[str, tuple[str, np.ndarray]] = {}
+    for module, params in tree.items():
+        ours = _module_name(module, root, stages)
+        for param, array in params.items():
+            if param == "skip_gain" and re.fullmatch(r"stages\.\d\.\d+", ours):
+                name = f"{ours}.skipinit_gain"
+            elif param in _PARAMS:
+                name = f"{ours}.{_PARAMS[param]}"
+            else:
+                raise ValueError(f"surplus array {module}/{param}: expected the parameters {', '.join(_PARAMS)}")
+            if name in found:
+                raise ValueError(f"two arrays for {name}, the second is {module}/{param}")
+            found[name] = f"{module}/{param}", array
+    for name in ("head.fc.weight", "head.fc.bias"):
+        if name not in found:
+            raise ValueError(f"{root}/~/linear/{'w' if name.endswith('weight') else 'b'} is missing")
+    bar = bytes_bar(sum(array.nbytes for _, array in found.values()), "reading arrays")
+
+    def convert(name: str) -> Tensor:
+        haiku_name, array = found[name]
+        tensor = _to_torch(array, squeeze_excite=".attn" in name)
+        if not tensor.sum().isfinite():  # so it is where a value is not, or where the sum overflows
+            bad = int((~tensor.isfinite()).sum())
+            if bad:
+                raise ValueError(
+                    f"{haiku_name} has {bad} NaN or infinite values of {array.size}: expected finite weights"
+                )
+        forget(array)
+        bar.update(array.nbytes)
+        return tensor
+
+    # Most of it is the kernel handing out memory, a page at a time: two threads take 0.6 of the time of one.
+    with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        try:
+            return dict(zip(found, pool.map(convert, found), strict=True))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
+    """Return the authors' tree of a state dict of ours, or of timm's ``dm_nfnet_*``: the inverse of ``from_haiku``.
+
+    Half-precision arrays become the float32 ones of the same value.
+
+    Raises:
+        ValueError: If an array has a name that none of the three networks has, or is of a type that float32 cannot
+            hold.
+    """
+    root = "NFNet" if "stem.conv1.weight" in state_dict else "NF_ResNet"
+    if root == "NF_ResNet" and "final_conv.weight" in state_dict:
+        root = "NF_RegNet"
+    blocks = sorted({tuple(map(int, key.split(".")[1:3])) for key in state_dict if key.startswith("stages.")})
+    index = {f"stages.{stage}.{block}": i for i, (stage, block) in enumerate(blocks)}
+    outer = {ours: haiku for haiku, ours in _OUTER.items()}
+    inner = {ours: haiku for haiku, ours in _BLOCK.items()}
+    tree: Tree = {}
+    for key, tensor in state_dict.items():
+        ours, param = key.rsplit(".", 1)
+        block = ".".join(ours.split(".")[:3])
+        linear = ours.endswith(("fc", "fc1", "fc2"))
+        try:
+            if ours in outer:
+                module = f"{root}/~/{outer[ours]}"
+            else:
+                i = index[block]
+                module = f"{root}/~/{_ROOTS[root]}" + (f"_{i}" if i else "")
+                if ours != block:
+                    module += "/~/" + inner[ours.removeprefix(block + ".").replace("attn.", "attn_last.")]
+            if param == "skipinit_gain":
+                param = "skip_gain"
+            else:
+                param = {"weight": "w", "bias": "b" if linear else "bias", "gain": "gain"}[param]
+        except KeyError:
+            raise ValueError(f"surplus array {key}: no network of the authors has it") from None
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{key} is {kind}: expected float32, or bfloat16 or float16, which it can hold")
+        tree.setdefault(module, {})[param] = _to_numpy(tensor.float(), param, linear)
+    return tree
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict in one of the authors' files, or in the directory of an Orbax checkpoint.
+
+    Raises:
+        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``) or holds no network (see ``from_haiku``).
+        ModuleNotFoundError: If it takes ``orbax-checkpoint``, and that is not installed.
+    """
+    path = Path(path)
+    tree = read_orbax(path) if path.is_dir() else read_tree(path)
+    try:
+        return from_haiku(tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _blocks(tree: Tree, root: str) -> Iterator[int]:
+    pattern = re.compile(rf"{root}/~/{_ROOTS[root]}(?:_([1-9]\d*))?")
+    for module in tree:
+        match = pattern.fullmatch(module)
+        if match:
+            yield int(match[1] or 0)
+
+
+def _stages(tree: Tree, root: str) -> dict[int, str]:
+    """Return the name of each block here, by its number there: a stage begins where the shortcut has a convolution."""
+    names = {}
+    stage, block = -1, 0
+    for expected, i in enumerate(sorted(_blocks(tree, root))):
+        module = f"{root}/~/{_ROOTS[root]}" + (f"_{i}" if i else "")
+        if i != expected:
+            raise ValueError(f"block {expected} is missing: {module} follows block {expected - 1}")
+        if f"{module}/~/conv_shortcut" in tree:
+            stage, block = stage + 1, 0
+        names[i] = f"stages.{max(stage, 0)}.{block}"
+        block += 1
+    return names
+
+
+def _module_name(module: str, root: str, stages: dict[int, str]) -> str:
+    path = module.removeprefix(f"{root}/~/")
+    if path in _OUTER:
+        return _OUTER[path]
+    match = re.fullmatch(rf"{_ROOTS[root]}(?:_([1-9]\d*))?(?:/~/(.+))?", path)
+    if match and int(match[1] or 0) in stages and (match[2] is None or match[2] in _BLOCK):
+        block = stages[int(match[1] or 0)]
+        if match[2] is None:
+            return block
+        inner = _BLOCK[match[2]]
+        return f"{block}.{inner.replace('attn_last', 'attn') if root == 'NF_RegNet' else inner}"
+    raise ValueError(f"surplus module {module!r}: no {root} has it")
+
+
+def _to_torch(array: np.ndarray, squeeze_excite: bool) -> Tensor:
+    tensor = torch.from_numpy(np.require(array, requirements="W"))  # torch warns of arrays that are read-only
+    is_pixel_conv = tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
+    if is_pixel_conv:
+        tensor = tensor[0, 0]  # torch transposes matrices faster than kernels
+    if tensor.dim() == 4:
+        tensor = tensor.permute(3, 2, 0, 1)  # HWIO -> OIHW
+    elif tensor.dim() == 2:
+        tensor = tensor.t()  # IO -> OI
+    tensor = tensor.clone(memory_format=torch.contiguous_format)
+    return tensor[:, :, None, None] if is_pixel_conv or (tensor.dim() == 2 and squeeze_excite) else tensor
+
+
+def _to_numpy(tensor: Tensor, param: str, linear: bool) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    if param == "gain":
+        tensor = tensor.flatten()  # timm's is (O, 1, 1, 1)
+    elif param == "w":
+        tensor = tensor.flatten(1).t() if linear else tensor.permute(2, 3, 1, 0)
+    return np.ascontiguousarray(tensor.numpy()) if tensor.dim() else tensor.numpy().copy()

@@ -1,0 +1,371 @@
+"""Reading the authors' checkpoint files, which are pickles, without running anything that is in them.
+
+``F*_haiku.npz`` were written by ``dill`` and are meant to be read by it, which executes whatever the file says. Here
+the pickle is not unpickled but interpreted: the few instructions that describe a tree of arrays build plain Python
+values. A name in the file stays a name: nothing is imported, and the only "calls" are the ones spelled out in
+``_Interpreter.reduce``. All else is refused, with nothing of it done. What a file can make this build is bounded: its
+instructions, the lengths of its strings and tuples, and how deep they nest.
+
+Source: the released files are what dill 0.3.3 writes under Python 3.7 and NumPy 1.18; tests/data/README.md has others.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import pickletools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nfnet_timm.formats.pickle_cursor import Cursor, Damaged, Refused
+
+__all__ = ["Tree", "forget", "read_tree"]
+
+Tree = dict[str, dict[str, np.ndarray]]  # module path -> parameter name -> array, as Haiku has them
+
+# The modules that NumPy's function for arrays has lived in.
+_NUMPY_MODULES = (
+    "numpy.core.multiarray",
+    "numpy.core._multiarray_umath",
+    "numpy._core.multiarray",
+    "numpy._core._multiarray_umath",
+)
+# The names that may be called, and what reduce makes of them. NumPy and Haiku have moved some over the years.
+_CALLS = {
+    ("numpy.core.multiarray", "_reconstruct"): "empty array",
+    ("numpy._core.multiarray", "_reconstruct"): "empty array",
+    ("numpy.core.multiarray", "scalar"): "scalar",
+    ("numpy._core.multiarray", "scalar"): "scalar",
+    ("numpy.core.numeric", "_frombuffer"): "buffer",
+    ("numpy._core.numeric", "_frombuffer"): "buffer",
+    ("numpy", "dtype"): "dtype",
+    ("dill._dill", "_import_module"): "module",
+    ("dill._dill", "_get_attr"): "attribute",
+    ("dill._dill", "_create_array"): "dill array",
+    ("jax._src.array", "_reconstruct_array"): "jax array",
+    ("haiku._src.data_structures", "FlatMapping"): "dict",
+    ("haiku._src.data_structures", "frozendict"): "dict",
+    ("builtins", "dict"): "dict",
+}
+# Names that may appear, as arguments of the above, but not be called.
+_ALLOWED = {*_CALLS, ("numpy", "ndarray")}
+
+# What one file may make us build. F7 has 70,000 instructions, keys of 60 letters, tuples of five items, three deep.
+_MOST_INSTRUCTIONS, _LONGEST_KEY = 1_000_000, 200
+_LONGEST_TUPLE, _DEEPEST_TUPLE = 8, 4
+
+_OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+# Instructions by the form of their argument: a number of so many bytes, or as many bytes as such a number says.
+_SKIPPED = {"PROTO": 1, "FRAME": 8}
+_INTEGERS = {"BININT": 4, "BININT1": 1, "BININT2": 2}
+_PUTS = {"BINPUT": 1, "LONG_BINPUT": 4}
+_GETS = {"BINGET": 1, "LONG_BINGET": 4}
+_STRINGS = {"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8}
+_BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Tuple(tuple):
+    """A tuple that knows how deep it nests."""
+
+    depth = 1
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A module-level name that the file mentions; never looked up."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module of NumPy that the file mentions; never imported."""
+
+    module: str
+
+
+@dataclass
+class _DType:
+    """A dtype in the making: NumPy sends its byte order afterwards."""
+
+    code: str
+    order: str = "="
+
+    def numpy(self) -> np.dtype:
+        return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
+
+
+@dataclass
+class _Array:
+    """An array in the making: NumPy sends its shape and content afterwards."""
+
+    value: np.ndarray | None = None
+
+
+def read_tree(path: str | Path) -> Tree:
+    """Return the parameter tree in one of the authors' files, of float32 arrays.
+
+    The arrays are views of the mapped file, which must stay as it is while they are used; writing to one changes the
+    view and not the file.
+
+    Raises:
+        ValueError: If the file is no such pickle, is damaged, asks for anything but a tree of arrays, or holds arrays
+            that are not float32. The message says what was found and what was expected.
+        OSError: If the file cannot be opened.
+    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py, which needs dill, Haiku and JAX, and trusts the
+        file.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(4)
+        if not head:
+            raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")
+        if head == b"PK\x03\x04":
+            raise ValueError(
+                f"{path} is a zip archive, a real .npz perhaps: expected one of the authors' F*_haiku.npz files, "
+                "which are pickles in spite of their name. Read a real .npz with numpy.load"
+            )
+        if head[:1] != b"\x80":
+            raise ValueError(
+                f"{path} is no pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
+            )
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    try:
+        tree = _Interpreter(data).run()
+    except Damaged as error:
+        raise ValueError(
+            f"{path} is damaged or truncated ({error}): expected one of the authors' F*_haiku.npz files. Download it "
+            "again and compare its size"
+        ) from None
+    except Refused as error:
+        raise ValueError(f"{path} is not loaded: {error}") from None
+    return _checked(tree, path)
+
+
+def forget(array: np.ndarray) -> None:
+    """Give the memory back that a view of a mapped file has taken; the file is read again where it is used again."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else None
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise") and array.nbytes:
+        start = array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+        page = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, page, start + array.nbytes - page)
+
+
+def _checked(tree: Any, path: Path) -> Tree:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {_kind(tree)}: expected a dict of modules")
+    out: Tree = {}
+    for module, params in tree.items():
+        if not isinstance(params, dict):
+            raise ValueError(f"{path}: {module!r} holds a {_kind(params)}: expected a dict of parameters")
+        out[module] = {}
+        for name, entry in params.items():
+            array = entry.value if isinstance(entry, _Array) else None
+            if array is None:
+                raise ValueError(f"{path}: {module}/{name} is no array: expected float32 values")
+            if array.dtype != np.float32:
+                raise ValueError(f"{path}: {module}/{name} is {array.dtype}: expected float32")
+            out[module][name] = array
+    return out
+
+
+class _Interpreter:
+    """One pass over the instructions of a pickle, with a stack of inert values."""
+
+    def __init__(self, data: memoryview):
+        self.cursor = Cursor(data)
+        self.array_bytes = 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        cursor = self.cursor
+        for _ in range(_MOST_INSTRUCTIONS):
+            position = cursor.at
+            code = cursor.number(1)
+            name = _OPCODES.get(code)
+            if name is None:
+                raise Damaged(f"byte {position} is {code:#04x}, which is no instruction")
+            if name == "STOP":
+                break
+            try:
+                self.step(name)
+            except Refused as error:
+                raise Refused(f"{error} (opcode {name} at byte {position})") from None
+        else:
+            raise Refused(f"it has more than {_MOST_INSTRUCTIONS:,} instructions")
+        rest = len(cursor.data) - cursor.at
+        if rest:
+            raise Refused(f"{rest} bytes follow its end")
+        if len(self.stack) != 1 or self.marks:
+            raise Refused(f"it leaves {len(self.stack)} values: expected one tree")
+        return self.stack[0]
+
+    def step(self, name: str) -> None:
+        cursor = self.cursor
+        if name in _PUTS:
+            self.memo[cursor.number(_PUTS[name])] = self.top()
+        elif name in _GETS:
+            self.stack.append(self.recall(cursor.number(_GETS[name])))
+        elif name in _INTEGERS:
+            self.stack.append(cursor.number(_INTEGERS[name], signed=name == "BININT"))
+        elif name in _STRINGS:
+            self.stack.append(cursor.text(cursor.number(_STRINGS[name])))
+        elif name in _BYTES:
+            self.stack.append(cursor.take(cursor.number(_BYTES[name])))
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name == "EMPTY_DICT":
+            self.stack.append({})
+        elif name == "MARK":
+            self.marks.append(len(self.stack))
+        elif name == "TUPLE":
+            self.stack.append(_tuple(self.pop_to_mark()))
+        elif name in _TUPLES:
+            self.stack.append(_tuple(self.pop(_TUPLES[name])))
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.top()
+        elif name == "SETITEM":
+            self.set_items(self.pop(2))
+        elif name == "SETITEMS":
+            self.set_items(self.pop_to_mark())
+        elif name == "GLOBAL":
+            self.stack.append(_allowed(cursor.line(), cursor.line()))
+        elif name == "STACK_GLOBAL":
+            self.stack.append(_allowed(*self.pop(2)))
+        elif name == "REDUCE":
+            function, args = self.pop(2)
+            self.stack.append(self.reduce(function, args))
+        elif name == "BUILD":
+            (state,) = self.pop(1)
+            self.build(self.top(), state)
+        elif name in _SKIPPED:
+            cursor.take(_SKIPPED[name])
+        else:
+            raise Refused("a tree of arrays needs no such instruction")
+
+    def top(self) -> Any:
+        self.pop(0)
+        return self.stack[-1]
+
+    def pop(self, count: int) -> list[Any]:
+        floor = self.marks[-1] if self.marks else 0
+        if len(self.stack) - max(count, 1) < floor:
+            raise Refused("it takes more values than there are")
+        values = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return values
+
+    def pop_to_mark(self) -> list[Any]:
+        if not self.marks:
+            raise Refused("it goes back to a mark that was not set")
+        mark = self.marks.pop()
+        values = self.stack[mark:]
+        del self.stack[mark:]
+        return values
+
+    def recall(self, index: int) -> Any:
+        if index not in self.memo:
+            raise Refused(f"it recalls value {index}, which it has not kept")
+        return self.memo[index]
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top()
+        if not isinstance(target, dict) or len(items) % 2:
+            raise Refused(f"it sets {len(items)} items of a {_kind(target)}, expected pairs for a dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str):
+                raise Refused(f"it has a key that is a {_kind(key)}, expected a string")
+            if not key.isprintable() or len(key) > _LONGEST_KEY:
+                raise Refused(f"it has a key that is not a name: {key[:40]!a}, {len(key)} letters")
+            target[key] = value
+
+    def reduce(self, function: Any, args: Any) -> Any:
+        """Return what the call ``function(*args)`` stands for, if it is one that a tree of arrays needs."""
+        call = _CALLS.get((function.module, function.name)) if isinstance(function, _Name) else None
+        if call is None or not isinstance(args, tuple):
+            raise Refused(f"it calls {_shown(function)}, which a tree of arrays does not need")
+        match call, args:
+            case "empty array", (_Name("numpy", "ndarray"), (0,), memoryview() as code) if code == b"b":
+                return _Array()
+            case "module", (str(module),) if module in _NUMPY_MODULES:
+                return _Module(module)
+            case "attribute", (_Module(), "_reconstruct"):
+                return _Name("numpy.core.multiarray", "_reconstruct")
+            case "dtype", (str(code), _, _) if re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248])", code):
+                return _DType(code)
+            case "scalar", (_DType() as dtype, memoryview() as content):
+                return _Array(self.array(content, dtype, (), fortran=False))
+            case "buffer", (memoryview() as content, _DType() as dtype, tuple(shape), "C" | "F" as order):
+                return _Array(self.array(content, dtype, shape, fortran=order == "F"))
+            case "dill array", (inner, inner_args, state, None):
+                return self.build(self.reduce(inner, inner_args), state)
+            case "jax array", (inner, inner_args, state, dict()):
+                return self.build(self.reduce(inner, inner_args), state)
+            case "dict", ():
+                return {}
+            case "dict", (dict(mapping),):
+                return mapping  # not a copy: a small file could ask for any number of large ones
+        raise Refused(f"it calls {_shown(function)} with arguments that it is not known to take")
+
+    def build(self, target: Any, state: Any) -> Any:
+        """Fill an array or a dtype in the making with the state that NumPy sends, and return it."""
+        match target, state:
+            case _Array(value=None), (int(), tuple(shape), _DType() as dtype, bool(fortran), memoryview() as content):
+                target.value = self.array(content, dtype, shape, fortran)
+            case _DType(), (3, "<" | ">" | "|" | "=" as order, None, None, None, -1, -1, 0):
+                target.order = order
+            case _:
+                raise Refused(f"it gives a {_kind(target)} a state that NumPy does not write")
+        return target
+
+    def array(self, content: memoryview, dtype: _DType, shape: tuple[Any, ...], fortran: bool) -> np.ndarray:
+        if len(shape) > 4 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+            raise Refused("it has an array whose shape is not up to four sizes")
+        size = dtype.numpy().itemsize * math.prod(shape)
+        if size != len(content):
+            raise Refused(f"an array of shape {shape} and type {dtype.code} needs {size} bytes, it has {len(content)}")
+        self.array_bytes += size
+        if self.array_bytes > len(self.cursor.data):  # the same bytes, again and again
+            raise Refused("its arrays are larger than the file")
+        array = np.frombuffer(content, dtype.numpy()).reshape(shape, order="F" if fortran else "C")
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _tuple(items: list[Any]) -> _Tuple:
+    out = _Tuple(items)
+    out.depth += max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
+    if len(out) > _LONGEST_TUPLE or out.depth > _DEEPEST_TUPLE:
+        raise Refused(
+            f"it has a tuple of {len(out)} values, nested {out.depth} deep: expected at most {_LONGEST_TUPLE}, and "
+            f"{_DEEPEST_TUPLE} deep"
+        )
+    return out
+
+
+def _allowed(module: Any, name: Any) -> _Name:
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise Refused(f"it names something by a {_kind(module)} and a {_kind(name)}, expected strings")
+    if (module, name) not in _ALLOWED:
+        raise Refused(f"it names {module[:80]!a}, {name[:80]!a}, which a tree of arrays does not need")
+    return _Name(module, name)
+
+
+def _kind(value: Any) -> str:
+    kinds = {_Name: "name", _Module: "module", _DType: "dtype", _Array: "array", _Tuple: "tuple", memoryview: "bytes"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _shown(value: Any) -> str:
+    return f"{value.module}.{value.name}" if isinstance(value, _Name) else f"a {_kind(value)}"

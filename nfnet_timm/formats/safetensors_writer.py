@@ -1,0 +1,81 @@
+"""Writing model.safetensors: always the same bytes, with a progress bar, and with a hash of the arrays in its header.
+
+Source: the format, https://github.com/huggingface/safetensors. Its own ``save_file`` orders the header anew in every
+process, and neither shows how far it is nor lets Ctrl-C through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfnet_timm.formats.progress import bytes_bar
+
+__all__ = ["arrays_hash", "write_weights"]
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+_CHUNK = 1 << 22  # bytes
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write ``tensors``, sorted by name, as a safetensors file.
+
+    Args:
+        metadata: Strings for the header, beside ``format: pt`` and ``arrays_sha256``, see ``arrays_hash``.
+    Raises:
+        ValueError: If one is not of a floating-point type that the networks here have; nothing is written then.
+    """
+    header: dict[str, Any] = {"__metadata__": {}}
+    end = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise ValueError(f"{name} is {tensor.dtype}: expected one of {kinds}")
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    sha256 = hashlib.sha256()
+    with path.open("wb") as file, bytes_bar(end, f"writing {path.name}") as bar:
+        file.write(_encode(header, metadata, sha256.hexdigest()))
+        for name in sorted(tensors):
+            array: Any = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            content = memoryview(array)
+            for begin in range(0, len(content), _CHUNK):
+                chunk = content[begin : begin + _CHUNK]
+                sha256.update(chunk)
+                file.write(chunk)
+                bar.update(len(chunk))
+        file.seek(0)
+        file.write(_encode(header, metadata, sha256.hexdigest()))
+
+
+def arrays_hash(path: Path) -> str:
+    """Return the SHA-256 of a safetensors file without its header."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        file.seek(8 + size)
+        with bytes_bar(path.stat().st_size - 8 - size, f"hashing {path.name}") as bar:
+            while chunk := file.read(_CHUNK):
+                sha256.update(chunk)
+                bar.update(len(chunk))
+    return sha256.hexdigest()
+
+
+def _encode(header: dict[str, Any], metadata: Mapping[str, str], digest: str) -> bytes:
+    header["__metadata__"] = dict(sorted({**metadata, "format": "pt", "arrays_sha256": digest}.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    return struct.pack("<Q", len(text)) + text

@@ -1,0 +1,47 @@
+"""The authors' formats into a folder that timm loads, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from nfnet_timm.formats.haiku_names import to_haiku
+from nfnet_timm.formats.haiku_reader import Tree
+from nfnet_timm.formats.haiku_writer import write_tree
+from nfnet_timm.hub.folder import save_folder, written_beside
+from nfnet_timm.hub.known_model import KnownModel, open_authors
+
+__all__ = ["convert_to_file", "convert_to_folder"]
+
+
+def convert_to_folder(path: Path, folder: Path, overwrite: bool = False) -> KnownModel:
+    """Write a file of the authors, or an Orbax checkpoint, as a folder that timm loads; return what was written.
+
+    Raises:
+        ValueError: If it holds none of the authors' networks, or the folder something else and ``overwrite`` is not
+            set; nothing is written then.
+        OSError: If the folder cannot be written; it is as it was.
+    """
+    known = open_authors(path)
+    save_folder(known.model, folder, known.model_args, known.metadata, overwrite=overwrite)
+    return known
+
+
+def convert_to_file(folder: Path, file: Path, overwrite: bool = False) -> Tree:
+    """Write the weights of a folder as a file that the authors' ``load_haiku_file`` reads, and return the tree.
+
+    Half-precision weights become the float32 of the same value.
+
+    Raises:
+        ValueError: If the folder has no model.safetensors or other arrays than the authors' networks, or the file is
+            there and ``overwrite`` is not set.
+        OSError: If it cannot be written; what was there is as it was.
+    """
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise ValueError(f"{folder} has no model.safetensors: expected a folder written by `nfnet-timm convert`")
+    tree = to_haiku(load_file(weights))
+    with written_beside(file, overwrite) as partial:
+        write_tree(tree, partial)
+    return tree

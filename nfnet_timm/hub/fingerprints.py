@@ -1,0 +1,60 @@
+"""What tells one file from another, and one model: hashes, and logits of an image that is the same everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfnet_timm.formats.progress import bytes_bar
+
+__all__ = ["file_hashes", "identify", "logits_of"]
+
+
+@torch.no_grad()
+def logits_of(model: Any) -> Tensor:
+    """Return what a model in eval mode says of one 64-pixel image that is the same everywhere: (num_classes,)."""
+    chans = model.pretrained_cfg["input_size"][0]
+    wave = torch.arange(chans * 64 * 64, dtype=torch.float32).mul_(0.37).sin_()
+    return model(wave.view(1, chans, 64, 64))[0]
+
+
+def file_hashes(path: Path) -> tuple[str, str]:
+    """Return the SHA-256 of a file, and git's id of it (the SHA-1 of a blob): the Hub goes by one or the other."""
+    sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    _feed(path, sha256, sha1)
+    return sha256.hexdigest(), sha1.hexdigest()
+
+
+def identify(path: Path) -> dict[str, str]:
+    """Return the name, size and hashes of a file, as they stand in the header of what is made from it.
+
+    Of a directory, the size is that of all its files, and the SHA-256 that of what ``sha256sum`` says of them, sorted
+    by name; there is no MD5.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "".join(f"{file_hashes(p)[0]}  {p.relative_to(path).as_posix()}\n" for p in files)
+        size, sha256 = sum(p.stat().st_size for p in files), hashlib.sha256(listing.encode())
+        return {"source": path.name, "source_bytes": str(size), "source_sha256": sha256.hexdigest()}
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    _feed(path, sha256, md5)
+    return {
+        "source": path.name,
+        "source_bytes": str(path.stat().st_size),
+        "source_sha256": sha256.hexdigest(),
+        "source_md5": md5.hexdigest(),
+    }
+
+
+def _feed(path: Path, *hashes: Any) -> None:
+    """Update ``hashes`` with a file in one pass, each in a thread."""
+    bar = bytes_bar(path.stat().st_size, f"hashing {path.name}")
+    with path.open("rb") as file, bar, ThreadPoolExecutor(len(hashes)) as pool:
+        while chunk := file.read(1 << 22):
+            list(pool.map(lambda h, chunk=chunk: h.update(chunk), hashes))
+            bar.update(len(chunk))

@@ -1,0 +1,164 @@
+"""A model as a folder in the Hub's layout: what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from nfnet_timm.formats.safetensors_writer import write_weights
+from nfnet_timm.layers.timm_private import save_config
+
+__all__ = ["FILES", "load_folder", "save_folder", "written_beside"]
+
+FILES = ("model.safetensors", "config.json", "README.md")
+_STAGED = ".nfnet-timm-"  # begins the names of folders that hold what is not complete yet
+
+
+def save_folder(
+    model: nn.Module,
+    folder: str | Path,
+    model_args: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    model_config: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    overwrite: bool = False,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write ``model`` to ``folder`` as weights, config.json and README.md: all or none, always the same bytes.
+
+    Args:
+        model_args: Arguments of ``create_model`` beside the name, needed to build the model again.
+        metadata: Strings for the header of model.safetensors, beside ``format: pt``.
+        model_config: Further entries of config.json in timm's schema: ``label_names``, ``label_descriptions``.
+        card: The text of README.md; there is none without.
+        overwrite: Whether files of these names may be replaced, if ``folder`` has others of them.
+        check: Called with a folder that holds what is about to be put in place; what it raises keeps it from that.
+    Raises:
+        ValueError: If ``folder`` holds anything else, or other content and ``overwrite`` is not set.
+        OSError: If the disk is full or not writable.
+        In both cases, and after Ctrl-C, ``folder`` is as it was.
+    Differs from timm: ``save_for_hf`` writes no metadata, without which some readers refuse the file, and by default a
+        pickle beside it.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder, new or empty")
+    others = sorted(name for name in _names(folder) if name not in FILES)
+    if others:
+        raise ValueError(f"{folder} holds other files ({', '.join(others[:3])}): expected a folder, new or empty")
+    try:
+        with _staged(folder) as staged:
+            write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
+            _write_config(model, staged / "config.json", model_config or {}, model_args or {})
+            if card is not None:
+                (staged / "README.md").write_text(card, encoding="utf-8")
+            if check is not None:
+                check(staged)
+            changed = _changed(folder, staged)
+            if changed and _names(folder) and not overwrite:
+                raise ValueError(
+                    f"{folder} is there, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
+                    "choose another folder with --out"
+                )
+            if changed:
+                _put_in_place(staged, folder)
+    except OSError as error:
+        raise OSError(f"cannot write {folder}: {error}. Nothing was changed") from None
+
+
+def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
+    """Write config.json as timm does, but for ``model_args``: those alone that timm cannot know otherwise.
+
+    The number of classes is in ``pretrained_cfg``. transformers, which reads the same file, takes no argument twice.
+    """
+    save_config(model, path, dict(model_config), dict(model_args))
+    config = json.loads(path.read_text(encoding="utf-8"))
+    known = {"num_classes": model.num_classes, "in_chans": 3, "global_pool": "avg"}
+    config["model_args"] = {key: value for key, value in model_args.items() if known.get(key) != value}
+    if not config["model_args"]:
+        del config["model_args"]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_folder(folder: str | Path) -> Any:
+    """Return the model in ``folder``, pretrained and in eval mode."""
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+@contextmanager
+def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a path to write to, and move what was written there to ``file``: it is complete or as it was.
+
+    Raises:
+        ValueError: If ``file`` is there and ``overwrite`` is not set.
+    """
+    if file.exists() and not overwrite:
+        raise ValueError(f"{file} is there: pass --overwrite to replace it, or choose another name with --out")
+    partial = file.with_name(f"{_STAGED}{file.name}")
+    try:
+        yield partial
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Give an empty folder on the disk of ``folder``, which may be a mount point or a link to another one."""
+    place = folder if folder.exists() else folder.parent
+    place.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=place))
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _names(folder: Path) -> list[str]:
+    """Return what is in ``folder``, but for what a run that was killed left half-written."""
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(_STAGED)) if folder.exists() else []
+
+
+def _changed(folder: Path, staged: Path) -> list[str]:
+    """Return the names of files that ``folder`` would lose, get, or get other content of."""
+    theirs, ours = set(_names(folder)), set(_names(staged))
+    both = theirs & ours
+    return sorted(
+        (theirs ^ ours) | {name for name in both if not filecmp.cmp(folder / name, staged / name, shallow=False)}
+    )
+
+
+def _put_in_place(staged: Path, folder: Path) -> None:
+    """Move the files of ``staged`` into ``folder``; whatever goes wrong, leave what was there."""
+    is_new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    moved: list[str] = []
+    try:
+        with _staged(folder) as before:
+            kept = _names(folder)
+            try:
+                for name in kept:
+                    os.replace(folder / name, before / name)
+                for name in _names(staged):
+                    os.replace(staged / name, folder / name)
+                    moved.append(name)
+            except BaseException:
+                for name in moved:
+                    (folder / name).unlink()
+                for name in _names(before):
+                    os.replace(before / name, folder / name)
+                raise
+    except BaseException:
+        if is_new:
+            folder.rmdir()
+        raise

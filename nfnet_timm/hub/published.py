@@ -1,0 +1,33 @@
+"""The published numbers: hub/checkpoints.toml, and the template of the model cards beside it."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["data_file", "load_published", "released_checkpoints"]
+
+
+def data_file(name: str) -> Path:
+    """Return the path of a file of the project's folder hub/, which the wheel holds inside of the package."""
+    inside = Path(__file__).with_name(name)
+    return inside if inside.exists() else Path(__file__).parents[2] / "hub" / name
+
+
+@cache
+def load_published() -> dict[str, Any]:
+    """Return what hub/checkpoints.toml says; its head explains the entries."""
+    return tomllib.loads(data_file("checkpoints.toml").read_text(encoding="utf-8"))
+
+
+def released_checkpoints() -> dict[str, dict[str, Any]]:
+    """Return the entries of all weights that were released, by name: files, and directories of Orbax."""
+    facts = load_published()
+    return {**facts["checkpoints"], **facts["orbax"]}

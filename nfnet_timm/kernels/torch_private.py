@@ -1,0 +1,40 @@
+"""What the package uses of torch's private functions; tests/kernels/test_torch_private.py names one that is gone."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = [
+    "foreach_clamp_max_",
+    "foreach_clamp_min_",
+    "foreach_copy_",
+    "foreach_div_",
+    "foreach_mul_",
+    "foreach_norm",
+    "has_dispatch_modes",
+    "has_saved_tensors_hooks",
+    "has_transforms",
+]
+
+# One operation on a list of tensors, in a few launches; torch's own optimizers are built of them.
+foreach_clamp_max_ = torch._foreach_clamp_max_
+foreach_clamp_min_ = torch._foreach_clamp_min_
+foreach_copy_ = torch._foreach_copy_
+foreach_div_ = torch._foreach_div_
+foreach_mul_ = torch._foreach_mul_
+foreach_norm = torch._foreach_norm
+
+
+def has_transforms() -> bool:
+    """Tell whether ``torch.func`` transforms what runs now."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def has_dispatch_modes() -> bool:
+    """Tell whether a ``TorchDispatchMode`` sees the operations that run now."""
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def has_saved_tensors_hooks() -> bool:
+    """Tell whether somebody decides what autograd keeps of the operations that run now."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None

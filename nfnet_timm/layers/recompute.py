@@ -1,0 +1,114 @@
+"""Less memory in training: activations are computed again in the backward pass instead of kept for it.
+
+Autograd keeps the input of each convolution. Where that is the output of an activation, it is enough to keep the
+activation's input, which autograd does in any case, and to compute the output again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from nfnet_timm.kernels.torch_private import has_saved_tensors_hooks, has_transforms
+
+__all__ = ["carry_origin", "derive", "keeping_origins", "recompute_acts_of"]
+
+
+def recompute_acts_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> None:
+    """Let the convolutions of ``model`` keep the input of an activation for the backward pass, and not its output.
+
+    Outputs and gradients stay the same to the bit. All is kept as usual in ``torch.func``, under ``torch.compile``,
+    which decides by itself, and where somebody else has a say in what is kept, such as activation checkpointing.
+
+    Args:
+        activations: Classes of those whose output is not needed for their own gradient: there is nothing to gain else.
+    """
+    for module in model.modules():
+        plain: Any = type(module)
+        if plain in activations:
+            module.__class__ = _recomputing(plain)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor for the backward pass, in which it has to be what it is now."""
+
+    tensor: Tensor
+    version: int
+
+    def again(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"a tensor of shape {tuple(self.tensor.shape)} is at version {self.tensor._version}; expected version "
+                f"{self.version} instead. Change a clone of it, or build the model without recompute_acts"
+            )
+        return self.tensor
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """How a tensor is computed: ``function(input, *args)``, at which time it had ``version``."""
+
+    function: Callable[..., Tensor]
+    input: _Kept | _Origin
+    args: tuple[Any, ...]
+    version: int
+
+    def again(self) -> Tensor:
+        return self.function(self.input.again(), *self.args)
+
+
+def derive(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """Return ``function(x, *args)``, which remembers how to compute it again, if autograd is going to need it."""
+    y = function(x, *args)
+    if isinstance(y, Tensor) and y.requires_grad and not torch.compiler.is_compiling() and not has_transforms():
+        y.origin = _Origin(function, _keep(x), args, y._version)  # type: ignore[attr-defined]
+    return y
+
+
+def carry_origin(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """Return ``function(x, *args)``, which remembers how to compute it again, if ``x`` does."""
+    return derive(function, x, *args) if hasattr(x, "origin") else function(x, *args)
+
+
+def keeping_origins(x: Tensor) -> AbstractContextManager[Any]:
+    """Within it autograd keeps of ``x`` how it is computed again, where that is known."""
+    if not hasattr(x, "origin") or has_saved_tensors_hooks():
+        return nullcontext()
+    return saved_tensors_hooks(_keep, lambda kept: kept.again())
+
+
+def _keep(x: Tensor) -> _Kept | _Origin:
+    origin = getattr(x, "origin", None)
+    # What was changed in place is not what computing it again would give.
+    return origin if origin is not None and origin.version == x._version else _Kept(x, x._version)
+
+
+class _Recomputing(nn.Module):
+    """What the class of an activation has before its own: an output that remembers its origin."""
+
+    plain: type[nn.Module]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return derive(super().forward, x)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # of copies and pickles, which know no class that is made here
+        return _empty, (self.plain,), self.__dict__
+
+
+@cache
+def _recomputing(plain: Any) -> Any:
+    return type(f"Recomputing{plain.__name__}", (_Recomputing, plain), {"plain": plain, "__doc__": plain.__doc__})
+
+
+def _empty(plain: Any) -> nn.Module:
+    recomputing = _recomputing(plain)
+    return recomputing.__new__(recomputing)

@@ -1,0 +1,120 @@
+"""Convolution with scaled weight standardization, of which gamma and beta are a part.
+
+Everything that scales a whole feature map by a constant in the authors' code (gamma, beta) is folded into the weight of
+the convolution that reads it: the same product, computed on the smaller tensor.
+
+Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nfnet_timm.kernels.standardize import standardize
+from nfnet_timm.layers.same import Conv2dSame
+
+__all__ = ["WSConv2d"]
+
+
+class WSConv2d(Conv2dSame):
+    """Convolution whose weight is standardized per output channel, with SAME padding and always a bias.
+
+    ``W_hat = scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel,
+    computed in float32 also for half-precision weights and under autocast, in float64 for those of float64. At
+    ``scale`` 1 and gain 1 each output channel's weights have zero mean and unit norm.
+
+    Args:
+        in_chs: Input channels; forward takes (N, in_chs, H, W), any H and W of at least 1.
+        out_chs: Output channels; forward returns (N, out_chs, ceil(H / stride), ceil(W / stride)).
+        scale: Constant factor of the input (gamma and beta), carried by the weight.
+    Raises:
+        ValueError: From forward, if the input has another number of channels or no pixels.
+    Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
+    Differs from timm: ``ScaledStdConv2dSame`` takes ``rsqrt(var + eps)`` and keeps ``gain`` as (O, 1, 1, 1), which
+        its optimizers decay and its AGC clips element by element. Here ``gain`` is (O,); both shapes load.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        scale: float = 1.0,
+        eps: float = 1e-4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(
+            in_chs,
+            out_chs,
+            kernel_size,
+            stride,
+            dilation,
+            groups,
+            device=device,
+            dtype=dtype,
+        )
+        self.gain = nn.Parameter(torch.ones(out_chs, device=device, dtype=dtype))
+        self.scale = scale
+        self.eps = eps
+
+    def reset_parameters(self) -> None:
+        """Initialise as the authors do: weight N(0, 1 / fan_in), bias 0, gain 1."""
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if hasattr(self, "gain"):  # torch's constructor comes here before there is one
+            nn.init.ones_(self.gain)
+
+    def standardized_weight(self) -> Tensor:
+        """Return ``W_hat`` in the shape and dtype of ``weight``."""
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        weight, gain = self.weight.to(dtype), self.gain.to(dtype)
+        if weight.is_contiguous():
+            weight = standardize(weight, gain, self.scale, self.eps)
+        else:  # channels-last: a row in the order of memory, so that nothing is copied
+            weight = standardize(weight.permute(0, 2, 3, 1), gain, self.scale, self.eps).permute(0, 3, 1, 2)
+        return weight.to(self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride))."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0:
+            raise ValueError(
+                f"expected images or features of shape (N, {self.in_channels}, H, W) with at least one pixel, got "
+                f"{list(x.shape)}. For images with another number of channels, build the model with in_chans=."
+            )
+        return self.convolve(x, self.standardized_weight())
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """Return the plain convolution that this one is at present: standardized for good, gain and scale inside.
+
+        timm's ``reparameterize_model`` puts it in this one's place.
+        """
+        plain: Any = Conv2dSame
+        if self.stride[0] == 1:
+            plain = partial(nn.Conv2d, padding=self.padding)  # type: ignore[arg-type]
+        conv = plain(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size[0],
+            stride=self.stride[0],
+            dilation=self.dilation[0],
+            groups=self.groups,
+            device="meta",
+        )
+        conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)
+        conv.bias = self.bias
+        return conv.train(self.training)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        gain = state_dict.get(prefix + "gain")
+        if gain is not None and gain.dim() == 4:  # timm's shape, (O, 1, 1, 1)
+            state_dict[prefix + "gain"] = gain.flatten()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

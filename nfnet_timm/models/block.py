@@ -1,0 +1,171 @@
+"""The residual block of all Normalizer-Free networks, and the stems before it.
+
+Source: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nfnet_timm.layers.activations import activation
+from nfnet_timm.layers.same import AvgPool2dSame
+from nfnet_timm.layers.squeeze_excite import SqueezeExcite
+from nfnet_timm.layers.ws_conv import WSConv2d
+from nfnet_timm.models.variants import NormFreeCfg
+
+__all__ = ["NormFreeBlock", "create_stem"]
+
+Device = torch.device | str | None
+
+
+class Downsample(nn.Sequential):
+    """Shortcut of a block that changes width or resolution: (N, in_chs, H, W) to the shape of the block's output."""
+
+    def __init__(self, pool: nn.Module, conv: nn.Module):
+        super().__init__()
+        self.pool = pool
+        self.conv = conv
+
+
+class NormFreeBlock(nn.Module):
+    """Pre-activation residual block ``x + alpha * skip_gain * f(beta * x)`` that preserves variance without norms.
+
+    gamma and beta sit in the standardized weights; 2, alpha, skip gain and the drop mask in the gate (N, C, 1, 1), so
+    that the block ends in one fused multiply-add over the feature map.
+
+    Args:
+        in_chs: Input channels; forward takes (N, in_chs, H, W).
+        out_chs: Output channels; forward returns (N, out_chs, ceil(H / stride), ceil(W / stride)).
+        beta: 1 / expected standard deviation of the input at initialisation.
+        avg_down: Whether the shortcut pools before its 1 x 1 convolution, or strides (NF-ResNets).
+        drop_path_rate: Probability of dropping the residual branch of a sample. Kept ones are not rescaled.
+    Raises:
+        ValueError: If no group of ``group_size`` channels fits.
+    Source: ``NFBlock`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py, ``NFResBlock`` in nf_resnet.py.
+    Differs from timm: stochastic depth does not rescale (timm's does); the multiplications are folded.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int = 1,
+        dilation: int = 1,
+        first_dilation: int = 1,
+        alpha: float = 0.2,
+        beta: float = 1.0,
+        bottle_ratio: float = 0.5,
+        group_size: int | None = None,
+        reg: bool = False,
+        extra_conv: bool = False,
+        avg_down: bool = True,
+        rd_ratio: float = 0.5,
+        act_layer: str = "gelu_tanh",
+        drop_path_rate: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        # Not above, by the rule in nfnet_timm/__init__.py.
+        from timm.layers import DropPath
+
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        mid_chs = int((in_chs if reg else out_chs) * bottle_ratio)
+        groups = mid_chs // group_size if group_size else 1
+        if group_size:
+            mid_chs = groups * group_size
+        if mid_chs == 0:
+            raise ValueError(
+                f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} leaves no room for one "
+                f"group of group_size={group_size} channels: expected a smaller group_size or wider channels"
+            )
+        _, gamma = activation(act_layer)
+        self.alpha = alpha
+
+        self.act1, _ = activation(act_layer)  # not in place: x is also the shortcut
+        self.downsample: nn.Module | None = None
+        if stride > 1 or in_chs != out_chs or dilation != first_dilation:
+            pool: nn.Module = nn.Identity()
+            if avg_down and (stride > 1 or dilation > 1):
+                pool = AvgPool2dSame(stride)
+            self.downsample = Downsample(
+                pool, WSConv2d(in_chs, out_chs, 1, 1 if avg_down else stride, scale=gamma * beta, **dd)
+            )
+        self.conv1 = WSConv2d(in_chs, mid_chs, 1, scale=gamma * beta, **dd)
+        self.act2 = _inplace(activation(act_layer)[0])
+        conv = partial(WSConv2d, mid_chs, mid_chs, 3, groups=groups, scale=gamma, **dd)
+        self.conv2 = conv(stride=stride, dilation=first_dilation)
+        self.act2b = _inplace(activation(act_layer)[0]) if extra_conv else None
+        self.conv2b = conv(dilation=dilation) if extra_conv else None
+        self.attn = SqueezeExcite(mid_chs, rd_ratio, **dd) if reg and rd_ratio else None
+        self.act3 = _inplace(activation(act_layer)[0])
+        self.conv3 = WSConv2d(mid_chs, out_chs, 1, scale=gamma, **dd)
+        self.attn_last = SqueezeExcite(out_chs, rd_ratio, **dd) if not reg and rd_ratio else None
+        self.skipinit_gain = nn.Parameter(torch.empty((), **dd))
+        self.drop_path = DropPath(drop_path_rate, scale_by_keep=False) if drop_path_rate else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start the skip gain at 0, so that the block begins as its shortcut."""
+        nn.init.zeros_(self.skipinit_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        out = self.act1(x)
+        shortcut = x
+        if self.downsample is not None:
+            shortcut = self.downsample(out)
+        # One at a time, so that in inference no map outlives its use.
+        out = self.conv1(out)
+        out = self.act2(out)
+        out = self.conv2(out)
+        if self.conv2b is not None and self.act2b is not None:
+            out = self.act2b(out)
+            out = self.conv2b(out)
+        if self.attn is not None:
+            out = out * self.attn(out)
+        out = self.act3(out)
+        out = self.conv3(out)
+        gate = self.skipinit_gain * self.alpha
+        if self.attn_last is not None:
+            gate = gate * self.attn_last(out)
+        else:
+            gate = gate.expand(out.shape[0], 1, 1, 1)
+        gate = self.drop_path(gate)
+        return torch.addcmul(shortcut, out, gate.to(out.dtype))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        gain = state_dict.get(prefix + "skipinit_gain")
+        if gain is not None and gain.numel() == 1:  # () or, of a network prepared for fully_shard, (1,)
+            state_dict[prefix + "skipinit_gain"] = gain.reshape(self.skipinit_gain.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _inplace(act: nn.Module) -> nn.Module:
+    """Let ReLU overwrite its input: autograd needs only its output, and the map before it is tapped by nobody."""
+    if isinstance(act, nn.ReLU):
+        act.inplace = True
+    return act
+
+
+def create_stem(cfg: NormFreeCfg, in_chans: int, **dd: Any) -> tuple[nn.Sequential, int, dict[str, Any]]:
+    """Return the stem, its stride, and timm's description of the feature map at half resolution in it."""
+    from timm.layers import create_pool2d
+
+    stem = nn.Sequential()
+    out_chs = cfg.out_chs_of_stem
+    if cfg.stem_type == "deep_quad":
+        scale = 1.0
+        for i, (chs, stride) in enumerate(zip((16, 32, 64, out_chs), (2, 1, 1, 2), strict=True), start=1):
+            stem.add_module(f"conv{i}", WSConv2d(in_chans, chs, 3, stride, scale=scale, **dd))
+            in_chans = chs
+            if i < 4:
+                act, scale = activation(cfg.act_layer)
+                stem.add_module(f"act{i + 1}", act)
+        return stem, 4, {"num_chs": 64, "reduction": 2, "module": "stem.conv3"}
+    stem.add_module("conv", WSConv2d(in_chans, out_chs, 7 if cfg.stem_type == "7x7_pool" else 3, 2, **dd))
+    if cfg.stem_type == "7x7_pool":
+        stem.add_module("pool", create_pool2d("max", 3, stride=2, padding="same"))
+    return stem, 2 * len(stem), {"num_chs": out_chs, "reduction": 2, "module": "stem.conv"}

@@ -1,0 +1,104 @@
+"""A network by its name, by timm's builder; with weights, it is built around them.
+
+``create_model(..., pretrained=True)`` builds on the meta device and takes the checkpoint's tensors as they are: a file
+from the Hub's cache stays memory-mapped and is read when it is used.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nfnet_timm.formats.haiku_names import load_state_dict
+from nfnet_timm.models.infer import check_state_dict, infer_variant
+from nfnet_timm.models.variants import VARIANTS
+
+__all__ = ["build_network", "load_model"]
+
+
+def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Return the ``network`` called ``name`` in the table of variants, as timm's entrypoints do.
+
+    Args:
+        kwargs: Those of ``timm.create_model``.
+    """
+    from timm.models import build_model_with_cfg
+
+    build = partial(
+        build_model_with_cfg,
+        network,
+        name,
+        pretrained,
+        model_cfg=VARIANTS[name].cfg,
+        feature_cfg={"flatten_sequential": True},
+    )
+    if not pretrained:
+        return build(**kwargs)
+    # Weights are about to be loaded: random ones would only cost time and memory.
+    device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    of_authors = str(overlay.get("file", "")).endswith(".npz")
+    if of_authors:
+        overlay["custom_load"] = True  # by the network's load_pretrained
+    strict = kwargs.get("pretrained_strict", True)
+    model: Any = build(
+        device="meta",
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=partial(check_state_dict, name=name) if strict else None,
+        **kwargs,
+    )
+    foreign = bool(model.pretrained_cfg.get("file") or model.pretrained_cfg.get("state_dict"))
+    return _materialize(model, device, copy=foreign and not of_authors)
+
+
+def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the model in a file of the authors or an Orbax checkpoint, and the arguments that make it from its name.
+
+    Raises:
+        ValueError: If the file holds none of the authors' networks.
+    """
+    import timm
+
+    state_dict = load_state_dict(path)
+    try:
+        name, arguments = infer_variant(state_dict)
+        size = VARIANTS[name].train_size
+        model: Any = timm.create_model(
+            name,
+            device="meta",
+            pretrained_cfg_overlay={
+                "num_classes": arguments.get("num_classes", 1000),
+                "input_size": (arguments.get("in_chans", 3), size, size),
+            },
+            **arguments,
+        )
+        model.load_state_dict(check_state_dict(state_dict, model, name))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return model, arguments
+
+
+def _materialize(model: Any, device: torch.device, copy: bool) -> Any:
+    """Return ``model`` on ``device``: what no checkpoint has filled is initialised.
+
+    Args:
+        copy: Whether to copy what was filled: tensors of a file that may be saved over while the model is in use, or of
+            somebody else's state dict. A file of the Hub's cache stays mapped, as nobody writes to it.
+    """
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        filled = {key: p for key, p in own.items() if not p.is_meta}
+        if len(filled) < len(own):
+            for key, p in own.items():
+                setattr(module, key, nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
+            module.reset_parameters()
+            for key, p in filled.items():
+                setattr(module, key, p)
+    if copy:
+        for param in model.parameters():
+            param.data = param.data.clone()
+    return model.to(device)

@@ -1,0 +1,119 @@
+"""Which network a checkpoint's arrays are, and whether they fit another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+
+from nfnet_timm.models.variants import VARIANTS
+
+__all__ = ["check_state_dict", "infer_variant"]
+
+
+def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Return the variant whose arrays these are, and the arguments of ``create_model`` in which it differs from that.
+
+    Widths, depths and group size are read off the shapes; a network that has no name is told as its family's
+    smallest with other fields. What leaves no trace in the arrays (alpha, the activation) cannot be told.
+
+    Raises:
+        ValueError: If these are not the arrays of a Normalizer-Free network.
+    """
+    depths = [0, 0, 0, 0]
+    deep_stem = any(name.startswith("stem.conv4.") for name in state_dict)
+    for name in state_dict:
+        if name.startswith("stages.") and name.endswith(".conv3.weight"):
+            stage = name.split(".")[1]
+            if stage in ("0", "1", "2", "3"):
+                depths[int(stage)] += 1
+    try:
+        channels = [len(state_dict[f"stages.{i}.0.conv3.weight"]) for i in range(4)]
+        mid_chs, group_size = state_dict["stages.3.0.conv2.weight"].shape[:2]
+        stem = state_dict["stem.conv1.weight" if deep_stem else "stem.conv.weight"]
+        state_dict["stages.0.0.skipinit_gain"]
+    except KeyError as error:
+        names = ", ".join(list(state_dict)[:3]) or "none"
+        raise ValueError(
+            f"not the arrays of a Normalizer-Free network: {error} is missing; the names begin with {names}. Expected "
+            "those of an NFNet, NF-ResNet or NF-RegNet of nfnet_timm or timm's dm_nfnet_*"
+        ) from None
+    found: dict[str, Any] = {
+        "stem_type": "deep_quad" if deep_stem else "3x3" if stem.shape[2] == 3 else "7x7_pool",
+        "depths": tuple(depths),
+        "channels": tuple(channels),
+        "group_size": None if mid_chs == group_size else group_size,
+    }
+    has_se = any(".attn" in name for name in state_dict)
+    overrides: dict[str, Any] = {}
+    if "head.fc.bias" in state_dict and len(state_dict["head.fc.bias"]) != 1000:
+        overrides["num_classes"] = len(state_dict["head.fc.bias"])
+    if stem.shape[1] != 3:
+        overrides["in_chans"] = stem.shape[1]
+    family = None
+    for variant_name, variant in VARIANTS.items():
+        cfg = variant.cfg
+        if cfg.stem_type != found["stem_type"] or bool(cfg.rd_ratio) != has_se:
+            continue
+        family = family or variant_name
+        own = {**asdict(cfg), "channels": tuple(cfg.stage_chs)}
+        if all(own[key] == value for key, value in found.items()):
+            return variant_name, overrides
+    if family is None:
+        raise ValueError(f"no network of nfnet_timm has these parts together: {found}, squeeze-excite: {has_se}")
+    own = asdict(VARIANTS[family].cfg)
+    if own["width_factor"] != 1:
+        found["width_factor"] = 1.0
+    return family, {**{key: value for key, value in found.items() if own[key] != value}, **overrides}
+
+
+def check_state_dict(state_dict: dict[str, Tensor], model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return ``state_dict`` if its arrays are those of ``model``, but for the classes and input channels timm adapts.
+
+    Raises:
+        ValueError: If they are not; the message names the arrays, and the network that they are.
+    """
+    if "stem.conv1.gain" in state_dict and not any(key.endswith("skipinit_gain") for key in state_dict):
+        raise ValueError(
+            f"this is a checkpoint of timm's own {name}, which differs from the published network (no skip gains, "
+            f"gamma in the weights, erf GELU): expected arrays like stages.0.0.skipinit_gain. Load it into "
+            f"timm.models.nfnet.{name}(), or set NFNET_TIMM_AUTOLOAD=0 to have timm's network back under its name"
+        )
+    expected = {key: _comparable(key, t) for key, t in model.state_dict().items()}
+    given = {key: _comparable(key, t) for key, t in state_dict.items()}
+    heads = ("head.fc.weight", "head.fc.bias")  # a model or a checkpoint without classes has none
+    if heads[1] in given and len(state_dict[heads[1]]) != getattr(model, "num_classes", None):
+        given.pop(heads[0], None)  # timm is about to throw it away, whatever it is
+    problems = [f"{key} is missing" for key in expected if key not in given and key not in heads]
+    problems += [f"{key} is surplus" for key in given if key not in expected and key not in heads]
+    problems += [
+        f"{key} has shape {tuple(state_dict[key].shape)}, expected {expected[key]}"
+        for key in expected
+        if key in given and given[key] != expected[key]
+    ]
+    if all(key in state_dict for key in heads) and len(state_dict[heads[0]]) != len(state_dict[heads[1]]):
+        problems.append(f"head.fc has {len(state_dict[heads[0]])} rows and {len(state_dict[heads[1]])} biases")
+    if not problems:
+        return state_dict
+    try:
+        other, overrides = infer_variant(state_dict)
+        arguments = "".join(f", {key}={value!r}" for key, value in overrides.items())
+        hint = f"create_model({other!r}{arguments}) has networks of these widths and depths"
+    except ValueError as error:
+        hint = str(error)
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    raise ValueError(f"the checkpoint does not fit {name}: {'; '.join(problems[:3])}{more}. {hint}")
+
+
+def _comparable(key: str, tensor: Tensor) -> tuple[int | str, ...]:
+    """Return the shape of an array, with a letter for a size that timm adapts, and a gain always as (O,)."""
+    shape = tuple(tensor.shape)
+    if key.endswith(".gain") and len(shape) == 4:  # timm's (O, 1, 1, 1)
+        return (tensor.numel(),)
+    if key in ("stem.conv1.weight", "stem.conv.weight"):
+        return (*shape[:1], "C", *shape[2:])
+    if key in ("head.fc.weight", "head.fc.bias"):
+        return ("classes", *shape[1:])
+    return shape

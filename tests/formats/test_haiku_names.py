@@ -1,0 +1,159 @@
+"""The table of names leads there and back to the bit, and what is in neither tree raises by name."""
+
+import hashlib
+import pickle
+
+import golden
+import numpy as np
+import pytest
+import timm
+import torch
+
+from nfnet_timm.formats.haiku_names import from_haiku, load_state_dict, to_haiku
+from nfnet_timm.formats.haiku_reader import read_tree
+from nfnet_timm.formats.haiku_writer import write_tree
+from nfnet_timm.hub.convert import convert_to_file, convert_to_folder
+
+
+def equal(a, b) -> bool:
+    return {m: set(ps) for m, ps in a.items()} == {m: set(ps) for m, ps in b.items()} and all(
+        x.shape == b[m][p].shape and x.dtype == b[m][p].dtype and x.tobytes() == b[m][p].tobytes()
+        for m, ps in a.items()
+        for p, x in ps.items()
+    )
+
+
+@pytest.mark.parametrize("network", ["nfnet_tiny_train", "nfnet_f0", "nf_resnet50", "nf_resnet50_se", "nf_regnet_b0"])
+def test_round_trip_is_exact_to_the_bit(network):
+    tree = golden.tree(network)
+    assert equal(to_haiku(from_haiku(tree)), tree)
+
+
+def test_every_array_is_new_and_contiguous():
+    """Also one of a single channel, whose transpose lies in memory as itself."""
+    tree = golden.tree("nfnet_tiny_train")
+    tree["NFNet/~/linear"] = {"w": np.ones((192, 1), np.float32), "b": np.zeros(1, np.float32)}
+    tree["NFNet/~/nf_block/~/conv0"]["w"] = np.ones((1, 1, 1, 32), np.float32)
+    tree["NFNet/~/nf_block/~/conv1"]["w"] = np.ones((3, 3, 0, 8), np.float32)
+    for name, tensor in from_haiku(tree).items():
+        tensor.fill_(7)
+        assert tensor.is_contiguous(), name
+    assert not any((array == 7).any() for params in tree.values() for array in params.values())
+
+
+def test_values_as_large_as_float32_goes_are_finite():
+    tree = golden.tree("nfnet_tiny_train")
+    tree["NFNet/~/linear"]["w"][:] = np.float32(3e38)  # their sum is not
+    assert from_haiku(tree)["head.fc.weight"].max() == np.float32(3e38)
+
+
+def test_timms_own_state_dict_goes_to_haiku():
+    state_dict = timm.create_model("dm_nfnet_f0").state_dict()
+    shapes = {m: {p: list(a.shape) for p, a in ps.items()} for m, ps in to_haiku(state_dict).items()}
+    assert shapes == golden.shapes("nfnet_f0")
+
+
+def test_kernels_are_transposed_from_hwio_and_matrices_from_io():
+    tree = golden.tree("nfnet_tiny_train")
+    state_dict = from_haiku(tree)
+    kernel = tree["NFNet/~/nf_block_1/~/conv1b"]["w"]
+    ours = state_dict["stages.1.0.conv2b.weight"].numpy()
+    assert ours[3, 5, 0, 2] == kernel[0, 2, 5, 3]
+    matrix = tree["NFNet/~/nf_block_1/~/squeeze_excite/~/linear"]["w"]
+    assert state_dict["stages.1.0.attn_last.fc1.weight"][4, 7, 0, 0].item() == matrix[7, 4]
+
+
+@pytest.fixture
+def tree():
+    return golden.tree("nfnet_tiny_train")
+
+
+def drop(tree, module, param=None):
+    if param:
+        del tree[module][param]
+    else:
+        del tree[module]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: drop(t, "NFNet/~/linear"), "linear/w is missing"),
+        (lambda t: drop(t, "NFNet/~/linear", "b"), "linear/b is missing"),
+        (lambda t: drop(t, "NFNet/~/stem_conv0"), "stem.conv1.weight.*missing"),
+        (lambda t: drop(t, "NFNet/~/final_conv", "gain"), "final_conv.gain is missing"),
+        (lambda t: drop(t, "NFNet/~/nf_block_3/~/conv1b"), "stages.2.0.conv2b.weight is missing"),
+        (lambda t: drop(t, "NFNet/~/nf_block_2"), "block 2 is missing"),
+        (lambda t: drop(t, "NFNet/~/nf_block_4", "skip_gain"), "stages.2.1.skipinit_gain is missing"),
+        (lambda t: t.update({"NFNet/~/extra": {"w": np.zeros((1, 1, 2, 2), np.float32)}}), "surplus module.*extra"),
+        (lambda t: t["NFNet/~/linear"].update(scale=np.zeros(3, np.float32)), "surplus array NFNet/~/linear/scale"),
+        (lambda t: t.update({"BatchNorm": {"b": np.zeros(3, np.float32)}}), "exactly one of NFNet"),
+        (
+            lambda t: t["NFNet/~/final_conv"].update(bias=np.zeros(7, np.float32)),
+            r"final_conv.bias has shape \(7,\), expected \(192,\)",
+        ),
+        (lambda t: t["NFNet/~/linear"].update(b=np.zeros(9, np.float32)), "10 rows and 9 biases"),
+        (lambda t: t["NFNet/~/linear"].update(w=np.full((192, 10), np.nan, np.float32)), "1920 NaN"),
+        (lambda t: t["NFNet/~/linear"].update(w=np.zeros((192, 10))), "float64: expected float32"),
+    ],
+)
+def test_a_tree_that_is_none_of_the_networks_is_refused_and_nothing_written(tree, tmp_path, change, message):
+    change(tree)
+    path = tmp_path / "F0_haiku.npz"
+    path.write_bytes(pickle.dumps(tree))
+    with pytest.raises(ValueError, match=message) as error:
+        convert_to_folder(path, tmp_path / "out")
+    assert str(path) in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]
+
+
+@pytest.mark.parametrize("name", ["haiku_2021", "dill2025_dict", "dill2025_flatmap"])
+def test_a_converted_file_loads_from_its_folder_and_comes_back_exactly(tmp_path, name):
+    path = golden.DATA / f"nfnet_tiny_{name}.npz"
+    source = convert_to_folder(path, tmp_path / "out")
+    assert source.metadata["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source.metadata["source_md5"] == hashlib.md5(path.read_bytes()).hexdigest()
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert equal(to_haiku(model.state_dict()), golden.tree("nfnet_tiny_train"))
+    convert_to_file(tmp_path / "out", tmp_path / "back.npz")
+    assert equal(read_tree(tmp_path / "back.npz"), golden.tree("nfnet_tiny_train"))
+
+
+@pytest.mark.parametrize("network", ["nf_resnet50_se", "nf_regnet_b0"])
+def test_other_families_are_told_from_their_tree(tmp_path, network):
+    write_tree(golden.tree(network), tmp_path / "tree.npz")
+    source = convert_to_folder(tmp_path / "tree.npz", tmp_path / "out")
+    assert source.architecture == golden.NETWORKS[network]
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert equal(to_haiku(loaded.state_dict()), golden.tree(network))
+
+
+def test_a_file_loads_through_the_overlay_with_other_classes_and_channels():
+    file = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
+    expected = load_state_dict(file)
+    for num_classes, in_chans in ((10, 3), (0, 3), (4, 1)):
+        model = timm.create_model(
+            "nfnet_f0",
+            pretrained=True,
+            pretrained_cfg_overlay={"file": file},
+            **{**golden.TINY, "num_classes": num_classes, "in_chans": in_chans},
+        )
+        assert torch.equal(model.final_conv.weight, expected["final_conv.weight"])
+        assert torch.equal(model.stem.conv1.weight, expected["stem.conv1.weight"]) == (in_chans == 3)
+        if num_classes == 10:
+            assert torch.equal(model.head.fc.weight, expected["head.fc.weight"])
+        assert not any(p.is_meta for p in model.parameters())
+
+
+def test_a_file_loads_as_a_checkpoint_of_timm(tiny):
+    from timm.models import load_checkpoint
+
+    model = tiny()
+    load_checkpoint(model, str(golden.DATA / "nfnet_tiny_haiku_2021.npz"))
+    assert equal(to_haiku(model.state_dict()), golden.tree("nfnet_tiny_train"))
+
+
+def test_a_file_of_another_variant_names_both():
+    file = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
+    with pytest.raises(ValueError, match=r"nfnet_tiny_haiku_2021.npz: .*does not fit nfnet_f1.*depths=\(1, 2, 2, 1\)"):
+        timm.create_model("nfnet_f1", pretrained=True, pretrained_cfg_overlay={"file": file})

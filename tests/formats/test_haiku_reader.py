@@ -1,0 +1,461 @@
+"""The reader of the authors' files reads what they are, and does nothing that a file asks for beyond that."""
+
+import io
+import os
+import pickle
+import pickletools
+import random
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import authors_file
+import golden
+import numpy as np
+import pytest
+from golden import ROOT
+
+from nfnet_timm.formats.haiku_reader import forget, read_tree
+from nfnet_timm.formats.haiku_writer import write_tree
+
+TREE = {"NFNet/~/linear": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3, np.float32)}}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read bytes, or a pickled object, as a file."""
+
+    def read(content):
+        path = tmp_path / "F0_haiku.npz"
+        path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=4))
+        return read_tree(path)
+
+    return read
+
+
+def assert_equal(tree, expected):
+    assert {m: set(ps) for m, ps in tree.items()} == {m: set(ps) for m, ps in expected.items()}
+    for module, params in expected.items():
+        for name, array in params.items():
+            assert tree[module][name].dtype == array.dtype == np.float32
+            assert np.array_equal(tree[module][name], array)
+
+
+@pytest.mark.parametrize("name", ["haiku_2021", "dill2025_dict", "dill2025_flatmap"])
+def test_the_tiny_network_is_read_exactly(name):
+    assert_equal(read_tree(golden.DATA / f"nfnet_tiny_{name}.npz"), golden.tree("nfnet_tiny_train"))
+
+
+@pytest.mark.parametrize("file", sorted((golden.DATA / "dill").glob("*.npz")), ids=lambda file: file.stem)
+def test_every_dill_numpy_protocol_form_and_order_of_bytes_is_read(file):
+    tree = read_tree(file)
+    expected = {
+        "NFNet/~/linear": {"b": (3,), "w": (4, 3)},
+        "NFNet/~/nf_block": {"skip_gain": ()},
+        "NFNet/~/stem_conv0": {"bias": (4,), "gain": (4,), "w": (3, 3, 3, 4)},
+    }
+    assert_equal(tree, {m: {p: sample(m, p, shape) for p, shape in ps.items()} for m, ps in expected.items()})
+
+
+def sample(module, name, shape):
+    """Return what tests/data/dill/make.py wrote."""
+    return np.asarray(np.random.RandomState(zlib.crc32(f"{module}/{name}".encode())).randn(*shape), dtype=np.float32)
+
+
+def test_the_writer_of_the_tests_writes_what_those_versions_wrote(tmp_path):
+    """It stands for files that are not at hand; these bytes were written by Python 3.7, dill 0.3.3 and NumPy 1.18.5."""
+    authors_file.write(golden.tree("nfnet_tiny_train"), tmp_path / "tiny.npz")
+    assert (tmp_path / "tiny.npz").read_bytes() == (golden.DATA / "nfnet_tiny_haiku_2021.npz").read_bytes()
+
+
+def test_nothing_is_copied_and_the_file_stays_as_it_is(tmp_path):
+    path = tmp_path / "tiny.npz"
+    authors_file.write(golden.tree("nfnet_tiny_train"), path)
+    before = path.read_bytes()
+    kernel = read_tree(path)["NFNet/~/final_conv"]["w"]
+    assert not kernel.flags.owndata
+    kernel[...] = 0
+    forget(kernel)
+    assert path.read_bytes() == before
+    assert np.array_equal(kernel, golden.tree("nfnet_tiny_train")["NFNet/~/final_conv"]["w"])  # read again
+
+
+def test_jax_arrays_are_read_without_jax():
+    expected = golden.tree("nfnet_tiny_train")
+    tree = read_tree(golden.DATA / "dill2025_jax_arrays.npz")
+    assert tree["NFNet/~/linear"]["w"].shape == (3, 4)
+    assert np.array_equal(tree["NFNet/~/nf_block"]["skip_gain"], expected["NFNet/~/nf_block"]["skip_gain"])
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_every_protocol_with_bytes_is_read(read, protocol):
+    assert_equal(read(pickle.dumps(TREE, protocol=protocol)), TREE)
+
+
+def test_written_files_are_read_exactly_and_by_pickle(read, tmp_path):
+    write_tree(TREE, tmp_path / "out.npz")
+    assert_equal(read_tree(tmp_path / "out.npz"), TREE)
+    assert_equal(pickle.loads((tmp_path / "out.npz").read_bytes()), TREE)
+
+
+def test_layouts_and_byte_orders_of_numpy_are_read(read):
+    w = TREE["NFNet/~/linear"]["w"]
+    tree = read({"m": {"fortran": np.asfortranarray(w), "big": w.astype(">f4"), "scalar": np.float32(2.5)}})
+    assert np.array_equal(tree["m"]["fortran"], w)
+    assert np.array_equal(tree["m"]["big"], w)
+    assert tree["m"]["big"].dtype == np.float32
+    assert tree["m"]["scalar"] == 2.5
+
+
+# --- files that are no such tree
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello", "is no pickle, it begins with b'hell'"),
+        (pickle.dumps(TREE, protocol=0), "is no pickle"),
+        (pickle.dumps([1, 2]), "is not loaded"),
+        (pickle.dumps({}), None),
+        (pickle.dumps("text"), "holds a str: expected a dict of modules"),
+        (pickle.dumps({"m": 3}), "'m' holds a int: expected a dict of parameters"),
+        (pickle.dumps({"m": {"w": 3}}), "m/w is no array: expected float32"),
+        (pickle.dumps({"m": {"w": np.zeros(2)}}), "m/w is float64: expected float32"),
+        (pickle.dumps({"m\n": {"w": np.zeros(2)}}), "a key that is not a name: .* 2 letters"),
+        (pickle.dumps({"m" * 300: {"w": np.zeros(2)}}), "a key that is not a name: 'mmmm.*300 letters"),
+        (pickle.dumps({3: {"w": np.zeros(2)}}), "key that is a int, expected a string"),
+        (pickle.dumps(TREE) + b"x", "1 bytes follow its end"),
+        (pickle.dumps(TREE)[:-40], "damaged or truncated"),
+        (pickle.dumps(TREE)[:1], "damaged or truncated"),
+    ],
+)
+def test_other_files_are_refused_with_what_was_found_and_expected(read, content, message):
+    if message is None:
+        assert read(content) == {}
+    else:
+        with pytest.raises(ValueError, match=message) as error:
+            read(content)
+        assert "F0_haiku.npz" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_real_npz_is_named(read):
+    buffer = io.BytesIO()
+    np.savez(buffer, w=np.zeros(3))
+    assert zipfile.is_zipfile(buffer)
+    with pytest.raises(ValueError, match=r"zip archive, a real \.npz.*numpy\.load"):
+        read(buffer.getvalue())
+
+
+@pytest.mark.parametrize("cut", range(1, 200, 7))
+def test_a_file_truncated_anywhere_is_refused(read, cut):
+    content = pickle.dumps(TREE, protocol=4)
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        read(content[: len(content) * cut // 200])
+
+
+# --- hostile files
+
+
+class Call:
+    """Pickles as a call of ``function``."""
+
+    def __init__(self, function, *args, state=None):
+        self.reduced = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def reduce_of(module: str, name: str, *args) -> bytes:
+    """Pickle a call of a function that need not exist, protocol 4."""
+    body = b"\x80\x04" + text(module) + text(name) + b"\x93"
+    return body + pickle.dumps(args, protocol=3)[2:-1] + b"R."
+
+
+def text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+def array_of(shape, content: bytes, code: str = "f4") -> bytes:
+    """Pickle {"m": {"w": array}} with a shape and content that need not agree."""
+    good = pickle.dumps({"m": {"w": np.zeros(3, np.float32)}}, protocol=3)
+    state = pickle.dumps((1, (3,), np.dtype("f4"), False, bytes(12)), protocol=3)[2:-1]
+    other = pickle.dumps((1, shape, np.dtype(code), False, content), protocol=3)[2:-1]
+    # With a memo of its own, the state can be written anew.
+    start = good.index(b"K\x01K\x03")
+    assert len(state) > 0
+    return good[: start - 1] + other + b"bsus."
+
+
+EXEC = "open('PWNED', 'w').write('x')"
+HOSTILE = {
+    "os.system": pickle.dumps(Call(os.system, "touch PWNED")),
+    "os.system in a tree": pickle.dumps({"m": {"w": Call(os.system, "touch PWNED")}}),
+    "os.system as a key": pickle.dumps({"m": [Call(os.system, "touch PWNED")]}),
+    "posix.system by name": reduce_of("posix", "system", "touch PWNED"),
+    "nt.system": reduce_of("nt", "system", "touch PWNED"),
+    "subprocess": reduce_of("subprocess", "Popen", ["touch", "PWNED"]),
+    "eval": reduce_of("builtins", "eval", EXEC),
+    "exec": reduce_of("builtins", "exec", EXEC),
+    "exec in Python 2's words": b"\x80\x02c__builtin__\nexec\n" + pickle.dumps((EXEC,), protocol=2)[2:-1] + b"R.",
+    "compile": reduce_of("builtins", "compile", EXEC, "x", "exec"),
+    "__import__": reduce_of("builtins", "__import__", "os"),
+    "getattr": reduce_of("builtins", "getattr", "x", "join"),
+    "open": reduce_of("builtins", "open", "PWNED", "w"),
+    "importlib": reduce_of("importlib", "import_module", "os"),
+    "dotted name": reduce_of("numpy", "os.system", "touch PWNED"),
+    "dotted module": reduce_of("numpy.os", "system", "touch PWNED"),
+    "name that resembles dill's": reduce_of("dill._dill", "_create_array_", 1),
+    "dill's function factory": reduce_of("dill._dill", "_create_function", 1),
+    "dill's code factory": reduce_of("dill._dill", "_create_code", 1),
+    "dill's import": reduce_of("dill._dill", "_import_module", "os"),
+    "name with a blank": reduce_of("numpy", "dtype ", "f4"),
+    "name with another case": reduce_of("NumPy", "dtype", "f4"),
+    "name with a look-alike letter": reduce_of("numpy", "dtyp\u0435", "f4"),
+    "numpy's own loader": reduce_of("numpy", "load", "x"),
+    "numpy's exec": reduce_of("numpy.testing", "rundocs", "x"),
+    "numpy's runstring": reduce_of("numpy.testing._private.utils", "runstring", EXEC, {}),
+    "a call of ndarray": reduce_of("numpy", "ndarray", (10**12,)),
+    "dict called with a call": reduce_of("builtins", "dict", [("a", 1)]),
+    "FlatMapping of no mapping": reduce_of("haiku._src.data_structures", "FlatMapping", "text"),
+    "dtype of objects": reduce_of("numpy", "dtype", "O8", False, True),
+    "dtype of a structure": reduce_of("numpy", "dtype", [("a", "O")], False, True),
+    "dtype that evaluates": reduce_of("numpy", "dtype", EXEC, False, True),
+    "an array of objects": pickle.dumps({"m": {"w": np.array([Call(os.system, "touch PWNED")], dtype=object)}}),
+    "a nested call": pickle.dumps(Call(os.system, Call(os.getcwd))),
+    "a call as a state": pickle.dumps({"m": Call(dict, state=Call(os.system, "touch PWNED"))}),
+    "persistent id": b"\x80\x04" + text("os.system") + b"Q.",
+    "persistent id as text": b"\x80\x02Pos.system\n.",
+    "extension registry": b"\x80\x02\x82\x01.",
+    "instance": b"\x80\x02(ios\nsystem\n.",
+    "object": b"\x80\x02(cos\nsystem\n" + text("touch PWNED") + b"o.",
+    "new object": b"\x80\x04" + text("subprocess") + text("Popen") + b"\x93)\x81.",
+    "new object with keywords": b"\x80\x04" + text("subprocess") + text("Popen") + b"\x93)}\x92.",
+    "call of a string": b"\x80\x04" + text("os.system") + b"(" + text("touch PWNED") + b"tR.",
+    "name put together from numbers": b"\x80\x04K\x01K\x02\x93.",
+    "name taken from the memo": b"\x80\x04" + text("os") + b"\x94" + text("system") + b"\x94h\x00h\x01\x93)R.",
+    "memo that was never set": b"\x80\x04h\x07.",
+    "memo at a huge index": b"\x80\x04}r\xff\xff\xff\xffj\xff\xff\xff\x7f.",
+    "pop of nothing": b"\x80\x040.",
+    "mark that was never set": b"\x80\x04t.",
+    "tuple across a mark": b"\x80\x04K\x01(K\x02\x86.",
+    "build of a name": b"\x80\x04" + text("numpy") + text("ndarray") + b"\x93}b.",
+    "build of a dict": b"\x80\x04}}b.",
+    "items of a tuple": b"\x80\x04)(" + text("a") + b"K\x01u.",
+    "odd number of items": b"\x80\x04}(" + text("a") + b"u.",
+    "terabytes of array": array_of((10**12,), b"x"),
+    "negative sizes": array_of((-3, -1), bytes(12)),
+    "size that is no number": array_of(("3",), bytes(12)),
+    "more sizes than a kernel has": array_of((1,) * 40, bytes(4)),
+    "terabytes of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
+    "exabytes of bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b"x.",
+    "a long of gigabytes": b"\x80\x04\x8b" + struct.pack("<i", 2**31 - 1) + b"x.",
+    "a set": pickle.dumps({"m": {1, 2}}, protocol=4),
+    "a frozenset": pickle.dumps({"m": frozenset([1])}, protocol=4),
+    "a list that holds itself": b"\x80\x04]\x94h\x00a.",
+    "out-of-band buffer": b"\x80\x05\x97.",
+    "a deep nest of tuples as a key": b"\x80\x04}(" + b")" + b"\x85" * 100_000 + b"K\x01u.",
+    "no end": b"\x80\x04}",
+    "two values": b"\x80\x04}}.",
+    "an open mark": b"\x80\x04(}.",
+}
+
+
+def named(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def module(name: str) -> bytes:
+    """Pickle what dill writes for a module, protocol 3."""
+    return named("dill._dill", "_import_module") + word(name) + b"\x85R"
+
+
+def attribute(of: bytes, name: bytes) -> bytes:
+    """Pickle what dill writes for an attribute."""
+    return named("dill._dill", "_get_attr") + of + name + b"\x86R"
+
+
+def word(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def leaf(value: bytes) -> bytes:
+    """Pickle {"m": {"w": value}}."""
+    return b"\x80\x03}" + word("m") + b"}" + word("w") + value + b"ss."
+
+
+MULTIARRAY = module("numpy.core._multiarray_umath")
+RECONSTRUCT = attribute(MULTIARRAY, word("_reconstruct"))
+EMPTY = named("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"  # the arguments of an array, and the call
+ARRAY = RECONSTRUCT + EMPTY
+# Against the two names that stand for NumPy's function: everything else that they could be made to mean.
+GET_ATTR = {
+    "another module": leaf(attribute(module("os"), word("system")) + word("touch PWNED") + b"\x85R"),
+    "NumPy itself": leaf(attribute(module("numpy"), word("_reconstruct")) + EMPTY),
+    "a module of NumPy beside it": leaf(attribute(module("numpy.core.numeric"), word("_reconstruct")) + EMPTY),
+    "a module below it": leaf(attribute(module("numpy.core.multiarray.x"), word("_reconstruct")) + EMPTY),
+    "a module with a blank": leaf(attribute(module("numpy.core.multiarray "), word("_reconstruct")) + EMPTY),
+    "a module with another case": leaf(attribute(module("numpy.core.Multiarray"), word("_reconstruct")) + EMPTY),
+    "builtins": leaf(attribute(module("builtins"), word("eval")) + word(EXEC) + b"\x85R"),
+    "dill's own module": leaf(attribute(module("dill._dill"), word("_import_module")) + word("os") + b"\x85R"),
+    "another function": leaf(attribute(MULTIARRAY, word("fromfile")) + word("x") + b"\x85R"),
+    "the scalar": leaf(attribute(MULTIARRAY, word("scalar")) + word("x") + b"\x85R"),
+    "a dotted name": leaf(attribute(MULTIARRAY, word("_reconstruct.__globals__")) + EMPTY),
+    "a dotted way out": leaf(attribute(MULTIARRAY, word("os.system")) + word("touch PWNED") + b"\x85R"),
+    "a dunder": leaf(attribute(MULTIARRAY, word("__builtins__")) + EMPTY),
+    "an empty name": leaf(attribute(MULTIARRAY, word("")) + EMPTY),
+    "a name of bytes": leaf(attribute(MULTIARRAY, b"C\x0c_reconstruct") + EMPTY),
+    "a name that is a number": leaf(attribute(MULTIARRAY, b"K\x01") + EMPTY),
+    "an attribute of an attribute": leaf(attribute(RECONSTRUCT, word("_reconstruct")) + EMPTY),
+    "an attribute of an array": leaf(attribute(ARRAY, word("tofile")) + word("PWNED") + b"\x85R"),
+    "an attribute of a string": leaf(attribute(word("x"), word("join")) + EMPTY),
+    "an attribute of a name": leaf(attribute(named("numpy", "ndarray"), word("_reconstruct")) + EMPTY),
+    "an attribute of a dict": leaf(attribute(b"}", word("_reconstruct")) + EMPTY),
+    "an attribute of the function itself": leaf(attribute(named("dill._dill", "_get_attr"), word("__code__")) + EMPTY),
+    "the module as a string": leaf(attribute(word("numpy.core.multiarray"), word("_reconstruct")) + EMPTY),
+    "the attribute's name alone": leaf(named("dill._dill", "_get_attr") + word("_reconstruct") + b"\x85R"),
+    "three arguments": leaf(named("dill._dill", "_get_attr") + MULTIARRAY + word("_reconstruct") + b"N\x87R" + EMPTY),
+    "a module with two arguments": leaf(
+        attribute(
+            named("dill._dill", "_import_module") + word("numpy.core.multiarray") + b"\x88\x86R", word("_reconstruct")
+        )
+        + EMPTY
+    ),
+    "a module of bytes": leaf(named("dill._dill", "_import_module") + b"C\x02os\x85R"),
+    "a module of a tuple": leaf(named("dill._dill", "_import_module") + word("os") + b"\x85\x85R"),
+    "a module of a module": leaf(named("dill._dill", "_import_module") + MULTIARRAY + b"\x85R"),
+    "a module left as a value": leaf(MULTIARRAY),
+    "a module as the tree": b"\x80\x03" + MULTIARRAY + b".",
+    "a module as a key": b"\x80\x03}" + MULTIARRAY + b"}s.",
+    "a module that is called": leaf(MULTIARRAY + EMPTY),
+    "a module with a state": leaf(MULTIARRAY + b"}b"),
+    "the function left as a value": leaf(RECONSTRUCT),
+    "the function with a state": leaf(RECONSTRUCT + b"}b"),
+    "the function called with nothing": leaf(RECONSTRUCT + b")R"),
+    "the function called with a string": leaf(RECONSTRUCT + word("x") + b"\x85R"),
+    "the function called with another type": leaf(RECONSTRUCT + named("builtins", "dict") + b"K\x00\x85C\x01b\x87R"),
+    "the function called with another shape": leaf(RECONSTRUCT + named("numpy", "ndarray") + b"K\x07\x85C\x01b\x87R"),
+    "the function called with another dtype": leaf(RECONSTRUCT + named("numpy", "ndarray") + b"K\x00\x85C\x01O\x87R"),
+    "the names in the memo, called the other way round": leaf(
+        named("dill._dill", "_get_attr")
+        + b"q\x00"
+        + named("dill._dill", "_import_module")
+        + b"q\x01h\x00"
+        + word("os")
+        + b"\x85R"
+        + word("system")
+        + b"\x86R"
+    ),
+    "a module in the memo, as an argument": leaf(MULTIARRAY + b"q\x00" + RECONSTRUCT + b"h\x00\x85R"),
+    "the function in the memo, as its own argument": leaf(RECONSTRUCT + b"q\x00h\x00\x85R"),
+    "by getattr": leaf(named("builtins", "getattr") + MULTIARRAY + word("_reconstruct") + b"\x86R" + EMPTY),
+    "_get_attr under another module's name": leaf(named("dill", "_get_attr") + MULTIARRAY + word("x") + b"\x86R"),
+    "_import_module of importlib": leaf(named("importlib", "import_module") + word("os") + b"\x85R"),
+    "what newer dills look up": leaf(named("dill._dill", "_getattribute") + MULTIARRAY + word("x") + b"\x86R"),
+}
+HOSTILE |= {f"_get_attr: {name}": content for name, content in GET_ATTR.items()}
+
+
+def test_there_are_enough_hostile_files():
+    assert len(GET_ATTR) >= 40
+    assert len(HOSTILE) >= 100
+
+
+def test_the_pieces_of_those_files_make_a_good_one(read):
+    """So that each of them is refused for what it changes."""
+    state = b"(K\x01K\x02\x85" + named("numpy", "dtype") + word("f4") + b"K\x00K\x01\x87R"
+    state += b"(K\x03" + word("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89C\x08" + bytes(8) + b"tb"
+    assert_equal(read(leaf(ARRAY + state)), {"m": {"w": np.zeros(2, np.float32)}})
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_before_anything_runs(read, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"F0_haiku\.npz") as error:
+        read(HOSTILE[name])
+    assert not (tmp_path / "PWNED").exists()
+    assert len(str(error.value)) < 600
+
+
+def test_bytes_used_over_and_over_are_refused(read):
+    # One megabyte, memoized, and a thousand arrays made of it: a gigabyte, if each were copied.
+    one = pickle.dumps({"m": {f"w{i}": np.zeros(4, np.float32) for i in range(2)}}, protocol=4)
+    assert read(one)["m"]["w1"].shape == (4,)
+    blob = b"\x80\x04" + b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\x00"
+    dtype = text("numpy") + text("dtype") + b"\x93" + text("f4") + b"\x89\x88\x87R" + b"q\x01"
+    scalar = text("numpy._core.numeric") + text("_frombuffer") + b"\x93q\x02"
+    arrays = b"".join(
+        text(f"w{i}") + b"h\x02(h\x00h\x01" + b"J" + struct.pack("<i", 1 << 18) + b"\x85" + text("C") + b"tR"
+        for i in range(1000)
+    )
+    # The blob, the dtype and the function stay on the stack in a tuple that is a value of the tree.
+    content = blob + dtype + scalar + b"\x87" + b"q\x03}(" + arrays + b"u\x86."
+    with pytest.raises(ValueError, match="larger than the file"):
+        read(content)
+
+
+def test_no_module_is_imported_for_a_name(run_python):
+    out = run_python(
+        "import sys\n"
+        "from nfnet_timm.formats.haiku_reader import read_tree\n"
+        "for name in ('nfnet_tiny_haiku_2021', 'dill2025_jax_arrays'):\n"
+        f"    read_tree({str(golden.DATA)!r} + f'/{{name}}.npz')\n"
+        "print([m for m in ('jax', 'haiku', 'dill', 'torch', 'timm') if m in sys.modules])"
+    )
+    assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_damage_gives_a_tree_or_a_valueerror(read, seed):
+    """Flip, insert, delete and duplicate bytes of a good file: whatever comes out, no other exception does."""
+    r = random.Random(seed)
+    good = (golden.DATA / "dill2025_jax_arrays.npz").read_bytes()
+    opcodes = bytes(ord(op.code) for op in pickletools.opcodes)
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(r.randint(1, 6)):
+            at = r.randrange(2, len(data))
+            match r.randrange(5):
+                case 0:
+                    data[at] = r.randrange(256)
+                case 1:
+                    data[at:at] = bytes([r.choice(opcodes)])
+                case 2:
+                    del data[at : at + r.randint(1, 9)]
+                case 3:
+                    data[at:at] = data[at : at + r.randint(1, 30)]
+                case 4:
+                    data[at] = r.choice(opcodes)
+        try:
+            tree = read(bytes(data))
+        except ValueError as error:
+            assert "F0_haiku.npz" in str(error)
+        else:
+            assert all(a.dtype == np.float32 for ps in tree.values() for a in ps.values())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_programs_give_a_tree_or_a_valueerror(read, seed):
+    """Opcodes in any order, with arguments that fit them."""
+    r = random.Random(seed)
+    pieces = [b"}", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"u", b"s", b"R", b"b", b"\x93", b"\x94", b"h\x00"]
+    pieces += [b"h\x01", b"q\x00", b"N", b"\x88", b"K\x03", b"0", b"2", b"a", b"e", b"]", b"\x81", b"C\x04abcd"]
+    pieces += [text("numpy"), text("dtype"), text("f4"), text("dill._dill"), text("_create_array"), text("C")]
+    for _ in range(300):
+        program = b"".join(r.choice(pieces) for _ in range(r.randint(1, 40)))
+        try:
+            read(b"\x80\x04" + program + b".")
+        except ValueError as error:
+            assert "F0_haiku.npz" in str(error)
+
+
+@pytest.mark.parametrize("seed", range(0, 600, 300))
+def test_made_up_pickles_end_in_a_tree_or_one_line_within_limits(seed):
+    """See fuzz_reader.py; each has 256 MiB, and 10 seconds."""
+    script = ROOT / "tests" / "fuzz_reader.py"
+    result = subprocess.run([sys.executable, script, str(seed), "300"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

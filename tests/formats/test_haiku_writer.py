@@ -1,0 +1,59 @@
+"""What is written is read by pickle, under the names that every NumPy since 1.18 answers to.
+
+Read once to the bit by dill 0.3.3 with NumPy 1.18.5 (Python 3.7), 0.3.3 with 1.19.5 (3.8), 0.3.8 with 1.26.4 (3.10),
+0.4.1 with 2.4.6 (3.12), and by plain pickle in each of them.
+"""
+
+import pickle
+import pickletools
+
+import golden
+import numpy as np
+import pytest
+
+from nfnet_timm.formats.haiku_reader import read_tree
+from nfnet_timm.formats.haiku_writer import write_tree
+
+TREE = golden.tree("nfnet_tiny_train")
+
+
+def assert_equal(tree, expected):
+    assert {m: list(ps) for m, ps in tree.items()} == {m: list(ps) for m, ps in expected.items()}
+    for module, params in expected.items():
+        for name, array in params.items():
+            found = tree[module][name]
+            assert (type(found), found.dtype, found.shape) == (np.ndarray, np.float32, array.shape)
+            assert found.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [TREE, {}, {"m": {}}, {"m": {"w": np.zeros((0, 3), np.float32)}}],
+    ids=["network", "empty", "module", "array"],
+)
+def test_pickle_and_the_reader_read_it_to_the_bit(tmp_path, tree):
+    write_tree(tree, tmp_path / "out.npz")
+    assert_equal(pickle.loads((tmp_path / "out.npz").read_bytes()), tree)
+    assert_equal(read_tree(tmp_path / "out.npz"), tree)
+
+
+def test_any_order_in_memory_and_of_bytes_is_written(tmp_path):
+    w = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_tree(
+        {"m": {"fortran": np.asfortranarray(w), "big": w.astype(">f4"), "part": w[:, ::2]}}, tmp_path / "out.npz"
+    )
+    assert_equal(pickle.loads((tmp_path / "out.npz").read_bytes()), {"m": {"fortran": w, "big": w, "part": w[:, ::2]}})
+
+
+def test_it_has_the_names_and_the_protocol_of_the_authors_versions(tmp_path):
+    write_tree(TREE, tmp_path / "out.npz")
+    opcodes = [(op.name, arg) for op, arg, _ in pickletools.genops((tmp_path / "out.npz").read_bytes())]
+    names = {arg for name, arg in opcodes if name == "GLOBAL"}
+    assert names == {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
+    assert opcodes[0] == ("PROTO", 3)
+    assert not any(name == "STACK_GLOBAL" for name, _ in opcodes)
+
+
+def test_an_array_of_another_type_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"an array of shape \(3,\) is float64: expected float32"):
+        write_tree({"m": {"w": np.zeros(3)}}, tmp_path / "out.npz")

@@ -1,0 +1,152 @@
+"""Orbax checkpoints of jax_privacy's form become folders; never held against the released ones."""
+
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+
+from nfnet_timm.cli import main
+from nfnet_timm.formats.haiku_names import to_haiku
+from nfnet_timm.formats.orbax_reader import is_orbax, read_orbax
+
+MINI = {"depths": (1, 1, 1, 1), "channels": (8, 16, 24, 24), "group_size": 4, "num_classes": 5}
+ARCHIVES = sorted((golden.DATA / "orbax").glob("*.tar.gz"))
+
+
+def mini_tree():
+    shapes = to_haiku(timm.create_model("nfnet_f0", **MINI).state_dict())
+    return {m: {p: golden.parameter(m, p, list(a.shape)) for p, a in ps.items()} for m, ps in shapes.items()}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write {"params": ..., "state": ...} with the Orbax that is installed."""
+    ocp = pytest.importorskip("orbax.checkpoint", reason="needs the extra orbax")
+
+    def write(tree, name="nfnet_f0_im21k", ocdbt=True):
+        path = tmp_path / name
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)) as checkpointer:
+            checkpointer.save(path, tree)
+        return path
+
+    return write
+
+
+def assert_equal(tree, expected):
+    assert {m: set(ps) for m, ps in tree.items()} == {m: set(ps) for m, ps in expected.items()}
+    assert all(np.array_equal(tree[m][p], a) for m, ps in expected.items() for p, a in ps.items())
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name)
+def test_checkpoints_of_2023_and_2024_are_read_to_the_bit(archive, tmp_path):
+    pytest.importorskip("orbax.checkpoint", reason="needs the extra orbax")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path / "checkpoint", filter="data")
+    assert is_orbax(tmp_path / "checkpoint")
+    assert_equal(read_orbax(tmp_path / "checkpoint"), mini_tree())
+
+
+@pytest.mark.parametrize("ocdbt", [True, False])
+def test_what_the_installed_orbax_writes_becomes_a_folder_and_a_file(write, tmp_path, capsys, monkeypatch, ocdbt):
+    monkeypatch.chdir(tmp_path)
+    path = write({"params": mini_tree(), "state": {}}, "mini", ocdbt)
+    assert main(["convert", "mini", "--out", "out"]) == 0
+    assert (
+        "mini is taken for weights of your own: no hash tells it to be a released checkpoint" in capsys.readouterr().out
+    )
+    model = timm.create_model("local-dir:out", pretrained=True)
+    assert_equal(to_haiku(model.state_dict()), mini_tree())
+    assert main(["convert", "out", "--out", "back.npz"]) == 0
+    assert is_orbax(path)
+
+
+def test_it_loads_as_nothing_else_and_nothing_else_as_it(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    assert not is_orbax(tmp_path)
+    assert not is_orbax(tmp_path / "model.safetensors")
+    assert not is_orbax(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"weights": {"m": {"w": np.zeros(2, np.float32)}}}, "holds weights: expected 'params' and 'state'"),
+        ({"params": {"m": np.zeros(2, np.float32)}}, "'m' holds a ndarray: expected a dict"),
+        ({"params": {"m": {"w": np.zeros(2)}}}, "m/w is float64: expected float32"),
+        ({"params": {"m": {"w": np.zeros(2, np.float32)}}}, "root modules .'m'.: expected exactly one of NFNet"),
+    ],
+)
+def test_another_tree_is_refused_in_one_line(write, capsys, tmp_path, monkeypatch, tree, message):
+    monkeypatch.chdir(tmp_path)
+    write(tree, "other")
+    assert main(["convert", "other", "--out", "out"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.splitlines()[-1].startswith("nfnet-timm: error: other")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line(write, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in write({"params": mini_tree(), "state": {}}, "mini").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:20])
+    assert main(["convert", "mini", "--out", "out"]) == 1
+    assert "mini cannot be read as an Orbax checkpoint: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_missing_extra_is_one_line_that_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    (tmp_path / "_METADATA").touch()
+    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "pip install 'nfnet-timm[orbax]'" in capsys.readouterr().err
+
+
+def test_weights_of_ones_own_need_a_licence_and_a_claim_is_checked(write, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write({"params": mini_tree(), "state": {}}, "mini")
+    assert main(["publish", "mini", "org/mini", "--dry-run"]) == 1
+    assert "pass, for instance, --license apache-2.0" in capsys.readouterr().err
+    assert main(["publish", "mini", "org/mini", "--dry-run", "--checkpoint", "nfnet_f0.dm_im21k"]) == 1
+    assert "this is no nfnet_f0.dm_im21k: its arrays are those of nfnet_f0, depths=" in capsys.readouterr().err
+    assert main(["publish", "mini", "org/mini", "--dry-run", "--license", "mit", "--out", "built"]) == 0
+    assert ModelCard.load("built/README.md").data.license == "mit"
+
+
+@pytest.mark.slow
+def test_an_f0_of_21_thousand_classes_gets_a_card_that_says_what_is_known_and_what_is_not(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = timm.create_model("nfnet_f0", num_classes=21841)
+    write({"params": to_haiku(model.state_dict()), "state": {}})
+    options = ["--checkpoint", "nfnet_f0.dm_im21k", "--dry-run", "--out", "out"]
+    assert main(["publish", "nfnet_f0_im21k", "org/f0", *options]) == 0
+    card = ModelCard.load("out/README.md")
+    assert (card.data.license, card.data.datasets, card.data.eval_results) == ("cc-by-4.0", ["imagenet-21k"], None)
+    text = " ".join(card.text.split())
+    for part in (
+        "as one of the 21,841 kinds of things of the ImageNet-21k data set",
+        "No accuracy of this checkpoint is known to have been published",
+        "google-deepmind/jax_privacy up to commit e3741d2",
+        "that it is the released one is the word of who published this page",
+        "With what recipe, at which image size and with which preprocessing is not known",
+        "CC BY 4.0, as the README of google-deepmind/jax_privacy says of its model parameters",
+    ):
+        assert part in text
+    assert '"license": "cc-by-4.0"' in Path("out/config.json").read_text()
+    loaded = timm.create_model("local-dir:out", pretrained=True)
+    assert loaded.head.fc.weight.equal(model.head.fc.weight)
+
+
+def test_jax_is_not_imported_for_anything_else():
+    code = "import sys, nfnet_timm.formats.haiku_names, nfnet_timm.hub.known_model; print('jax' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

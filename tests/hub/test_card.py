@@ -1,0 +1,123 @@
+"""Cards: up to date, complete, true, and their code runs."""
+
+import os
+import re
+import subprocess
+import sys
+
+import golden
+import pytest
+import timm
+from golden import ROOT
+from huggingface_hub import ModelCard
+
+from nfnet_timm.cli import main
+from nfnet_timm.formats.haiku_writer import write_tree
+from nfnet_timm.hub.card import render_card
+from nfnet_timm.hub.known_model import KnownModel
+from nfnet_timm.hub.published import load_published
+
+CHECKPOINTS = load_published()["checkpoints"]
+
+
+def card(name) -> ModelCard:
+    return ModelCard.load(ROOT / "hub" / "cards" / f"{name}.md")
+
+
+def test_every_checkpoint_has_a_card_and_none_is_left_over():
+    assert {path.stem for path in (ROOT / "hub" / "cards").iterdir()} == set(CHECKPOINTS)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_metadata_is_the_hubs(name):
+    data = card(name).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "timm", "image-classification")
+    assert data.datasets == ["imagenet-1k"]
+    assert {"timm", "nfnet-timm"} <= set(data.tags)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_result_has_its_value_resolution_and_source_and_says_who_measured(name):
+    facts, size = CHECKPOINTS[name], load_published()["networks"][name.split(".")[0]]["test_size"]
+    found = {}
+    for result in card(name).data.eval_results:
+        assert (result.dataset_type, result.dataset_split) == ("imagenet-1k", "validation")
+        assert result.dataset_args == {"resolution": size}
+        assert result.source_url.startswith("https://")
+        assert ("timm" in result.metric_name) == ("pytorch-image-models" in result.source_url)
+        found[result.metric_name.split(" ")[0], result.metric_name.split(", ")[1]] = result.metric_value
+    assert found == {
+        ("Top-1", "published"): facts["top1"],
+        ("Top-5", "published"): facts["top5"],
+        ("Top-1", "measured by timm"): facts["timm_top1"],
+        ("Top-5", "measured by timm"): facts["timm_top5"],
+    }
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_text_is_honest_about_licences_and_measurements(name):
+    text = " ".join(card(name).text.split())
+    assert "upstream states no separate licence for them" in text
+    assert "not again for this page" in text
+    assert ("sharpness-aware minimization" in text) == CHECKPOINTS[name]["sam"]
+    assert ("means of several training runs" in text) == (name != "nfnet_f6.dm_in1k")
+    assert "{{" not in text
+    assert "None" not in text
+
+
+def test_each_use_begins_with_the_line_that_installs():
+    text = card("nfnet_f0.dm_in1k").text
+    uses = text.split("## Use")[1].split("\n## ")[0].split("\n### ")[1:]
+    assert [use.splitlines()[0] for use in uses] == [
+        "Classify an image",
+        "Feature maps",
+        "Embeddings",
+        "Without nfnet_timm",
+    ]
+    for use in uses:
+        assert re.findall(r"```bash\n(.*?)\n```", use) == [
+            "pip install " + ("timm" if "Without" in use else "nfnet-timm")
+        ]
+
+
+@pytest.mark.slow
+def test_the_code_of_a_card_runs_on_what_was_published(hub, tmp_path, monkeypatch):
+    """Of an F0 in full size, so with every section; its arrays are those of tests/data."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    monkeypatch.chdir(tmp_path)
+    write_tree(golden.tree("nfnet_f0"), "mine.npz")
+    Image.fromarray(load_sample_image("china.jpg")).save("photo.jpg")
+    assert main(["publish", "mine.npz", "org/nfnet_f0", "--license", "mit"]) == 0
+    text = hub.files("org/nfnet_f0")["README.md"].decode()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 4
+    assert blocks == re.findall(
+        r"```python\n(.*?)```",
+        card("nfnet_f0.dm_in1k").text.replace("nfnet-timm/nfnet_f0.dm_in1k", "org/nfnet_f0"),
+        re.S,
+    )
+    outputs = []
+    for block in blocks:
+        environment = dict(os.environ)
+        if "dm_nfnet_f0" in block:  # plain timm
+            environment["NFNET_TIMM_AUTOLOAD"] = "0"
+        result = subprocess.run([sys.executable, "-c", block], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        outputs.append(result.stdout)
+    assert "torch.Size([1, 512, 32, 32])" in outputs[1]
+    assert "torch.Size([2, 3072])" in outputs[2]
+    hub.log.clear()
+    assert timm.create_model("hf-hub:org/nfnet_f0", pretrained=True).num_features == 3072
+    assert not any(method == "GET" and "model.safetensors" in path for method, path in hub.log)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"depths": (1, 1, 1, 1)}, {"num_classes": 0}, {"in_chans": 1}])
+def test_a_network_without_an_entry_in_the_table_has_a_card(monkeypatch, arguments):
+    monkeypatch.setitem(load_published(), "networks", {})
+    for name in ("nfnet_f0", "nfnet_f7_plus", "dm_nf_resnet50", "dm_nf_regnet_b0"):
+        model = timm.create_model(name, device="meta", **arguments).eval()
+        text = render_card(KnownModel(model, arguments, {"source": "mine.npz"}), "org/mine", "mit")
+        assert "multiply-adds" not in text
+        assert f"| architecture | `{name}` of nfnet_timm" in text

@@ -1,0 +1,496 @@
+"""Pushing and verifying against faults: the repo is as before or complete, and the same command finishes the job."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import golden
+import huggingface_hub
+import pytest
+import timm
+from hub_server import Fault
+from huggingface_hub import hf_hub_download
+from test_cli import COMMAND, hears_ctrl_c
+
+from nfnet_timm.cli import main
+from nfnet_timm.hub.client import push, tag
+from nfnet_timm.hub.known_model import open_model
+from nfnet_timm.hub.publish import build_repo
+from nfnet_timm.hub.verify import remove_cached, verify
+
+SOURCE = golden.DATA / "nfnet_tiny_haiku_2021.npz"
+FILES = {"README.md", "config.json", "model.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built") / "tiny"
+    build_repo(open_model(SOURCE), "org/tiny", folder, "apache-2.0")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """The client waits 1, 2, 4, 8 and 8 seconds between its attempts; here it does not."""
+    waits = []
+    monkeypatch.setattr(f"{huggingface_hub.utils._http.__name__}.time.sleep", waits.append)
+    return waits
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def is_complete(hub, folder, revision="main"):
+    return contents(folder).items() <= hub.files("org/tiny", revision).items()
+
+
+def is_untouched(hub):
+    return "org/tiny" not in hub.repos or set(hub.files("org/tiny")) == {".gitattributes"}
+
+
+def test_pushing_the_same_again_makes_no_commit(hub, built):
+    first, new = push(built, "org/tiny")
+    assert new
+    assert push(built, "org/tiny") == (first, False)
+    assert len(hub.repos["org/tiny"].commits) == 2
+
+
+def test_all_files_arrive_in_one_commit_with_its_message(hub, built):
+    push(built, "org/tiny", message="weights of Monday")
+    assert [c.title for c in hub.repos["org/tiny"].history("main")] == ["weights of Monday", "initial commit"]
+    assert is_complete(hub, built)
+
+
+def test_other_content_is_not_overwritten_without_force(hub, built):
+    push(built, "org/tiny")
+    theirs = hub.push("org/tiny", "config.json", b"{}")
+    with pytest.raises(ValueError, match=r"has other content at main: config.json would change.*--force"):
+        push(built, "org/tiny")
+    assert hub.repos["org/tiny"].branches["main"] == theirs
+    push(built, "org/tiny", force=True)
+    assert is_complete(hub, built)
+
+
+def test_force_leaves_files_of_other_names(hub, built):
+    push(built, "org/tiny")
+    hub.push("org/tiny", "notes.txt", b"mine")
+    hub.push("org/tiny", "README.md", b"changed")
+    push(built, "org/tiny", force=True)
+    assert hub.files("org/tiny")["notes.txt"] == b"mine"
+    assert is_complete(hub, built)
+
+
+def test_a_branch_and_a_tag_are_made(hub, built):
+    commit, _ = push(built, "org/tiny", revision="v2")
+    assert is_complete(hub, built, "v2")
+    assert set(hub.files("org/tiny")) == {".gitattributes"}
+    tag("org/tiny", "released", commit)
+    tag("org/tiny", "released", commit)
+    assert hub.repos["org/tiny"].tags == {"released": commit}
+    other, _ = push(built, "org/tiny")
+    with pytest.raises(ValueError, match="the tag was not moved"):
+        tag("org/tiny", "released", other)
+
+
+def test_a_private_repo_is_private_and_a_public_one_is_not_taken_for_it(hub, built, monkeypatch):
+    push(built, "org/tiny", private=True)
+    assert hub.repos["org/tiny"].private
+    assert verify("org/tiny").difference < 1e-6
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(OSError, match="it is private and the access token may not read it"):
+        verify("org/tiny")
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    hub.repos["org/tiny"].private = False
+    with pytest.raises(ValueError, match="exists and is public"):
+        push(built, "org/tiny", private=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "no access token: log in"),
+        ("hf_unknown", "does not accept the access token"),
+        ("hf_reader", "no right to write"),
+    ],
+)
+def test_a_token_that_does_not_do_is_told_and_not_shown(hub, built, monkeypatch, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        push(built, "org/tiny")
+    assert not token or token not in str(error.value)
+    assert is_untouched(hub)
+
+
+BEFORE_THE_COMMIT = {
+    "making the repo": ("POST", "/api/repos/create"),
+    "reading the repo": ("GET", "/api/models/org/tiny/revision/main"),
+    "validating the card": ("POST", "/api/validate-yaml"),
+    "preupload": ("POST", "/preupload/"),
+    "asking where to upload": ("POST", "/objects/batch"),
+    "uploading": ("PUT", "/lfs/"),
+    "the commit": ("POST", "/commit/"),
+}
+
+
+@pytest.mark.parametrize("action", [500, 503, "cut"])
+@pytest.mark.parametrize("stage", BEFORE_THE_COMMIT)
+def test_a_fault_that_stays_leaves_the_repo_as_it_was_and_the_next_run_finishes(hub, built, stage, action):
+    before = contents(built)
+    fault = Fault(*BEFORE_THE_COMMIT[stage], action, times=99)
+    hub.faults.append(fault)
+    with pytest.raises(OSError, match=r"failed: .*To do: run the same command again"):
+        push(built, "org/tiny")
+    assert fault.times < 99
+    assert is_untouched(hub)
+    assert contents(built) == before
+    hub.faults.clear()
+    assert push(built, "org/tiny")[1]
+    assert is_complete(hub, built)
+    assert len(hub.repos["org/tiny"].commits) == 2
+
+
+@pytest.mark.parametrize("action", [503, "cut"])
+def test_an_upload_that_fails_once_is_repeated(hub, built, action):
+    hub.faults.append(Fault("PUT", "/lfs/", action))
+    push(built, "org/tiny")
+    assert is_complete(hub, built)
+
+
+@pytest.mark.skipif(huggingface_hub.__version__ < "1", reason="clients before 1.0 do not repeat after 429")
+def test_a_request_for_a_pause_is_granted(hub, built, at_once):
+    hub.faults.append(Fault("PUT", "/lfs/", 429, headers={"Retry-After": "7"}))
+    push(built, "org/tiny")
+    assert is_complete(hub, built)
+    assert max(at_once) >= 7
+
+
+def test_a_request_for_a_pause_that_stays_is_told(hub, built):
+    hub.faults.append(Fault("POST", "/commit/", 429, times=99, headers={"Retry-After": "7"}))
+    with pytest.raises(OSError, match="run the command again in some minutes"):
+        push(built, "org/tiny")
+    assert is_untouched(hub)
+
+
+def test_a_token_that_is_withdrawn_half_way_is_told(hub, built):
+    hub.faults.append(Fault("POST", "/commit/", lambda: hub.tokens.clear()))
+    with pytest.raises(OSError, match="does not accept the access token"):
+        push(built, "org/tiny")
+    assert is_untouched(hub)
+
+
+def test_a_commit_whose_answer_is_lost_counts(hub, built):
+    hub.faults.append(Fault("POST", "/commit/", "lost"))
+    commit, new = push(built, "org/tiny")
+    assert new
+    assert hub.repos["org/tiny"].branches["main"] == commit
+    assert is_complete(hub, built)
+    assert push(built, "org/tiny") == (commit, False)
+
+
+def test_somebody_elses_push_in_between_is_kept_and_told(hub, built):
+    hub.faults.append(Fault("POST", "/commit/", lambda: hub.push("org/tiny", "README.md", b"theirs")))
+    with pytest.raises(OSError, match="somebody else has pushed in between"):
+        push(built, "org/tiny")
+    assert hub.files("org/tiny")["README.md"] == b"theirs"
+    assert "model.safetensors" not in hub.files("org/tiny")
+    with pytest.raises(ValueError, match="other content"):
+        push(built, "org/tiny")
+    push(built, "org/tiny", force=True)
+    assert is_complete(hub, built)
+
+
+def test_two_publishers_of_the_same_at_once_both_find_it_there(hub, built):
+    together = threading.Barrier(2)
+    hub.faults.append(Fault("POST", "/commit/", together.wait, times=2))
+    commits = []
+    threads = [threading.Thread(target=lambda: commits.append(push(built, "org/tiny")[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert commits == [hub.repos["org/tiny"].branches["main"]] * 2
+    assert len(hub.repos["org/tiny"].commits) == 2
+    assert is_complete(hub, built)
+
+
+def test_verify_reports_the_commit_and_the_hashes(hub, built):
+    commit, _ = push(built, "org/tiny")
+    report = verify("org/tiny")
+    assert report.commit == commit
+    assert set(report.hashes) == FILES
+    assert report.difference < 1e-6
+    assert report.bad_cached == []
+    assert verify("org/tiny", commit).commit == commit
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_download_with_a_wrong_bit_is_found(hub, built, name):
+    push(built, "org/tiny")
+    hub.faults.append(Fault("GET", f"/resolve/.*/{name}", "flip"))
+    with pytest.raises(ValueError, match=f"the download of {name} is not what the Hub records: expected .*, found "):
+        verify("org/tiny")
+    assert verify("org/tiny").difference < 1e-6
+
+
+def test_a_download_that_is_too_short_is_refused(hub, built):
+    push(built, "org/tiny")
+    hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "short", times=99))
+    with pytest.raises(OSError, match=r"downloading model.safetensors of org/tiny failed"):
+        verify("org/tiny")
+    hub.faults.clear()
+    assert verify("org/tiny").difference < 1e-6
+
+
+def test_a_download_that_breaks_off_is_resumed_or_told(hub, built):
+    push(built, "org/tiny")
+    hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "half"))
+    try:
+        verify("org/tiny")
+    except OSError as error:
+        assert "To do: run the same command again" in str(error)
+    assert verify("org/tiny").difference < 1e-6
+
+
+def test_a_large_download_that_breaks_off_goes_on_where_it_was(hub, built):
+    push(built, "org/tiny")
+    content = os.urandom(1 << 20) * 30
+    hub.push("org/tiny", "large.bin", content)
+    hub.faults.append(Fault("GET", r"/resolve/.*/large.bin", "half"))
+    try:
+        path = hf_hub_download("org/tiny", "large.bin")
+    except OSError:  # clients before 1.0 leave it to the next call
+        path = hf_hub_download("org/tiny", "large.bin")
+    assert Path(path).read_bytes() == content
+    assert len(hub.ranges) == 1
+    assert int(hub.ranges[0].removeprefix("bytes=").split("-")[0]) >= 10 << 20
+
+
+def test_a_damaged_file_in_the_cache_is_found_and_removed(hub, built, capsys):
+    push(built, "org/tiny")
+    hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "flip"))
+    damaged = Path(hf_hub_download("org/tiny", "model.safetensors"))
+    assert damaged.read_bytes() != (built / "model.safetensors").read_bytes()
+    assert Path(hf_hub_download("org/tiny", "model.safetensors")) == damaged  # the client serves it ever after
+    assert verify("org/tiny").bad_cached == [damaged]
+    assert main(["verify", "org/tiny"]) == 1
+    output = capsys.readouterr()
+    assert f"DAMAGED in your cache: {damaged}" in output.out
+    assert "--remove" in output.err
+    assert main(["verify", "org/tiny", "--remove"]) == 0
+    assert (
+        Path(hf_hub_download("org/tiny", "model.safetensors")).read_bytes()
+        == (built / "model.safetensors").read_bytes()
+    )
+
+
+def test_wrong_weights_are_told_from_the_recorded_logits(hub, built, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    push(built, "org/tiny")
+    with safe_open(built / "model.safetensors", "pt") as weights:
+        metadata = weights.metadata()
+    tensors = load_file(built / "model.safetensors")
+    tensors["head.fc.bias"] += 0.1
+    save_file(tensors, tmp_path / "wrong.safetensors", metadata=metadata)
+    hub.push("org/tiny", "model.safetensors", (tmp_path / "wrong.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"the logits of org/tiny at .* differ by"):
+        verify("org/tiny")
+
+
+def test_a_repo_without_recorded_logits_can_be_verified(hub, built, capsys):
+    push(built, "org/tiny")
+    files = hub.files("org/tiny")
+    size = int.from_bytes(files["model.safetensors"][:8], "little")
+    header = files["model.safetensors"][: 8 + size].replace(b'"logits"', b'"letter"')
+    hub.push("org/tiny", "model.safetensors", header + files["model.safetensors"][8 + size :])
+    assert main(["verify", "org/tiny"]) == 0
+    assert "no logits are recorded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("repo", "arguments", "message"),
+    [
+        ("org/nothing", [], "there is no such repo or revision"),
+        ("org/tiny", ["--revision", "v9"], "there is no such repo or revision"),
+        ("bad name", [], "bad name"),
+    ],
+)
+def test_a_mistake_in_verify_is_one_line(hub, built, capsys, repo, arguments, message):
+    push(built, "org/tiny")
+    capsys.readouterr()
+    assert main(["verify", repo, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_removing_a_file_that_is_gone_is_no_error(tmp_path):
+    remove_cached(tmp_path / "gone")
+
+
+def test_a_hub_that_cannot_be_reached_is_told(built, monkeypatch, hub):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(OSError, match=r"making org/tiny failed: .*To do: run the same command again"):
+        push(built, "org/tiny")
+
+
+STAGES = {
+    "while the repo is made": ("POST", "/api/repos/create"),
+    "while the weights are uploaded": ("PUT", "/lfs/"),
+    "while the commit is made": ("POST", "/commit/"),
+    "while the result is downloaded": ("GET", "/resolve/"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_leaves_the_repo_as_it_was_or_complete_and_the_next_run_finishes(hub, tmp_path, stage):
+    command = [COMMAND, "publish", SOURCE, "org/tiny", "--license", "mit"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, preexec_fn=hears_ctrl_c, **pipes)
+    answer = threading.Event()
+
+    def interrupt():
+        process.send_signal(signal.SIGINT)
+        answer.wait(20)  # the request is on its way until the client is gone
+
+    hub.faults.append(Fault(*STAGES[stage], interrupt))
+    _, error = process.communicate(timeout=120)
+    answer.set()
+    assert process.returncode == 130
+    assert "nfnet-timm: interrupted; run the same command again" in error
+    assert "Traceback" not in error
+    if "org/tiny" in hub.repos:
+        names = set(hub.files("org/tiny")) - {".gitattributes"}
+        assert names in (set(), FILES)
+    assert {path.name for path in (tmp_path / "hub-repos" / "tiny").iterdir()} == FILES
+    hub.faults.clear()
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert is_complete(hub, tmp_path / "hub-repos" / "tiny")
+
+
+@pytest.mark.slow
+def test_with_xet_in_the_client_a_hub_that_takes_files_inline_gets_them(hub, tmp_path):
+    hub.inline = True
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_XET"}
+    result = subprocess.run(
+        [COMMAND, "publish", SOURCE, "org/tiny", "--license", "mit"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert is_complete(hub, tmp_path / "hub-repos" / "tiny")
+    assert not any("/lfs/" in path or "xet" in path for _, path in hub.log)
+    load = "import timm; timm.create_model('hf-hub:org/tiny', pretrained=True)"
+    subprocess.run([sys.executable, "-c", load], env=environment, check=True)
+    assert timm.create_model("hf-hub:org/tiny", pretrained=True).num_classes == 10
+
+
+# --- branches and tags
+
+
+def test_a_new_branch_takes_what_main_has_otherwise(hub, built):
+    """As the error of a push that would replace other content advises."""
+    hub.push("org/tiny", "config.json", b"{}")
+    hub.push("org/tiny", "notes.txt", b"mine")
+    main_before = hub.repos["org/tiny"].branches["main"]
+    with pytest.raises(ValueError, match="or --revision to use another branch"):
+        push(built, "org/tiny")
+    commit, new = push(built, "org/tiny", revision="v2")
+    assert new
+    assert is_complete(hub, built, "v2")
+    assert hub.repos["org/tiny"].branches == {"main": main_before, "v2": commit}
+    assert push(built, "org/tiny", revision="v2") == (commit, False)
+    hub.push("org/tiny", "config.json", b"[]", branch="v2")
+    with pytest.raises(ValueError, match="has other content at v2: config.json would change"):
+        push(built, "org/tiny", revision="v2")
+
+
+def test_a_branch_that_is_there_with_other_content_is_not_replaced(hub, built):
+    hub.push("org/tiny", "config.json", b"{}")
+    hub.repos["org/tiny"].branches["old"] = hub.repos["org/tiny"].branches["main"]
+    before = dict(hub.repos["org/tiny"].branches)
+    with pytest.raises(ValueError, match="has other content at old"):
+        push(built, "org/tiny", revision="old")
+    assert hub.repos["org/tiny"].branches == before
+
+
+@pytest.mark.parametrize("stage", ["preupload", "upload", "commit"])
+def test_a_branch_whose_commit_did_not_come_is_not_left(hub, built, stage):
+    hub.push("org/tiny", "config.json", b"{}")
+    before = dict(hub.repos["org/tiny"].branches)
+    paths = {"preupload": ("POST", "/preupload/"), "upload": ("POST", "objects/batch"), "commit": ("POST", "/commit/")}
+    hub.faults.append(Fault(*paths[stage], 500, times=99))
+    with pytest.raises(OSError, match="pushing to org/tiny failed"):
+        push(built, "org/tiny", revision="v2")
+    assert hub.repos["org/tiny"].branches == before
+    hub.faults.clear()
+    push(built, "org/tiny", revision="v2")
+    assert is_complete(hub, built, "v2")
+
+
+def test_a_new_branch_of_the_same_content_is_made_without_a_commit(hub, built):
+    commit, _ = push(built, "org/tiny")
+    assert push(built, "org/tiny", revision="v2") == (commit, False)
+    assert hub.repos["org/tiny"].branches == {"main": commit, "v2": commit}
+
+
+def test_a_tag_that_another_commit_has_is_told_before_anything_is_pushed(hub, built):
+    hub.push("org/tiny", "notes.txt", b"mine")
+    repo = hub.repos["org/tiny"]
+    repo.tags["v1"] = repo.branches["main"]
+    before = dict(repo.branches)
+    with pytest.raises(ValueError, match=r"has the tag v1 at .*, which is not moved: choose another name. Nothing was"):
+        push(built, "org/tiny", tag="v1", force=True)
+    assert repo.branches == before
+    commit, _ = push(built, "org/tiny", tag="v2", force=True)
+    tag("org/tiny", "v2", commit)
+    assert push(built, "org/tiny", tag="v2") == (commit, False)
+    hub.push("org/tiny", "more.txt", b"more")
+    with pytest.raises(ValueError, match="has the tag v2 at"):  # of the commit before
+        push(built, "org/tiny", tag="v2")
+
+
+def test_a_repo_with_other_folders_is_verified_and_published_to(hub, built, capsys):
+    push(built, "org/tiny")
+    hub.push("org/tiny", "onnx/config.json", b"{}")
+    hub.push("org/tiny", "onnx/model.safetensors", (built / "model.safetensors").read_bytes())
+    hub.push("org/tiny", "a/b/README.md", b"text")
+    report = verify("org/tiny")
+    assert report.difference < 1e-6
+    assert {"config.json", "onnx/config.json", "a/b/README.md"} < set(report.hashes)
+    command = ["publish", str(SOURCE), "org/tiny", "--license", "apache-2.0", "--out", str(built)]
+    assert main(command) == 0
+    assert "logits as recorded" in capsys.readouterr().out
+
+
+def test_a_repo_whose_weights_are_in_a_folder_alone_has_no_logits_to_compare(hub, built):
+    for name in FILES:
+        hub.push("org/tiny", f"timm/{name}", (built / name).read_bytes())
+    assert verify("org/tiny").difference is None
+
+
+@pytest.mark.parametrize("answer", ["y", "n", None])
+def test_ctrl_d_at_the_question_is_a_no(hub, built, capsys, monkeypatch, answer):
+    push(built, "org/tiny")
+    cached = Path(hf_hub_download("org/tiny", "config.json"))
+    cached.resolve().write_bytes(b"damaged")
+
+    def reply(_):
+        if answer is None:
+            raise EOFError
+        return answer
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", reply)
+    assert main(["verify", "org/tiny"]) == (0 if answer == "y" else 1)
+    assert cached.exists() == (answer != "y")
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,185 @@
+"""A download is the released file or is not there, whatever the server does; it goes on where it was cut."""
+
+import hashlib
+import re
+import resource
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from huggingface_hub import constants
+
+from nfnet_timm.cli import main
+from nfnet_timm.hub.published import load_published
+
+CONTENT = bytes(range(256)) * 4096  # a megabyte
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends CONTENT from the asked byte on, or does what ``server.fault`` says."""
+
+    def do_GET(self):
+        server = self.server
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        begin = int(asked[1]) if asked else 0
+        server.log.append(begin)
+        fault = server.faults.pop(0) if server.faults else None
+        if isinstance(fault, int):
+            return self.send_error(fault)
+        if begin >= len(server.content):
+            return self.send_error(416)
+        ranged = asked is not None and fault != "no ranges"
+        body = server.content[begin if ranged else 0 :]
+        self.send_response(206 if ranged else 200)
+        if ranged:
+            self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if fault == "cut":
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.wfile.write(body)
+        return None
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """Serve what is taken for the released F0."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.content, server.faults, server.log = CONTENT, [], []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        released = load_published()["checkpoints"]["nfnet_f0.dm_in1k"]
+        monkeypatch.setitem(released, "url", "http://{}:{}/F0_haiku.npz".format(*server.server_address))
+        monkeypatch.setitem(released, "md5", hashlib.md5(CONTENT).hexdigest())
+        monkeypatch.setitem(released, "bytes", len(CONTENT))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # what is written at a time
+        monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits before it tries again
+        monkeypatch.chdir(tmp_path)
+        yield server
+        server.shutdown()
+
+
+def test_a_file_is_fetched_once(server, tmp_path, capsys):
+    assert main(["download", "f0", "--to", "files"]) == 0
+    assert (tmp_path / "files" / "F0_haiku.npz").read_bytes() == CONTENT
+    assert "fetched, and has the recorded MD5" in capsys.readouterr().out
+    assert main(["download", "F0", "nfnet_f0", "nfnet_f0.dm_in1k", "--to", "files"]) == 0
+    assert capsys.readouterr().out.count("was there") == 3
+    assert server.log == [0]
+    assert [p.name for p in (tmp_path / "files").iterdir()] == ["F0_haiku.npz"]
+
+
+def test_a_cut_connection_is_resumed_where_it_was_cut(server, tmp_path):
+    server.faults = ["cut", "cut"]
+    assert main(["download", "f0"]) == 0
+    assert server.log == [0, len(CONTENT) // 2, len(CONTENT) * 3 // 4]
+    assert (tmp_path / "F0_haiku.npz").read_bytes() == CONTENT
+
+
+def test_what_has_arrived_is_kept_for_the_next_run(server, tmp_path, capsys):
+    server.faults = ["cut", 503]
+    assert main(["download", "f0"]) == 1
+    error = capsys.readouterr().err
+    assert "503" in error
+    assert "run the same command again" in error
+    assert error.count("nfnet-timm: error") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz.part"]
+    assert main(["download", "f0"]) == 0
+    assert server.log[-1] == len(CONTENT) // 2
+    assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]
+
+
+@pytest.mark.parametrize("known_size", [True, False])
+def test_a_server_without_ranges_gives_the_whole_file_again(server, tmp_path, monkeypatch, known_size):
+    if not known_size:
+        monkeypatch.delitem(load_published()["checkpoints"]["nfnet_f0.dm_in1k"], "bytes")
+    (tmp_path / "F0_haiku.npz.part").write_bytes(CONTENT[:1000])
+    server.faults = ["no ranges"]
+    assert main(["download", "f0"]) == 0
+    assert (tmp_path / "F0_haiku.npz").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("known_size", [True, False])
+@pytest.mark.parametrize("beginning", [b"x" * 1000, CONTENT, CONTENT + b"more"], ids=["other", "complete", "longer"])
+def test_whatever_an_earlier_run_left_the_file_is_right(server, tmp_path, monkeypatch, beginning, known_size):
+    if not known_size:
+        monkeypatch.delitem(load_published()["checkpoints"]["nfnet_f0.dm_in1k"], "bytes")
+    (tmp_path / "F0_haiku.npz.part").write_bytes(beginning)
+    assert main(["download", "f0"]) == 0
+    assert (tmp_path / "F0_haiku.npz").read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]
+
+
+def test_another_content_is_not_kept(server, tmp_path, capsys):
+    server.content = b"y" + CONTENT[1:]
+    assert main(["download", "f0"]) == 1
+    assert f"sends another file: its MD5 is {hashlib.md5(server.content).hexdigest()}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_in_its_place_is_left_alone(server, tmp_path, capsys):
+    (tmp_path / "F0_haiku.npz").write_text("precious")
+    assert main(["download", "f0"]) == 1
+    assert "is there, and is not the released file: move it away" in capsys.readouterr().err
+    assert (tmp_path / "F0_haiku.npz").read_text() == "precious"
+    assert server.log == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [(404, "no longer there"), (403, "may not be read"), (429, "asks for a pause")]
+)
+def test_a_refusal_is_one_line_that_says_what_to_do(server, capsys, fault, message):
+    server.faults = [fault] * 10
+    assert main(["download", "f0"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("nfnet-timm: error: downloading http://127.0.0.1")
+    assert message in error
+
+
+@pytest.mark.parametrize("name", ["f7", "nfnet_f0.dm_im21k", "F0_haiku.npz", ""])
+def test_a_name_that_was_not_released_is_refused(capsys, name):
+    assert main(["download", name]) == 1
+    assert "expected one of f0, f1, f2, f3, f4, f5, f6" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_part_to_go_on_from(server, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    server.faults = ["cut"]
+    with monkeypatch.context() as patch:
+        patch.setattr("time.sleep", interrupt)  # where the client waits before it tries again
+        assert main(["download", "f0"]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert (tmp_path / "F0_haiku.npz.part").read_bytes() == CONTENT[: len(CONTENT) // 2]
+    assert main(["download", "f0"]) == 0
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(server, tmp_path):
+    url, md5 = (load_published()["checkpoints"]["nfnet_f0.dm_in1k"][key] for key in ("url", "md5"))
+    code = (
+        "import resource, sys; from nfnet_timm.cli import main; from nfnet_timm.hub.published import load_published\n"
+        f"load_published()['checkpoints']['nfnet_f0.dm_in1k'].update(url={url!r}, md5={md5!r}, bytes={len(CONTENT)})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1)); sys.exit(main(['download', 'f0']))"
+    )
+    env = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "PATH": ""}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "File too large" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz.part"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    assert main(["download", "f0"]) == 0
+    assert server.log[-1] > 0
+
+
+def test_without_a_network_it_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["download", "f0"]) == 1  # HF_HUB_OFFLINE is set here
+    assert "HF_HUB_OFFLINE" in capsys.readouterr().err

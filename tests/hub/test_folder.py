@@ -1,0 +1,148 @@
+"""A saved folder is complete or absent, has no pickle, and the same bytes every time."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import golden
+import pytest
+import timm
+from safetensors import safe_open
+
+from nfnet_timm.hub.folder import save_folder
+
+
+def test_a_folder_holds_weights_and_config_alone_and_loads(tiny, tmp_path):
+    model = tiny()
+    save_folder(model, tmp_path / "a" / "model", golden.TINY, {"source": "here"})
+    assert sorted(p.name for p in (tmp_path / "a" / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["model"]
+    with safe_open(tmp_path / "a" / "model" / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata == {"format": "pt", "source": "here", "arrays_sha256": metadata["arrays_sha256"]}
+    config = json.loads((tmp_path / "a" / "model" / "config.json").read_text())
+    assert config["architecture"] == "nfnet_f0"
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'a' / 'model'}", pretrained=True)
+    assert all(p.equal(loaded.get_parameter(name)) for name, p in model.named_parameters())
+
+
+def test_the_same_model_gives_the_same_bytes(tiny, tmp_path):
+    for name in "ab":
+        save_folder(tiny(), tmp_path / name, golden.TINY)
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_of_ours_is_replaced_when_asked_to(tiny, tmp_path):
+    save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
+    before = contents(tmp_path)
+    other = tiny()
+    other.head.fc.bias.data.fill_(3)
+    with pytest.raises(ValueError, match=r"out is there, and README.md, model.safetensors would change: pass --overwr"):
+        save_folder(other, tmp_path / "out", golden.TINY)
+    assert contents(tmp_path) == before
+    save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")  # the same: nothing to ask
+    save_folder(other, tmp_path / "out", golden.TINY, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert loaded.head.fc.bias.equal(other.head.fc.bias)
+
+
+def test_a_folder_with_other_files_is_left_alone(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="holds other files \\(thesis.tex\\): expected a folder, new or empty"):
+        save_folder(tiny(), tmp_path, golden.TINY)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ValueError, match="is a file: expected a folder"):
+        save_folder(tiny(), tmp_path / "thesis.tex", golden.TINY)
+
+
+def test_a_failed_write_leaves_nothing(tiny, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nfnet_timm.hub.folder.save_config", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_folder(tiny(), tmp_path / "out", golden.TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("existing", [False, True])
+def test_whatever_fails_while_files_are_moved_the_folder_is_as_it_was(tiny, tmp_path, monkeypatch, at, error, existing):
+    if existing:
+        save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
+    before = contents(tmp_path)
+    replace, calls = os.replace, []
+
+    def failing(a, b):
+        calls.append(a)
+        if len(calls) == at + 1:
+            raise error
+        replace(a, b)
+
+    other = tiny()
+    other.head.fc.bias.data.fill_(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("nfnet_timm.hub.folder.os.replace", failing)
+        try:
+            save_folder(other, tmp_path / "out", golden.TINY, card="another", overwrite=True)
+        except (OSError, KeyboardInterrupt):
+            assert contents(tmp_path) == before
+        else:
+            assert at >= (6 if existing else 3)
+    assert [p.name for p in tmp_path.rglob(".*")] == []
+
+
+def test_a_check_that_fails_keeps_what_is_there(tiny, tmp_path):
+    def unfit(folder):
+        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+        raise ValueError("unfit")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="unfit"):
+            save_folder(tiny(), tmp_path / "out", golden.TINY, check=unfit, overwrite=True)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_a_folder_is_written_through(tiny, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    save_folder(tiny(), tmp_path / "link", golden.TINY)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no second file system to write to")
+@pytest.mark.parametrize("how", ["link", "inside"])
+def test_a_folder_on_another_disk_is_written(tiny, tmp_path, how):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        target = tmp_path / "link" if how == "link" else Path(other) / "new"
+        if how == "link":
+            target.symlink_to(other)
+        assert os.stat(other).st_dev != os.stat(tmp_path).st_dev
+        for value in (1, 2):
+            model = tiny()
+            model.head.fc.bias.data.fill_(value)
+            save_folder(model, target, golden.TINY, card="card", overwrite=True)
+        assert sorted(p.name for p in target.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+        loaded = timm.create_model(f"local-dir:{target}", pretrained=True)
+        assert bool((loaded.head.fc.bias == 2).all())
+
+
+def test_what_a_run_that_was_killed_left_is_no_obstacle(tiny, tmp_path):
+    (tmp_path / "out" / ".nfnet-timm-abc").mkdir(parents=True)
+    save_folder(tiny(), tmp_path / "out", golden.TINY)
+    assert {"config.json", "model.safetensors"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_folder_has_the_usual_permissions(tiny, tmp_path):
+    (tmp_path / "usual").mkdir()
+    save_folder(tiny(), tmp_path / "out", golden.TINY)
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -1,0 +1,337 @@
+"""Publishing: what is built, what is refused, and that a Hub holds it afterwards."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import golden
+import pytest
+import timm
+import torch
+from hub_server import Fault
+from huggingface_hub import hf_hub_download
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_cli import COMMAND
+
+from nfnet_timm.cli import main
+from nfnet_timm.hub.fingerprints import logits_of
+from nfnet_timm.hub.known_model import open_model
+from nfnet_timm.hub.publish import build_repo
+
+SOURCE = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
+FILES = {"README.md", "config.json", "model.safetensors"}
+BUILT = "hub-repos/tiny"
+
+
+def same_network(a, b):
+    assert all(p.equal(b.get_parameter(name)) for name, p in a.named_parameters())
+    torch.testing.assert_close(logits_of(a), logits_of(b))
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch, capsys):
+    """Run `nfnet-timm publish SOURCE org/tiny`, and return its exit status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, source=SOURCE, repo="org/tiny", license="apache-2.0"):
+        status = main(["publish", str(source), repo, "--license", license, *arguments])
+        captured = capsys.readouterr()
+        assert "hf_writer" not in captured.out + captured.err
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def training(tiny, tmp_path):
+    """A checkpoint as timm's train.py saves it, with an average whose classifier differs."""
+    model, average = tiny(), tiny()
+    average.head.fc.bias.data.fill_(0.5)
+    for name in ("cat", "dog 2", "dog 10", *"abcdefg"):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+    args = argparse.Namespace(
+        **{
+            "model": "nfnet_f0",
+            "model_kwargs": {**golden.TINY, "recompute_acts": True},
+            "data_dir": str(tmp_path / "data"),
+        },
+        **{"train_split": "train", "val_split": "validation", "input_size": [3, 48, 48], "img_size": None},
+        **{"mean": [0.5, 0.5, 0.5], "std": None, "crop_pct": 1.0, "interpolation": "bilinear", "in_chans": None},
+        **{"opt": "agc-sgd", "lr": 0.1, "epochs": 3, "pretrained": True, "eval_metric": "top1", "model_ema": True},
+    )
+    checkpoint = {"epoch": 2, "arch": "nfnet_f0", "version": 2, "args": args, "metric": 87.5, "optimizer": {}}
+    checkpoint |= {"state_dict": model.state_dict(), "state_dict_ema": average.state_dict()}
+    torch.save(checkpoint, tmp_path / "model_best.pth.tar")
+    return tmp_path / "model_best.pth.tar", checkpoint, average
+
+
+def test_what_is_published_is_complete_and_loads_from_the_hub(hub, publish, tmp_path):
+    status, out, _ = publish()
+    assert status == 0
+    files = hub.files("org/tiny")
+    assert set(files) == FILES | {".gitattributes"}
+    assert {name: (tmp_path / BUILT / name).read_bytes() for name in FILES}.items() <= files.items()
+    assert [c.title for c in hub.repos["org/tiny"].history("main")] == ["Publish tiny", "initial commit"]
+    commit = hub.repos["org/tiny"].branches["main"]
+    assert f"pushed: commit {commit}" in out
+    expected = timm.create_model(f"local-dir:{tmp_path / BUILT}", pretrained=True).eval()
+    same_network(timm.create_model("hf-hub:org/tiny", pretrained=True).eval(), expected)
+    same_network(timm.create_model(f"hf-hub:org/tiny@{commit}", pretrained=True).eval(), expected)
+    config = Path(hf_hub_download("org/tiny", "config.json", revision=commit))
+    assert json.loads(config.read_text())["num_classes"] == 10
+
+
+def test_a_failed_verification_says_that_the_repo_is_complete_and_the_next_run_verifies(hub, publish):
+    hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "flip"))
+    status, _, error = publish()
+    commit = hub.repos["org/tiny"].branches["main"]
+    assert status == 1
+    assert f"org/tiny is complete at commit {commit}, but was not verified: the download of model.safetensors" in error
+    status, out, _ = publish()
+    assert status == 0
+    assert f"nothing to push, the same content is there: commit {commit}" in out
+
+
+def test_what_was_downloaded_once_loads_without_the_hub(hub, publish, tmp_path, run_python):
+    publish()
+    load = "import timm; print(timm.create_model('hf-hub:org/tiny', pretrained=True).head.fc.bias.sum().item())"
+    env = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.endpoint}
+    online = run_python(load, HF_HUB_OFFLINE="0", **env)
+    hub.log.clear()
+    assert run_python(load, HF_HUB_OFFLINE="1", **env) == online
+    assert hub.log == []
+
+
+def test_the_published_file_loads_into_plain_timm_by_the_cards_line(hub, publish):
+    publish()
+    weights = load_file(hf_hub_download("org/tiny", "model.safetensors"))
+    weights = {k: v.view(-1, 1, 1, 1) if k.endswith(".gain") else v for k, v in weights.items()}
+    assert set(weights) == set(timm.create_model("dm_nfnet_f0", device="meta").state_dict()) & set(weights)
+    gains = {k: v.shape for k, v in timm.create_model("dm_nfnet_f0", device="meta").state_dict().items() if "gain" in k}
+    assert all(len(weights[k].shape) == len(shape) for k, shape in gains.items() if k in weights)
+
+
+def test_the_same_source_gives_the_same_bytes_in_every_process(tmp_path):
+    code = "import sys; from nfnet_timm.cli import main; sys.exit(main(sys.argv[1:]))"
+    contents = set()
+    for i in range(4):  # safetensors' own order of the metadata differs from process to process
+        out = tmp_path / str(i)
+        command = ["publish", SOURCE, "org/tiny", "--license", "mit", "--dry-run", "--out", str(out)]
+        subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True)
+        contents.add(tuple((out / name).read_bytes() for name in sorted(FILES)))
+    assert len(contents) == 1
+
+
+def test_a_dry_run_shows_all_and_sends_nothing(hub, publish, tmp_path):
+    status, out, _ = publish("--dry-run")
+    assert status == 0
+    for text in (f"{hub.endpoint}/org/tiny, branch main", "config.json", "license: apache-2.0", "nothing was pushed"):
+        assert text in out
+    assert f"{(tmp_path / BUILT / 'model.safetensors').stat().st_size:,} bytes  model.safetensors" in out
+    assert hub.log == []
+
+
+def test_the_header_tells_the_origin(publish, tmp_path):
+    publish("--dry-run")
+    with safe_open(tmp_path / BUILT / "model.safetensors", "pt") as weights:
+        metadata = weights.metadata()
+    assert metadata["format"] == "pt"
+    assert metadata["source"] == "nfnet_tiny_haiku_2021.npz"
+    assert metadata["source_bytes"] == str(Path(SOURCE).stat().st_size)
+    assert len(metadata["source_sha256"]) == 64
+    model = timm.create_model(f"local-dir:{tmp_path / BUILT}", pretrained=True).eval()
+    assert torch.allclose(torch.tensor(json.loads(metadata["logits"])), logits_of(model)[:8], rtol=1e-5)
+
+
+def test_a_folder_of_convert_gives_the_same_weights_and_origin_as_its_file(publish, tmp_path):
+    assert main(["convert", SOURCE, "--out", str(tmp_path / "converted")]) == 0
+    assert publish("--dry-run", "--out", "a")[0] == 0
+    assert publish("--dry-run", "--out", "b", source="converted")[0] == 0
+    for name in ("README.md", "config.json"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+    a, b = (timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True).eval() for folder in "ab")
+    same_network(a, b)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_is_published_and_stays_as_it_is(publish, tmp_path):
+    assert main(["convert", SOURCE, "--out", str(tmp_path / "tiny")]) == 0
+    before = contents(tmp_path / "tiny")
+    for _ in range(2):
+        assert publish("--dry-run", source="tiny")[0] == 0
+        assert contents(tmp_path / "tiny") == before
+    assert set(contents(tmp_path / BUILT)) == FILES
+    assert publish("--dry-run", "--out", "tiny", source="tiny")[0] == 1  # not there, unless asked to
+    assert contents(tmp_path / "tiny") == before
+
+
+def test_a_card_and_words_for_the_classes_that_are_there_are_kept(publish, tmp_path):
+    assert publish("--dry-run", "--out", "mine")[0] == 0
+    card = tmp_path / "mine" / "README.md"
+    card.write_text(card.read_text() + "\nWritten by hand.\n")
+    config = tmp_path / "mine" / "config.json"
+    labels = {"label_names": list("abcdefghij"), "label_descriptions": {"a": "the first letter"}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **labels}))
+    before = contents(tmp_path / "mine")
+    assert publish("--dry-run", source="mine")[0] == 0
+    assert contents(tmp_path / "mine") == before
+    assert (tmp_path / BUILT / "README.md").read_text().endswith("Written by hand.\n")
+    assert labels.items() <= json.loads((tmp_path / BUILT / "config.json").read_text()).items()
+    status, _, error = publish("--dry-run", source="mine", license="mit")
+    assert status == 1
+    assert "--license mit: the card that is there says apache-2.0; change it in README.md" in error
+
+
+def test_what_was_built_and_changed_by_hand_is_not_built_over(publish, tmp_path):
+    assert publish("--dry-run")[0] == 0
+    card = tmp_path / BUILT / "README.md"
+    card.write_text(card.read_text() + "Mine.")
+    before = contents(tmp_path / BUILT)
+    status, _, error = publish("--dry-run")
+    assert status == 1
+    assert f"{BUILT} is there, and README.md would change: pass --overwrite" in error
+    assert contents(tmp_path / BUILT) == before
+    assert publish("--dry-run", "--overwrite")[0] == 0
+    assert contents(tmp_path / BUILT) != before
+
+
+def test_of_a_training_checkpoint_average_classes_and_preprocessing_are_kept(publish, training, tmp_path):
+    path, _, average = training
+    status, out, _ = publish("--dry-run", "--yes", source=path, license="mit")
+    assert status == 0
+    assert "weights: the moving average (EMA)" in out
+    assert f"class names found in {tmp_path / 'data' / 'train'}: a, b, c, cat, d, dog 2, dog 10, e, f, g" in out
+    model = timm.create_model(f"local-dir:{tmp_path / BUILT}", pretrained=True).eval()
+    same_network(model, average)
+    config = timm.data.resolve_model_data_config(model)
+    assert (tuple(config["input_size"]), tuple(config["mean"])) == ((3, 48, 48), (0.5, 0.5, 0.5))
+    assert (config["interpolation"], config["crop_pct"]) == ("bilinear", 1.0)
+    saved = json.loads((tmp_path / BUILT / "config.json").read_text())
+    assert saved["label_names"] == ["a", "b", "c", "cat", "d", "dog 2", "dog 10", "e", "f", "g"]
+    assert saved["pretrained_cfg"]["license"] == "mit"
+    assert "recompute_acts" not in saved["model_args"]
+    card = (tmp_path / BUILT / "README.md").read_text()
+    for text in ("base_model: timm/dm_nfnet_f0.dm_in1k", "value: 87.5", "measured in training", "| `opt` | agc-sgd |"):
+        assert text in card
+    assert str(tmp_path) not in card
+
+
+def test_a_training_checkpoint_without_an_average_says_so(publish, training, tmp_path):
+    path, checkpoint, _ = training
+    del checkpoint["state_dict_ema"]
+    torch.save(checkpoint, path)
+    _, out, _ = publish("--dry-run", source=path)
+    assert "weights: as trained; the checkpoint has no average" in out
+    assert "the run kept no average" in (tmp_path / BUILT / "README.md").read_text()
+
+
+def test_a_checkpoint_saved_by_compiled_and_distributed_runs_loads(publish, training):
+    path, checkpoint, _ = training
+    checkpoint["state_dict_ema"] = {f"module._orig_mod.{k}": v for k, v in checkpoint["state_dict_ema"].items()}
+    torch.save(checkpoint, path)
+    assert publish("--dry-run", source=path)[0] == 0
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    path, checkpoint, _ = training
+    torch.save({**checkpoint, "extra": Hostile()}, path)
+    status, _, error = publish("--dry-run", source=path)
+    assert status == 1
+    assert "cannot be read as a checkpoint of timm's train.py" in error
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "missing.npz"}, "No such file"),
+        ({"source": "text.npz"}, "is no pickle"),
+        ({"source": "."}, "has no config.json"),
+        ({"source": "other.pth.tar"}, "has no 'state_dict' and 'args'"),
+        ({"repo": "just-a-name"}, "expected ORGANIZATION/NAME"),
+        ({"repo": "org/bad name"}, "org/bad name"),
+        ({"repo": "/"}, "'/'"),
+        ({"repo": "https://huggingface.co/org/name"}, "org/name"),
+        ({"options": ("--revision", "a b")}, "'a b' cannot be the name of a branch"),
+        ({"options": ("--revision", "..")}, "'..' cannot be the name of a branch"),
+        ({"options": ("--tag", "v 1")}, "'v 1' cannot be the name of a tag"),
+        ({"options": ("--tag", "")}, "'' cannot be the name of a tag"),
+        ({"options": ("--tag", "x..y")}, "'x..y' cannot be the name of a tag"),
+        ({"names": "few.txt"}, "few.txt has 2 class names for 10 classes"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_mistake_is_one_line_and_sends_nothing(hub, publish, tmp_path, arguments, message, dry_run):
+    arguments = dict(arguments)
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "few.txt").write_text("cat\ndog\n")
+    torch.save({"model": 1}, tmp_path / "other.pth.tar")
+    more = ("--class-names", arguments.pop("names")) if "names" in arguments else arguments.pop("options", ())
+    status, _, error = publish(*more, *(["--dry-run"] if dry_run else []), **arguments)
+    assert status == 1
+    assert message in error
+    assert error.count("\n") == 1
+    assert hub.repos == {}
+
+
+def test_weights_of_ones_own_need_a_licence(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["publish", SOURCE, "org/tiny", "--dry-run"]) == 1
+    assert "pass, for instance, --license apache-2.0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_diverged_is_not_published(tiny, tmp_path):
+    source = open_model(Path(SOURCE))
+    source.model.head.fc.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite|other values"):
+        build_repo(source, "org/tiny", tmp_path / "out", "mit")
+
+
+def test_a_secret_in_the_card_is_found(tmp_path, monkeypatch):
+    source = open_model(Path(SOURCE))
+    source.metadata["source"] = "hf_" + "a1B2" * 8
+    with pytest.raises(ValueError, match=r"looks like an access token"):
+        build_repo(source, "org/tiny", tmp_path / "out", "mit")
+
+
+def test_ctrl_c_while_building_leaves_the_folder_as_it_was(publish, tmp_path, monkeypatch):
+    publish("--dry-run")
+    before = {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()}
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt  # a signal would be ignored where a shell started the tests in the background
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nfnet_timm.hub.folder.save_config", interrupt)
+        status, _, error = publish("--dry-run", "--overwrite", license="mit")
+    assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to go on\n")
+    assert {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert publish("--dry-run", "--overwrite", license="mit")[0] == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_building_leaves_the_folder_as_it_was(tmp_path):
+    command = [COMMAND, "publish", SOURCE, "org/tiny", "--license", "mit", "--dry-run", "--out", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+    limited = f"{limit}sys.argv = {list(map(str, command))!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", limited], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "cannot write out" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,132 @@
+"""A file of the released F0's format and size becomes a folder, a card and the file again, without a changed bit.
+
+The file is made by authors_file.py. It has the 285,976,842 bytes of the released one, and other numbers in it.
+"""
+
+import hashlib
+import json
+
+import authors_file
+import golden
+import numpy as np
+import pytest
+import timm
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from nfnet_timm.cli import main
+from nfnet_timm.formats.haiku_reader import read_tree
+from nfnet_timm.hub.published import load_published
+
+NAME = "nfnet_f0.dm_in1k"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Return the file, and its MD5."""
+    path = tmp_path_factory.mktemp("released") / "F0_haiku.npz"
+    authors_file.write(golden.tree("nfnet_f0"), path)
+    return path, hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def recorded(released, monkeypatch):
+    """Let the table of hashes have that of the file."""
+    monkeypatch.setitem(load_published()["checkpoints"][NAME], "md5", released[1])
+
+
+def equal(a, b):
+    return {m: set(ps) for m, ps in a.items()} == {m: set(ps) for m, ps in b.items()} and all(
+        array.tobytes() == b[m][p].tobytes() and array.shape == b[m][p].shape
+        for m, ps in a.items()
+        for p, array in ps.items()
+    )
+
+
+def test_its_size_is_the_released_ones(released):
+    assert (
+        released[0].stat().st_size == authors_file.RELEASED_F0_BYTES == load_published()["checkpoints"][NAME]["bytes"]
+    )
+
+
+def test_it_is_converted_loaded_and_converted_back_without_a_changed_bit(released, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path, md5 = released
+    assert main(["convert", str(path), "--out", "nfnet_f0"]) == 0
+    out = capsys.readouterr().out
+    assert "F0_haiku.npz: nfnet_f0, 71,489,284 parameters" in out
+    assert f"F0_haiku.npz is none of the released files, by its MD5 {md5}: weights of your own" in out
+    assert main(["convert", "nfnet_f0", "--out", "back.npz"]) == 0
+    tree = read_tree(path)
+    assert equal(read_tree("back.npz"), tree)
+    folder = timm.create_model("local-dir:nfnet_f0", pretrained=True)
+    direct = timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert all(p.equal(direct.get_parameter(name)) for name, p in folder.named_parameters())
+    kernel = tree["NFNet/~/nf_block_3/~/conv1"]["w"]
+    assert np.array_equal(direct.stages[2][0].conv2.weight.detach().numpy(), kernel.transpose(3, 2, 0, 1))
+
+
+def test_by_its_hash_it_is_the_released_file_and_gets_its_figures(released, recorded, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "renamed.bin"  # a name decides nothing
+    path.hardlink_to(released[0])
+    assert main(["publish", "renamed.bin", "org/f0", "--dry-run", "--out", "out"]) == 0
+    assert f"renamed.bin is the file that the authors released as {NAME}, by its MD5" in capsys.readouterr().out
+    card = ModelCard.load("out/README.md")
+    assert (card.data.license, card.data.datasets) == ("apache-2.0", ["imagenet-1k"])
+    assert max(result.metric_value for result in card.data.eval_results if "Top-1" in result.metric_name) == 83.6
+    assert f"Its MD5 is the recorded one, `{released[1]}`" in " ".join(card.text.split())
+    assert main(["publish", "renamed.bin", "org/f0", "--dry-run", "--license", "mit", "--out", "b"]) == 1
+    assert "nfnet_f0.dm_in1k was released under apache-2.0; leave the option out" in capsys.readouterr().err
+
+
+def test_its_folder_is_told_by_the_hash_too_until_an_array_is_changed(
+    released, recorded, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", str(released[0]), "--out", "f0"]) == 0
+    assert f"released as {NAME}" in capsys.readouterr().out
+    assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "built"]) == 0
+    assert f"released as {NAME}" in capsys.readouterr().out
+    assert "83.6" in (tmp_path / "built" / "README.md").read_text()
+    weights = tmp_path / "f0" / "model.safetensors"
+    arrays = load_file(weights)
+    arrays["head.fc.bias"] = arrays["head.fc.bias"] + 1
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    save_file(arrays, weights, metadata)  # the header still has the hash of the file
+    assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other"]) == 1
+    assert "by its hash this is no released file; weights of your own" in capsys.readouterr().err
+    assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other", "--license", "mit"]) == 0
+    assert "83.6" not in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_another_content_of_that_name_and_size_is_weights_of_ones_own(released, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = str(released[0])
+    assert main(["publish", path, "org/f0", "--dry-run", "--out", "out"]) == 1
+    error = capsys.readouterr().err
+    assert "by its hash this is no released file" in error
+    assert "--checkpoint nfnet_f0.dm_in1k" in error
+    assert main(["publish", path, "org/f0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
+    card = ModelCard.load("out/README.md")
+    assert (card.data.license, card.data.datasets, card.data.eval_results) == ("mit", None, None)
+    assert "ImageNet" not in card.text.split("## Citation")[0]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
+
+
+def test_who_knows_better_says_so_and_the_card_says_that(released, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = str(released[0])
+    assert main(["publish", path, "org/f0", "--dry-run", "--out", "out", "--checkpoint", NAME]) == 0
+    assert f"is taken for the released {NAME} by your word" in capsys.readouterr().out
+    text = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert f"Its MD5, `{released[1]}`, is **not the recorded one**" in text
+    assert "83.6" in text
+    for claim, message in (
+        ("nfnet_f1.dm_in1k", "this is no nfnet_f1.dm_in1k: its arrays are those of nfnet_f0"),
+        ("nfnet_f9", "there is no released checkpoint 'nfnet_f9': expected one of nfnet_f0.dm_in1k"),
+    ):
+        assert main(["publish", path, "org/f0", "--dry-run", "--out", "b", "--checkpoint", claim]) == 1
+        assert message in capsys.readouterr().err

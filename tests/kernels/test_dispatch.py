@@ -1,0 +1,39 @@
+"""The paths that are made for a CPU are taken where tensors have their numbers, and nowhere else."""
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from nfnet_timm.kernels.dispatch import is_eager_on_cpu
+
+
+def test_a_plain_tensor_or_parameter_is_eager():
+    x = torch.ones(2)
+    assert is_eager_on_cpu(x)
+    assert is_eager_on_cpu(torch.nn.Parameter(x))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert is_eager_on_cpu(x)
+
+
+def test_what_has_no_numbers_is_not():
+    assert not is_eager_on_cpu(torch.ones(2, device="meta"))
+    assert not is_eager_on_cpu(FakeTensorMode().from_tensor(torch.ones(2)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_what_is_recorded_or_transformed_is_not():
+    said = []
+
+    def ask(x):
+        said.append(is_eager_on_cpu(x))
+        return x * x
+
+    x = torch.ones(2)
+    with FlopCounterMode(display=False):
+        ask(x)
+    torch.jit.trace(ask, x, check_trace=False)
+    torch.vmap(ask)(x)
+    torch.func.grad(lambda x: ask(x).sum())(x)
+    assert said == [False] * 4
+    assert torch.compile(lambda x: x + is_eager_on_cpu(x), backend="eager", fullgraph=True)(x).tolist() == [1, 1]

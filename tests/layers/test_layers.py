@@ -1,0 +1,97 @@
+"""Weight standardization and squeeze-excite against independent NumPy transcriptions."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nfnet_timm.layers.squeeze_excite import PixelConv2d, SqueezeExcite
+from nfnet_timm.layers.ws_conv import WSConv2d
+
+
+def reference_weight(conv: WSConv2d) -> np.ndarray:
+    """base.py's formula in float64: (w - mean) * gain * rsqrt(max(var * fan_in, eps))."""
+    weight, gain = conv.weight.detach().double().numpy(), conv.gain.detach().double().numpy()
+    mean, var = weight.mean((1, 2, 3), keepdims=True), weight.var((1, 2, 3), keepdims=True)
+    scale = gain[:, None, None, None] / np.sqrt(np.maximum(var * weight[0].size, 1e-4))
+    return conv.scale * (weight - mean) * scale
+
+
+@pytest.fixture
+def conv():
+    torch.manual_seed(0)
+    conv = WSConv2d(8, 12, 3, stride=2, groups=2, scale=1.7)
+    torch.nn.init.uniform_(conv.gain, 0.5, 1.5)
+    conv.weight.data[::5] *= 1e-3  # into the branch of eps
+    conv.weight.data[1] = 3.25  # no variance at all
+    return conv
+
+
+def test_weight_is_the_authors_formula(conv):
+    actual = conv.standardized_weight().detach().numpy()
+    assert np.allclose(actual, reference_weight(conv), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(actual).all()
+
+
+def test_gradients_are_those_of_finite_differences(conv):
+    conv = conv.double()
+    conv.weight.data[1] = torch.randn(4, 3, 3)
+    standardized = WSConv2d.standardized_weight
+
+    def weight(w, g):
+        # In float64 throughout, for the comparison.
+        flat = w.flatten(1)
+        centred = flat - flat.mean(1, keepdim=True)
+        return centred * (g * 1.7 * torch.rsqrt(centred.square().sum(1).clamp(min=1e-4)))[:, None]
+
+    assert torch.autograd.gradcheck(
+        weight, (conv.weight.detach().requires_grad_(), conv.gain.detach().requires_grad_())
+    )
+    upstream = torch.randn(12, 36, dtype=torch.float64)
+    (weight(conv.weight, conv.gain) * upstream).sum().backward()
+    expected = conv.weight.grad.clone()
+    conv.zero_grad()
+    (standardized(conv).flatten(1) * upstream).sum().backward()
+    assert torch.allclose(conv.weight.grad, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_float64_is_standardized_in_float64(conv, memory_format):
+    conv = conv.double().to(memory_format=memory_format)
+    actual = conv.standardized_weight().detach().numpy()
+    assert actual.dtype == np.float64
+    assert np.allclose(actual, reference_weight(conv), rtol=1e-12, atol=1e-13)
+    conv.weight.data[1] = torch.randn(4, 3, 3)
+    conv.weight.data[::5] *= 1e3
+
+    def standardized(weight, gain):
+        return torch.func.functional_call(conv, {"weight": weight, "gain": gain}, (x,))
+
+    x = torch.randn(1, 8, 3, 3, dtype=torch.float64)
+    inputs = conv.weight.detach().requires_grad_(), conv.gain.detach().requires_grad_()
+    assert torch.autograd.gradcheck(standardized, inputs)
+
+
+def test_squeeze_excite_is_plain_relu_and_a_factor_of_two():
+    torch.manual_seed(0)
+    attn = SqueezeExcite(6, 0.5)
+    x = torch.randn(2, 6, 4, 5)
+    pooled = x.mean((2, 3))
+    hidden = (pooled @ attn.fc1.weight.flatten(1).T + attn.fc1.bias).clamp(min=0)
+    expected = 2 * torch.sigmoid(hidden @ attn.fc2.weight.flatten(1).T + attn.fc2.bias)
+    assert torch.allclose(attn(x)[:, :, 0, 0], expected, atol=1e-6)
+
+
+def test_squeeze_excite_has_at_least_one_hidden_channel():
+    assert SqueezeExcite(3, 0.1).fc1.out_channels == 1
+    assert SqueezeExcite(9, 0.5).fc1.out_channels == 4
+
+
+def test_a_convolution_of_single_pixels_is_torchs_with_its_gradients():
+    torch.manual_seed(0)
+    ours = PixelConv2d(6, 4, 1).double()
+    x = torch.randn(3, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    results = []
+    for y in (ours(x), F.conv2d(x, ours.weight, ours.bias)):
+        results.append([y, *torch.autograd.grad(y.square().sum(), (x, ours.weight, ours.bias))])
+    torch.testing.assert_close(*results)

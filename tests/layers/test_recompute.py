@@ -1,0 +1,298 @@
+"""Recomputed activations: less memory, and nothing else changes."""
+
+import copy
+import io
+
+import pytest
+import timm
+import torch
+
+from nfnet_timm.kernels.torch_private import has_saved_tensors_hooks
+from nfnet_timm.layers.recompute import _Kept, _Origin
+
+NETWORKS = ["nfnet_f0", "dm_nf_resnet50", "dm_nf_seresnet50", "dm_nf_regnet_b0"]
+
+
+SMALL = {"channels": (16, 16, 32, 32), "group_size": 8}
+TINY = {**SMALL, "depths": (1, 1, 1, 1)}
+
+
+def gradients(model, x):
+    model.zero_grad()
+    loss = model(x).square().mean()
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+def kept_bytes(model, x):
+    """Memory that lives until the backward pass and is no parameter."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def storages(node):
+        if node is None or node in seen:
+            return
+        seen.add(node)
+        for name in dir(node):
+            if name.startswith("_raw_saved_"):
+                value = getattr(node, name)
+                for saved in value if isinstance(value, (tuple, list)) else [value]:
+                    tensor = getattr(saved, "data", None)  # what the hook returned, or the tensor
+                    while isinstance(tensor, _Origin):
+                        tensor = tensor.input
+                    if isinstance(tensor, _Kept):
+                        tensor = tensor.tensor
+                    if isinstance(tensor, torch.Tensor):
+                        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        for parent, _ in node.next_functions:
+            storages(parent)
+
+    seen = set()
+    storages(model(x).sum().grad_fn)
+    return sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+def pair(name, **kwargs):
+    torch.manual_seed(0)
+    plain = timm.create_model(name, depths=(1, 2, 1, 1), num_classes=10, **kwargs)
+    for key, p in plain.named_parameters():
+        if key.endswith("skipinit_gain"):
+            torch.nn.init.constant_(p, 0.5)
+    again = timm.create_model(name, depths=(1, 2, 1, 1), num_classes=10, recompute_acts=True, **kwargs)
+    again.load_state_dict(plain.state_dict())
+    return plain, again
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("pixels", [64, 97])
+def test_loss_and_gradients_are_the_same_to_the_bit(name, pixels):
+    plain, again = pair(name)
+    x = torch.randn(2, 3, pixels, pixels)
+    for expected, actual in zip(gradients(plain, x), gradients(again, x), strict=True):
+        assert torch.equal(expected, actual)
+
+
+def test_second_derivatives_are_the_same():
+    plain, again = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
+    x = torch.randn(2, 3, 32, 32)
+    results = []
+    for model in (plain, again):
+        weight = model.stages[1][0].conv2.weight
+        (first,) = torch.autograd.grad(model(x).square().sum(), weight, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), weight)[0])
+    assert torch.allclose(*results, rtol=1e-4, atol=1e-6 * float(results[0].abs().max()))
+
+
+@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_regnet_b0"])
+def test_little_more_than_half_of_the_maps_are_kept(name):
+    plain, again = pair(name)
+    x = torch.randn(4, 3, 192, 192)
+    weights = sum(p.numel() * 4 for key, p in plain.named_parameters() if "conv" in key and p.dim() == 4)
+    maps = [kept_bytes(model, x) - weights for model in (plain, again)]
+    assert maps[1] < 0.62 * maps[0]
+
+
+def test_relu_which_keeps_its_output_keeps_no_more():
+    plain, again = pair("dm_nf_resnet50")
+    x = torch.randn(2, 3, 64, 64)
+    assert kept_bytes(again, x) <= kept_bytes(plain, x)
+
+
+def test_checkpointed_blocks_keep_what_they_keep_without_it():
+    plain, again = pair("nfnet_f0")
+    x = torch.randn(2, 3, 96, 96, requires_grad=True)
+    plain.set_grad_checkpointing()
+    again.set_grad_checkpointing()
+    assert kept_bytes(again, x) <= kept_bytes(plain, x)
+    for expected, actual in zip(gradients(plain, x), gradients(again, x), strict=True):
+        assert torch.equal(expected, actual)
+
+
+def test_an_error_inside_leaves_no_hook_behind():
+    _, again = pair("nfnet_f0")
+    with pytest.raises(ValueError, match="shape"):
+        again.stages(torch.randn(1, 5, 8, 8))
+    assert not has_saved_tensors_hooks()
+
+
+def raising(error):
+    def hook(*_):
+        raise error
+
+    return hook
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
+@pytest.mark.parametrize("place", ["stem.conv2", "stem.act2", "stages.1.0", "stages.1.0.conv2", "stages.1.0.act1", ""])
+@pytest.mark.parametrize("prepend", [False, True])
+@pytest.mark.parametrize("kind", ["register_forward_pre_hook", "register_forward_hook"])
+def test_whatever_ends_a_forward_pass_leaves_nothing_behind(error, place, prepend, kind):
+    """Ctrl-C among it: unrelated code goes on, and the user's own hooks on saved tensors stay."""
+    model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
+    x = torch.randn(1, 3, 32, 32)
+    hook = getattr(model.get_submodule(place), kind)(raising(error), prepend=prepend)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(1) or t, lambda t: t):
+        with pytest.raises(error):
+            model(x)
+        before = len(packed)
+        (torch.ones(2, requires_grad=True) ** 2).sum()
+        assert len(packed) > before  # these hooks are still the ones
+    with pytest.raises(error):
+        model(x)
+    hook.remove()
+    assert not has_saved_tensors_hooks()
+    torch.func.grad(lambda y: (y**2).sum())(torch.ones(2))
+    y = torch.ones(2, requires_grad=True) * 1
+    z = y.square()
+    y.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+    model(x).sum().backward()
+
+
+def test_an_interrupt_in_the_middle_of_a_convolution_leaves_nothing_behind(monkeypatch):
+    model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.functional.conv2d", raising(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.randn(1, 3, 32, 32))
+    assert not has_saved_tensors_hooks()
+
+
+def change_in_place(model, x, change):
+    """Return the gradients of ``model`` where ``change`` has put hooks that change what they see."""
+    handles = change(model)
+    try:
+        return gradients(model, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def doubled(module, args, output):
+    output.mul_(2)
+
+
+def halved_input(module, args):
+    args[0].mul_(0.5)
+
+
+IN_PLACE = {
+    "an activation": lambda m: [m.stages[0][0].act2.register_forward_hook(doubled)],
+    "an activation, first": lambda m: [m.stages[0][0].act2.register_forward_hook(doubled, prepend=True)],
+    "an activation, by a copy": lambda m: [m.stages[0][0].act2.register_forward_hook(lambda a, b, out: out * 2)],
+    "by a copy, first": lambda m: [m.stages[0][0].act2.register_forward_hook(lambda a, b, o: o * 2, prepend=True)],
+    "the stem's activation": lambda m: [m.stem.act3.register_forward_hook(doubled)],
+    "the first activation of a block": lambda m: [m.stages[1][0].act1.register_forward_hook(doubled)],
+    "a convolution's input": lambda m: [m.stages[1][0].conv2.register_forward_pre_hook(halved_input)],
+    "an activation's input": lambda m: [m.stages[1][0].act3.register_forward_pre_hook(lambda a, b: (b[0] * 0.5,))],
+    "a block": lambda m: [m.stages[2][0].register_forward_hook(lambda a, b, out: out * 0.5)],
+    "every activation": lambda m: [
+        a.register_forward_hook(doubled) for a in m.modules() if type(a).__name__.endswith("GELUTanh")
+    ],
+}
+
+
+@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
+def test_hooks_that_change_maps_give_the_gradients_of_the_plain_network_or_its_error(change):
+    plain, again = pair("nfnet_f0", **SMALL)
+    x = torch.randn(2, 3, 64, 64)
+    try:
+        expected = change_in_place(plain, x, change)
+    except RuntimeError as error:
+        assert "inplace" in str(error)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            change_in_place(again, x, change)
+        return
+    for a, b in zip(expected, change_in_place(again, x, change), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_a_feature_map_that_is_changed_in_place_is_an_error_as_in_the_plain_network(index):
+    x = torch.randn(2, 3, 64, 64)
+    results = []
+    for model in pair("nfnet_f0", **SMALL):
+        features = model.forward_intermediates(x, intermediates_only=True)
+        features[index].mul_(0.5)
+        try:
+            sum(f.square().mean() for f in features).backward()
+            results.append([p.grad for p in model.parameters()])
+        except RuntimeError as error:
+            results.append(str(error)[:120])
+    assert type(results[0]) is type(results[1])
+    if isinstance(results[0], str):
+        assert "modified by an inplace operation" in results[1]
+    else:
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_weight_that_is_changed_between_the_passes_is_an_error_as_in_the_plain_network():
+    for model in pair("nfnet_f0", **SMALL):
+        loss = model(torch.randn(2, 3, 32, 32)).sum()
+        with torch.no_grad():
+            model.head.fc.weight.mul_(2)
+            model.stages[0][0].conv1.bias.mul_(2)  # of which nothing is kept
+            for block in (model.stages[0][0], model.stages[1][0]):
+                block.conv2.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
+    _, again = pair("nfnet_f0", **SMALL)
+    loss = again(torch.randn(2, 3, 64, 64)).square().mean()
+    once = torch.autograd.grad(loss, list(again.parameters()), retain_graph=True)
+    twice = torch.autograd.grad(loss, list(again.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
+
+
+def test_other_hooks_on_saved_tensors_have_the_say():
+    plain, again = pair("nfnet_f0", **SMALL)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.autograd.graph.save_on_cpu():
+        for a, b in zip(gradients(plain, x), gradients(again, x), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_feature_network_is_checkpointed_too():
+    kept = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, depths=(1, 2, 2, 1))
+        features.set_grad_checkpointing(enable)
+
+        class Summed(torch.nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x):
+                return sum(f.mean() for f in self.inner(x))
+
+        kept.append(kept_bytes(Summed(features), torch.randn(2, 3, 96, 96, requires_grad=True)))
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_it_goes_with_copies_features_compile_autocast_func_and_inference():
+    plain, again = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
+    x = torch.randn(2, 3, 32, 32)
+    for expected, actual in zip(gradients(plain, x), gradients(copy.deepcopy(again), x), strict=True):
+        assert torch.equal(expected, actual)
+    buffer = io.BytesIO()
+    torch.save(again, buffer)
+    with torch.no_grad():
+        assert torch.equal(torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)(x), plain(x))
+    compiled = torch.compile(again, fullgraph=True, backend="aot_eager")
+    for expected, actual in zip(gradients(plain, x), gradients(compiled, x), strict=True):
+        assert torch.allclose(expected, actual, rtol=1e-3, atol=1e-5 * float(expected.abs().max() + 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        for expected, actual in zip(gradients(plain, x), gradients(again, x), strict=True):
+            assert torch.equal(expected, actual)
+    parameters = dict(again.named_parameters())
+    grads = torch.func.grad(lambda p: torch.func.functional_call(again, p, (x,)).square().mean())(parameters)
+    for expected, actual in zip(gradients(plain, x)[1:], grads.values(), strict=True):
+        assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-6 * float(expected.abs().max() + 1))
+    features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, depths=(1, 1, 1, 1))
+    sum(f.mean() for f in features(x)).backward()

@@ -1,0 +1,324 @@
+"""Pretrained weights come through timm's ordinary path, from a Hub cache in the Hub's own layout."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import golden
+import pytest
+import timm
+import torch
+from hub_cache import fill_hub_cache
+from safetensors.torch import load_file, save_file
+
+from nfnet_timm.models.infer import check_state_dict, infer_variant
+from nfnet_timm.models.variants import VARIANTS
+
+
+@pytest.fixture(scope="module")
+def hub_cache(tmp_path_factory):
+    """A cache with timm/dm_nfnet_f0.dm_in1k: timm's own network, so gains are (O, 1, 1, 1), with random weights."""
+    home = tmp_path_factory.mktemp("hf")
+    torch.manual_seed(0)
+    model = timm.create_model("dm_nfnet_f0")
+    for p in model.parameters():
+        torch.nn.init.uniform_(p, -0.1, 0.1)
+    fill_hub_cache(home, "dm_nfnet_f0.dm_in1k", model)
+    return home
+
+
+IN_CACHE = """
+import json, timm, torch
+name, kwargs = json.loads({arguments!r})
+model = timm.create_model(name, pretrained=True, **kwargs)
+theirs = timm.create_model("dm_nfnet_f0", pretrained=True, **kwargs)
+ours = dict(model.named_parameters())
+same = {{k: v.shape == p.flatten().shape and torch.equal(v, p.flatten()) if k.endswith(".gain") else torch.equal(v, p)
+        for k, p in theirs.named_parameters() if k in ours for v in [ours[k]]}}
+print(json.dumps(dict(
+    different=[k for k, equal in same.items() if not equal], count=[len(ours), len(same)],
+    devices=sorted({{str(p.device) for p in ours.values()}}), grads=all(p.requires_grad for p in ours.values()),
+    finite=all(p.isfinite().all().item() for p in ours.values()),
+    head=float(ours["head.fc.weight"].std()) if "head.fc.weight" in ours else None,
+    output=[list(o.shape) for o in (lambda o: o if isinstance(o, list) else [o])(
+        model.eval()(torch.randn(1, kwargs.get("in_chans", 3), 64, 64)))],
+    cfg=model.pretrained_cfg.get("hf_hub_id"))))
+"""
+
+
+def create_offline(hub_cache, name: str = "nfnet_f0", **kwargs) -> dict:
+    code = IN_CACHE.format(arguments=json.dumps([name, kwargs]))
+    env = {"HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"num_classes": 10},
+        {"num_classes": 0},
+        {"in_chans": 1},
+        {"in_chans": 4, "num_classes": 10},
+        {"features_only": True},
+        {"features_only": True, "in_chans": 1, "out_indices": [1, 3]},
+    ],
+    ids=str,
+)
+def test_the_hub_cache_gives_the_weights_that_timm_loads(hub_cache, kwargs):
+    result = create_offline(hub_cache, **kwargs)
+    new_head = kwargs.get("num_classes") == 10
+    assert result["different"] == (["head.fc.weight"] if new_head else [])  # timm's is drawn from another distribution
+    assert result["count"][0] == result["count"][1]
+    assert result["devices"] == ["cpu"]
+    assert result["grads"]
+    assert result["finite"]
+    if new_head:
+        assert result["head"] == pytest.approx(0.01, rel=0.05)
+    if kwargs.get("features_only"):
+        assert len(result["output"]) == len(kwargs.get("out_indices", range(5)))
+    else:
+        classes = kwargs.get("num_classes", 1000)
+        assert result["output"] == [[1, classes or 3072]]
+        assert result["cfg"] == "timm/dm_nfnet_f0.dm_in1k"
+
+
+def test_the_tagged_name_is_the_default(hub_cache):
+    assert create_offline(hub_cache, "nfnet_f0.dm_in1k")["different"] == []
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_weights_are_those_of_timms_repositories(index):
+    cfg = timm.get_pretrained_cfg(f"nfnet_f{index}")
+    theirs = timm.get_pretrained_cfg(f"dm_nfnet_f{index}")
+    assert cfg.tag == theirs.tag == "dm_in1k"
+    assert cfg.hf_hub_id == f"timm/dm_nfnet_f{index}.dm_in1k"
+    for field in (
+        "input_size",
+        "test_input_size",
+        "pool_size",
+        "crop_pct",
+        "crop_mode",
+        "mean",
+        "std",
+        "interpolation",
+    ):
+        assert getattr(cfg, field) == getattr(theirs, field), field
+
+
+def test_f7_has_no_weights_and_timm_says_so():
+    with pytest.raises(RuntimeError, match="No pretrained weights exist for nfnet_f7"):
+        timm.create_model("nfnet_f7", pretrained=True)
+
+
+# --- files and state dicts
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    """A tiny network and a file with its weights."""
+    model = tiny()
+    path = tmp_path / "weights.safetensors"
+    save_file(model.state_dict(), path)
+    return model, path
+
+
+def load(path, **kwargs):
+    overlay = {"file": str(path), "num_classes": 10}
+    return timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **{**golden.TINY, **kwargs})
+
+
+def test_a_file_loads_through_the_overlay(saved):
+    model, path = saved
+    loaded = load(path)
+    for name, p in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), p)
+
+
+def test_a_loaded_file_may_be_saved_over(saved):
+    """A mapped file that shrinks under a model would end the process."""
+    model, path = saved
+    loaded = load(path)
+    path.write_bytes(b"")
+    assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
+
+
+def test_training_does_not_change_a_callers_state_dict(tiny):
+    state_dict = {k: v.clone() for k, v in tiny().state_dict().items()}
+    before = {k: v.clone() for k, v in state_dict.items()}
+    overlay = {"state_dict": state_dict, "num_classes": 10}
+    loaded = timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **golden.TINY)
+    with torch.no_grad():
+        for p in loaded.parameters():
+            p.add_(1)
+    assert all(torch.equal(state_dict[k], before[k]) for k in before)
+
+
+def test_dtype_and_device_are_kept(saved):
+    assert {p.dtype for p in load(saved[1], dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    with torch.device("meta"):
+        assert {p.device.type for p in load(saved[1]).parameters()} == {"meta"}
+
+
+def test_a_new_classifier_and_first_convolution_are_filled(saved):
+    loaded = load(saved[1], num_classes=3, in_chans=5)
+    assert loaded.head.fc.weight.shape == (3, 192)
+    assert all(p.isfinite().all() and not p.is_meta for p in loaded.parameters())
+    assert loaded(torch.randn(1, 5, 32, 32)).shape == (1, 3)
+
+
+def test_pretrained_models_train_and_are_copied(saved):
+    loaded = load(saved[1])
+    twin = copy.deepcopy(loaded)
+    loaded(torch.randn(2, 3, 32, 32)).sum().backward()
+    torch.optim.SGD(loaded.parameters(), lr=1.0).step()
+    assert not torch.equal(loaded.head.fc.weight, twin.head.fc.weight)
+
+
+# --- checkpoints of something else
+
+
+def test_timms_own_nfnet_is_named_with_the_way_to_load_it(tmp_path):
+    from timm.models.nfnet import nfnet_f0
+
+    path = tmp_path / "old.safetensors"
+    save_file(nfnet_f0().state_dict(), path)
+    with pytest.raises(ValueError, match=r"timm's own nfnet_f0.*timm\.models\.nfnet\.nfnet_f0\(\).*AUTOLOAD=0"):
+        timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+
+
+def test_another_architecture_is_refused(tmp_path):
+    path = tmp_path / "resnet.safetensors"
+    save_file(timm.create_model("resnet18").state_dict(), path)
+    with pytest.raises(ValueError, match=r"does not fit nfnet_f0: stem.conv1.weight is missing.*names begin with bn1"):
+        timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+
+
+def test_another_of_our_networks_is_named():
+    given = timm.create_model("nfnet_f1", device="meta").state_dict()
+    with pytest.raises(
+        ValueError, match=r"does not fit nfnet_f0: stages\.0\.1.* is surplus.*create_model\('nfnet_f1'\)"
+    ):
+        check_state_dict(given, timm.create_model("nfnet_f0", device="meta"), "nfnet_f0")
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("global_pool", ["catavgmax", "max", ""])
+def test_a_classifier_that_is_thrown_away_may_be_of_any_shape(saved, num_classes, global_pool):
+    if global_pool == "" and num_classes:
+        global_pool = "avgmax"  # timm has no classifier without pooling
+    model = load(saved[1], num_classes=num_classes, global_pool=global_pool)
+    assert model.head.global_pool.pool_type == global_pool
+    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+    if num_classes:
+        assert model.head.fc.weight.std().item() == pytest.approx(0.01, rel=0.2)
+
+
+def test_a_classifier_that_is_kept_has_to_fit(saved):
+    with pytest.raises(ValueError, match=r"head.fc.weight has shape \(10, 192\), expected \('classes', 384\)"):
+        load(saved[1], global_pool="catavgmax")
+
+
+def fresh_values(name, p):
+    """Tell whether ``p`` is as the authors' networks begin, which ``name`` says how."""
+    if name.endswith("skipinit_gain") or name.endswith("bias"):
+        return bool((p == 0).all())
+    if name.endswith(".gain"):
+        return bool((p == 1).all())
+    std = 0.01 if name == "head.fc.weight" else (p[0].numel() ** -0.5) * (0.88 if ".attn" in name else 1)
+    return abs(p.std().item() / std - 1) < 0.2 and abs(p.mean().item()) < 0.2 * std
+
+
+@pytest.mark.parametrize(
+    "missing", [".gain", "skipinit_gain", ".attn_last.", "conv2.weight", ".bias", "head.", "stages.1.", "", "stem"]
+)
+def test_what_a_partial_checkpoint_lacks_begins_as_in_a_new_network(tiny, missing, monkeypatch):
+    """The memory that it is put into is full of NaNs, as it may be."""
+    empty_like = torch.empty_like
+
+    def poisoned(*args, **kwargs):
+        out = empty_like(*args, **kwargs)
+        return out if out.is_meta else out.fill_(float("nan"))
+
+    monkeypatch.setattr("nfnet_timm.models.build.torch.empty_like", poisoned)
+    state_dict = {key: torch.full_like(t, 0.25) for key, t in tiny().state_dict().items() if missing not in key}
+    model = timm.create_model(
+        "nfnet_f0",
+        pretrained=True,
+        pretrained_strict=False,
+        pretrained_cfg_overlay={"state_dict": state_dict or {"unrelated": torch.zeros(1)}, "num_classes": 10},
+        **golden.TINY,
+    )
+    for name, p in model.named_parameters():
+        if missing in name:
+            assert fresh_values(name, p), name
+        else:
+            assert bool((p == 0.25).all()), name
+    assert model(torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
+@pytest.mark.parametrize("prepare", ["", "vectorize_skip_gains"])
+def test_every_parameter_is_initialised_by_its_modules_reset_parameters(name, prepare):
+    """The usual way from the meta device, which torchrun's frameworks go."""
+    with torch.device("meta"):
+        model = timm.create_model(name, depths=(1, 1, 1, 1))
+    if prepare:
+        getattr(model, prepare)()
+    model.to_empty(device="cpu")
+    for p in model.parameters():
+        torch.nn.init.constant_(p, float("nan"))
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for key, p in model.named_parameters():
+        if key == "head.fc.weight" and "regnet" in name:
+            assert not p.any()
+        elif p.numel() > 1000 or p.dim() < 2:
+            assert fresh_values(key.replace(".attn.", ".attn_last."), p), key
+        assert p.isfinite().all(), key
+
+
+def test_missing_surplus_and_misshapen_arrays_are_named(tiny):
+    model = tiny()
+    state_dict = dict(model.state_dict())
+    del state_dict["final_conv.gain"]
+    state_dict["stem.extra"] = torch.zeros(1)
+    state_dict["stages.1.0.conv2.bias"] = torch.zeros(5)
+    with pytest.raises(
+        ValueError, match=r"final_conv.gain is missing; stem.extra is surplus; .*\(5,\), expected \(32,\)"
+    ):
+        check_state_dict(state_dict, model, "nfnet_f0")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_network_is_told_from_its_arrays(name):
+    assert infer_variant(timm.create_model(name, device="meta").state_dict()) == (name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("nfnet_f0", {**golden.TINY, "in_chans": 1}),
+        ("dm_nf_resnet50", {"depths": (1, 1, 1, 2)}),
+        ("dm_nf_seresnet50", {"channels": (64, 128, 256, 512), "num_classes": 3}),
+        ("dm_nf_regnet_b0", {"depths": (1, 1, 1, 1), "channels": (36, 78, 156, 333), "width_factor": 1.0}),
+    ],
+)
+def test_an_unnamed_network_is_told_with_its_arguments(name, arguments):
+    state_dict = timm.create_model(name, device="meta", **arguments).state_dict()
+    found, overrides = infer_variant(state_dict)
+    assert found == name
+    again = timm.create_model(found, device="meta", **overrides).state_dict()
+    assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in state_dict.items()}
+
+
+def test_the_cached_file_has_gains_of_timms_shape(hub_cache):
+    blob = hub_cache / "hub" / "models--timm--dm_nfnet_f0.dm_in1k" / "blobs" / f"{1:040x}"
+    assert load_file(blob)["stem.conv1.gain"].shape == (16, 1, 1, 1)

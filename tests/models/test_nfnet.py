@@ -1,0 +1,541 @@
+"""The networks equal the authors' code, the comparison can fail, and timm's contract holds."""
+
+import copy
+import json
+from collections import Counter
+from functools import partial
+
+import golden
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models import create_feature_extractor, model_entrypoint
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nfnet_timm.formats.haiku_names import from_haiku, to_haiku
+from nfnet_timm.layers.activations import GELUTanh
+from nfnet_timm.layers.ws_conv import WSConv2d
+from nfnet_timm.models.block import NormFreeBlock
+from nfnet_timm.models.nfnet import NormFreeNet
+from nfnet_timm.models.signal_propagation import measure
+from nfnet_timm.models.variants import VARIANTS
+
+TOLERANCE = 2e-5  # relative, L2 over L2, float32
+REFERENCES = sorted(path.stem for path in golden.DATA.glob("nf*[0-9]x[0-9]*.npz"))
+LARGE = ("nfnet_f1", "nfnet_f3", "nfnet_f7", "nf_resnet101")
+COUNTS = json.loads((golden.DATA / "parameter_counts.json").read_text())
+
+
+def load(network: str, **kwargs) -> NormFreeNet:
+    model = timm.create_model(golden.NETWORKS[network], device="meta", **kwargs).eval()
+    model.load_state_dict(from_haiku(golden.tree(network)))
+    return model
+
+
+def logits_error(model: NormFreeNet, reference: str) -> float:
+    expected = np.load(golden.DATA / f"{reference}.npz")
+    with torch.no_grad():
+        return golden.relative_error(model(golden.images(expected["input"])), expected["logits"])
+
+
+@pytest.mark.parametrize(
+    "reference", [pytest.param(r, marks=[pytest.mark.slow] * r.startswith(LARGE)) for r in REFERENCES]
+)
+def test_logits_features_and_signal_equal_the_authors(reference):
+    expected = np.load(golden.DATA / f"{reference}.npz")
+    model = load(reference.rsplit("_", 1)[0])
+    x = golden.images(expected["input"])
+    with torch.no_grad():
+        pool = model.forward_head(model.forward_features(x), pre_logits=True)
+        logits = model(x)
+    signal = measure(model, x)
+    assert golden.relative_error(logits, expected["logits"]) < TOLERANCE
+    assert golden.relative_error(pool, expected["pool"]) < TOLERANCE
+    for name in ("avg_sq_mean", "avg_var", "res_avg_var"):
+        values = torch.tensor(getattr(signal, name))
+        assert values.shape == expected[name].shape
+        assert golden.relative_error(values, expected[name]) < TOLERANCE, name
+
+
+def swapped_kernel_axes(model):
+    for module in model.modules():
+        if isinstance(module, WSConv2d):
+            module.weight.data = module.weight.data.transpose(2, 3)
+
+
+def eps_added(model):
+    def standardized_weight(self):
+        weight = self.weight.flatten(1)
+        centred = weight - weight.mean(1, keepdim=True)
+        scale = self.gain * self.scale * torch.rsqrt(centred.square().sum(1) + self.eps)
+        return (centred * scale.unsqueeze(1)).view_as(self.weight)
+
+    for module in model.modules():
+        if isinstance(module, WSConv2d):
+            module.standardized_weight = partial(standardized_weight, module)
+
+
+def symmetric_padding(model):
+    def forward(self, x):
+        padding = self.kernel_size[0] // 2
+        return F.conv2d(x, self.standardized_weight(), self.bias, self.stride, padding, self.dilation, self.groups)
+
+    for module in model.modules():
+        if isinstance(module, WSConv2d):
+            module.forward = partial(forward, module)
+
+
+@pytest.mark.parametrize("mistake", [swapped_kernel_axes, eps_added, symmetric_padding])
+def test_the_comparison_catches(mistake):
+    model = load("nfnet_f0")
+    mistake(model)
+    assert logits_error(model, "nfnet_f0_64x64") > 5 * TOLERANCE
+
+
+def test_the_comparison_catches_erf_gelu():
+    assert logits_error(load("nfnet_f0", act_layer="gelu"), "nfnet_f0_64x64") > 5 * TOLERANCE
+
+
+def kept_samples_are_unscaled(model) -> bool:
+    """Whether each sample of a block in training has its output of eval mode, or its shortcut alone."""
+    block = model.stages[2][1]
+    x = torch.randn(32, 64, 8, 8)
+    with torch.no_grad():
+        kept, trained = block.eval()(x), block.train()(x)
+    dropped = (trained == x).flatten(1).all(1)
+    assert 0 < dropped.sum() < 32
+    return torch.equal(trained[~dropped], kept[~dropped])
+
+
+def test_stochastic_depth_drops_without_rescaling(tiny):
+    assert kept_samples_are_unscaled(tiny(drop_path_rate=0.6, depths=(1, 1, 3, 1), channels=(32, 64, 64, 96)))
+
+
+def test_the_check_of_stochastic_depth_catches_rescaling(tiny):
+    model = tiny(drop_path_rate=0.6, depths=(1, 1, 3, 1), channels=(32, 64, 64, 96))
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.scale_by_keep = True
+    assert not kept_samples_are_unscaled(model)
+
+
+def test_stochastic_depth_rates_grow_with_the_index_over_all_blocks(tiny):
+    blocks = [m for m in tiny(drop_path_rate=0.3).modules() if isinstance(m, NormFreeBlock)]
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.3 * i / 6 for i in range(6)])
+
+
+def test_stochastic_depth_without_squeeze_excite_drops_whole_samples(tiny):
+    block = tiny(drop_path_rate=0.9, rd_ratio=0.0).stages[3][0].train()
+    x = torch.randn(64, 96, 4, 4)
+    residual = (block(x) - block.downsample(block.act1(x))).flatten(1).abs().amax(1)
+    assert 0 < int((residual < 1e-6).sum()) < 64
+
+
+def test_gradients_equal_the_authors():
+    expected = np.load(golden.DATA / "nfnet_tiny_train.npz")
+    model = timm.create_model("nfnet_f0", **golden.TINY)
+    model.load_state_dict(from_haiku(golden.tree("nfnet_tiny_train")))
+    loss = F.cross_entropy(model(golden.images(expected["input"])), torch.from_numpy(expected["labels"]).long())
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["losses"][0], rel=1e-5)
+    grads = to_haiku({name: p.grad for name, p in model.named_parameters()})
+    names = [key for key in expected.files if key.startswith("grad0/")]
+    assert len(names) == sum(map(len, grads.values())) == 131
+    for key in names:
+        module, param = key.removeprefix("grad0/").split("::")
+        error = golden.relative_error(torch.from_numpy(grads[module][param]), expected[key])
+        assert error < 1e-4, key
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameter_count_is_that_of_the_authors_tree(name):
+    model = timm.create_model(name, device="meta")
+    parameters = list(model.parameters())
+    assert {"parameters": sum(p.numel() for p in parameters), "arrays": len(parameters)} == COUNTS[name]
+
+
+def test_every_network_of_the_authors_has_a_name():
+    assert set(VARIANTS) == set(COUNTS)
+
+
+@pytest.mark.parametrize("network", sorted(golden.NETWORKS))
+def test_shapes_are_those_of_the_authors_tree(network):
+    expected = {key: tuple(t.shape) for key, t in from_haiku(golden.tree(network)).items()}
+    model = timm.create_model(golden.NETWORKS[network], device="meta")
+    assert {key: tuple(p.shape) for key, p in model.named_parameters()} == expected
+
+
+def test_names_and_shapes_are_those_of_timm_but_for_the_gains():
+    ours = timm.create_model("nfnet_f0", device="meta").state_dict()
+    timms = timm.create_model("dm_nfnet_f0", device="meta").state_dict()
+    assert list(ours) == list(timms)
+    for name, tensor in timms.items():
+        expected = (tensor.shape[0],) if name.endswith(".gain") else tuple(tensor.shape)
+        assert tuple(ours[name].shape) == expected, name
+
+
+def test_gains_of_timms_shape_load(tiny):
+    model = tiny()
+    state_dict = {k: v[:, None, None, None] if k.endswith(".gain") else v for k, v in model.state_dict().items()}
+    other = tiny()
+    torch.nn.init.zeros_(other.stem.conv1.gain)
+    other.load_state_dict(state_dict)
+    assert torch.equal(other.stem.conv1.gain, model.stem.conv1.gain)
+
+
+# The two constants that differ from timm's, at the size of a rounding error where no variance is small.
+def test_timm_differs_by_what_the_readme_says():
+    ours = load("nfnet_f0")
+    timms = timm.create_model("dm_nfnet_f0").eval()
+    timms.load_state_dict(
+        {k: v[:, None, None, None] if k.endswith(".gain") else v for k, v in ours.state_dict().items()}
+    )
+    error = logits_error(timms, "nfnet_f0_64x64")
+    assert 0.01 < error < 0.5
+    assert logits_error(ours, "nfnet_f0_64x64") < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_resnet50", "dm_nf_regnet_b0"])
+def test_the_classifier_starts_as_the_authors_has_it(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    for _ in range(2):
+        std = model.head.fc.weight.std().item()
+        assert std == (0 if "regnet" in name else pytest.approx(0.01, rel=0.05))
+        assert not model.head.fc.bias.any()
+        model.reset_classifier(500)
+
+
+def test_initial_weights_have_unit_norm_per_output(tiny):
+    for module in tiny().modules():
+        if isinstance(module, WSConv2d):
+            norms = module.standardized_weight().detach().flatten(1).norm(dim=1) / module.scale
+            assert norms.tolist() == pytest.approx([1.0] * len(norms), rel=1e-5)
+
+
+def test_variance_grows_by_alpha_squared_and_starts_again_in_each_stage():
+    torch.manual_seed(0)
+    model = timm.create_model("dm_nf_resnet50").eval()
+    for name, p in model.named_parameters():
+        if name.endswith("skipinit_gain"):
+            torch.nn.init.ones_(p)
+    signal = measure(model, torch.randn(4, 3, 128, 128))
+    expected = [1 + 0.2**2 * (i + 1) for depth in (3, 4, 6, 3) for i in range(depth)]  # arXiv 2101.08692, section 3
+    assert signal.avg_var[1:] == pytest.approx(expected, rel=0.1)
+
+
+class PassesOverMaps(TorchDispatchMode):
+    """Counts the operations that write a feature map of ``batch`` images, of more than one pixel."""
+
+    def __init__(self, batch: int):
+        super().__init__()
+        self.batch, self.counts = batch, Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if isinstance(out, torch.Tensor) and out.dim() == 4 and out.shape[0] == self.batch and out.shape[3] > 1:
+            self.counts[function.overloadpacket.__name__.rstrip("_")] += 1
+        return out
+
+
+@pytest.mark.parametrize("reparameterized", [False, True])
+@pytest.mark.parametrize(
+    ("name", "act", "gates"), [("nfnet_f0", "gelu", 0), ("dm_nf_seresnet50", "relu", 0), ("dm_nf_regnet_b0", "silu", 5)]
+)
+def test_maps_are_passed_over_by_activations_and_one_multiply_add_alone(name, act, gates, reparameterized):
+    """Besides convolutions, pools and paddings. Nothing can carry an NF-RegNet's gate: an activation follows it."""
+    model = timm.create_model(name, depths=(1, 2, 1, 1)).double().eval()  # float64: one operation for each GELU
+    if reparameterized:
+        model.reparameterize()
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) and "attn" not in n for n, m in model.named_modules())
+    x = torch.randn(7, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad(), PassesOverMaps(batch=7) as passes:
+        model(x)
+    counts = passes.counts
+    for free in ("avg_pool2d", "max_pool2d_with_indices", "constant_pad_nd"):
+        counts.pop(free, None)
+    # The last multiplication is the final activation's gamma: the map that forward_features returns has it.
+    activations = sum(type(m) in (GELUTanh, nn.ReLU, nn.SiLU) for n, m in model.named_modules() if "attn" not in n)
+    assert counts == {"convolution": convolutions, act: activations, "addcmul": 5, "mul": gates + 1}
+
+
+# --- timm's contract on a tiny network; timm's own tests run on every name in scripts/timm_suite.sh
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (33, 65), (64, 64)])
+def test_any_image_of_at_least_one_pixel_is_taken(tiny, size):
+    model = tiny()
+    x = torch.randn(2, 3, *size)
+    assert model.forward_features(x).shape == (2, 192, -(-size[0] // 32), -(-size[1] // 32))
+    assert model(x).shape == (2, 10)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 64, 64), (2, 1, 64, 64), (2, 3, 0, 64), (3, 64, 64)])
+def test_other_images_are_refused_with_shape_and_remedy(tiny, shape):
+    with pytest.raises(ValueError, match=r"\(N, 3, H, W\).*in_chans=") as error:
+        tiny()(torch.randn(shape))
+    assert str(list(shape)) in str(error.value)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_output_stride_sets_the_resolution_of_every_family(output_stride):
+    for name in ("nfnet_f0", "dm_nf_resnet50", "dm_nf_regnet_b0"):
+        model = timm.create_model(name, features_only=True, output_stride=output_stride, depths=(1, 1, 2, 1)).eval()
+        sizes = [f.shape[-1] for f in model(torch.randn(1, 3, 64, 64))]
+        assert sizes == [64 // r for r in model.feature_info.reduction()]
+        assert sizes[-1] == 64 // output_stride
+
+
+def test_dilated_average_pooling_counts_no_padding():
+    from nfnet_timm.layers.same import AvgPool2dSame
+
+    assert torch.equal(AvgPool2dSame(1)(torch.ones(1, 2, 5, 4)), torch.ones(1, 2, 5, 4))
+    assert torch.equal(AvgPool2dSame(2)(torch.ones(1, 2, 5, 4)), torch.ones(1, 2, 3, 2))
+
+
+@pytest.mark.parametrize("extra", [{"feature_cls": "list"}, {"feature_cls": "getter"}, {"out_indices": (1, 3)}, {}])
+def test_features_only_returns_what_feature_info_says(tiny, extra):
+    model = tiny(features_only=True, **extra)
+    features = model(torch.randn(2, 3, 64, 64))
+    assert [f.shape[1] for f in features] == model.feature_info.channels()
+    assert [64 // f.shape[-1] for f in features] == model.feature_info.reduction()
+
+
+def test_intermediates_are_those_of_the_whole_forward_pass(tiny):
+    model, x = tiny(), torch.randn(2, 3, 64, 64)
+    final, features = model.forward_intermediates(x)
+    assert torch.equal(final, model.forward_features(x))
+    assert len(features) == 5
+    assert torch.equal(model.final_act(features[-1]), final)
+    with pytest.raises(ValueError, match="NHWC.*expected 'NCHW'"):
+        model.forward_intermediates(x, output_fmt="NHWC")
+
+
+def test_pruned_layers_leave_the_feature_maps_as_they_were(tiny):
+    model, x = tiny(), torch.randn(2, 3, 64, 64)
+    expected = model.forward_intermediates(x, intermediates_only=True)
+    for index in (4, 2, 0):
+        pruned = copy.deepcopy(model)
+        assert pruned.prune_intermediate_layers([index]) == [index]
+        (feature,) = pruned.forward_intermediates(x, [index], stop_early=True, intermediates_only=True)
+        assert torch.equal(feature, expected[index])
+        assert pruned.num_features == model.feature_info[index]["num_chs"]
+
+
+def test_no_classifier_returns_pooled_features(tiny):
+    model, x = tiny(num_classes=0), torch.randn(2, 3, 64, 64)
+    assert model(x).shape == (2, model.num_features) == (2, 192)
+    model.reset_classifier(7, "max")
+    assert model(x).shape == (2, 7)
+    assert model.get_classifier().out_features == 7
+    assert tiny(num_classes=0, global_pool="")(x).shape == (2, 192, 2, 2)
+
+
+def test_checkpointing_changes_no_gradient(tiny):
+    x, grads = torch.randn(2, 3, 64, 64), []
+    for enable in (False, True):
+        model = tiny()
+        model.set_grad_checkpointing(enable)
+        model(x).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_checkpointing_keeps_the_inputs_of_blocks_and_recomputes_one_at_a_time(tiny):
+    """Not of stages: then all maps of a stage would be there at once in the backward pass."""
+    model = tiny(depths=(2, 2, 4, 2))
+    model.set_grad_checkpointing()
+    calls = []
+    for name, module in model.named_modules():
+        if name.startswith("stages.") and name.count(".") == 2:
+            module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    loss = model(torch.randn(2, 3, 64, 64)).sum()
+    forward = list(calls)
+    calls.clear()
+    grads = []
+    for name, p in model.named_parameters():
+        if name.endswith("conv1.weight") and name.startswith("stages."):
+            p.register_post_accumulate_grad_hook(lambda _, name=name[:10]: grads.append((name, list(calls))))
+    loss.backward()
+    assert calls == forward[::-1]
+    # When a block's gradient is there, no block before it has been computed again.
+    assert [done for _, done in grads] == [calls[: i + 1] for i in range(len(calls))]
+
+
+def test_half_precision_weights_are_standardized_in_float32(tiny):
+    conv = tiny().stages[2][1].conv2
+    exact = conv.standardized_weight()
+    rounded = copy.deepcopy(conv).bfloat16()
+    reference = copy.deepcopy(rounded).float().standardized_weight().bfloat16()
+    assert rounded.standardized_weight().dtype == torch.bfloat16
+    assert torch.equal(rounded.standardized_weight(), reference)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(conv.standardized_weight(), exact)
+
+
+def test_the_trunk_stays_in_the_autocast_dtype(tiny):
+    model, dtypes = tiny(), []
+    for block in model.stages.modules():
+        if isinstance(block, NormFreeBlock):
+            block.register_forward_hook(lambda m, args, out: dtypes.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.randn(2, 3, 64, 64))
+    assert set(dtypes) == {torch.bfloat16}
+    assert logits.isfinite().all()
+
+
+@pytest.fixture(params=["as trained", "reparameterized"])
+def built(tiny, request):
+    """Build a tiny network, as it is trained and as it is deployed."""
+    return tiny if request.param == "as trained" else lambda: tiny().reparameterize()
+
+
+def test_fx_gives_the_same_features(built):
+    model, x = built(), torch.randn(2, 3, 66, 50)
+    traced = create_feature_extractor(model, {"stages.1": "stage", "final_act": "map"})(x)
+    stage = model.stages[:2](model.stem(x))
+    torch.testing.assert_close(traced, {"stage": stage, "map": model.forward_features(x)}, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch.jit as a whole
+def test_torchscript_gives_the_same_logits(built):
+    model, x = built(), torch.randn(2, 3, 65, 50)
+    scripted = torch.jit.script(model)
+    assert torch.allclose(scripted(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break(tiny):
+    model, x = tiny(drop_path_rate=0.2), torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, fullgraph=True)
+    assert torch.allclose(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    compiled.train()
+    compiled(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_exports_with_a_dynamic_batch(built):
+    model = built()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+    x = torch.randn(5, 3, 64, 64)
+    assert torch.allclose(program.module()(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the exporter's own
+def test_onnx_runs_in_onnxruntime(built, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, x = built(), torch.randn(2, 3, 64, 64)
+    torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert golden.relative_error(torch.from_numpy(logits), model(x).detach().numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_resnet50", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
+@pytest.mark.parametrize("size", [(96, 96), (97, 65)])
+def test_reparameterized_logits_are_the_same(name, size):
+    model = timm.create_model(name)
+    for key, p in model.named_parameters():
+        if key.endswith(("gain", "bias")):
+            torch.nn.init.uniform_(p, 0.5, 1.5)
+    model = model.eval()
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    plain = timm.utils.reparameterize_model(model)  # as train.py's and validate.py's --reparam
+    assert not any(isinstance(module, WSConv2d) for module in plain.modules())
+    assert not any(key.endswith(".gain") for key in plain.state_dict())
+    with torch.no_grad():
+        expected = model(x)
+        assert golden.relative_error(plain(x), expected.numpy()) < 1e-5
+        in_place = model.reparameterize()
+        assert in_place is model
+        assert golden.relative_error(model(x.to(memory_format=torch.channels_last)), expected.numpy()) < 1e-5
+
+
+def test_a_reparameterized_network_runs_in_bfloat16(tiny):
+    model = tiny()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x).detach()
+    logits = model.reparameterize().bfloat16()(x.bfloat16())
+    assert logits.dtype == torch.bfloat16
+    assert golden.relative_error(logits.float(), expected.numpy()) < 3e-2
+
+
+def test_per_sample_gradients_are_those_of_single_samples(tiny):
+    model = tiny()
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    x, y = torch.randn(3, 3, 32, 32), torch.tensor([1, 5, 2])
+
+    def loss(params, image, label):
+        return F.cross_entropy(torch.func.functional_call(model, params, image[None]), label[None])
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(params, x, y)
+    single = torch.func.grad(loss)(params, x[1], y[1])
+    for name, grad in single.items():
+        assert torch.allclose(per_sample[name][1], grad, rtol=1e-3, atol=1e-5), name
+
+
+def test_layer_decay_groups_follow_depth(tiny):
+    from timm.optim import param_groups_layer_decay
+
+    groups = param_groups_layer_decay(tiny(), weight_decay=0.1, layer_decay=0.5)
+    assert sum(len(g["params"]) for g in groups) == 131
+    assert len({g["lr_scale"] for g in groups}) > 5
+
+
+def test_timm_decays_neither_gains_nor_biases_nor_skip_gains(tiny):
+    from timm.optim import param_groups_weight_decay
+
+    model = tiny()
+    no_decay, decay = param_groups_weight_decay(model, weight_decay=0.1)
+    assert no_decay["weight_decay"] == 0
+    assert len(decay["params"]) == sum(name.endswith("weight") for name, _ in model.named_parameters())
+
+
+# --- wrong arguments
+
+
+def test_unknown_fields_are_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown argument width=2: .*depths, channels.*act_layer"):
+        timm.create_model("nfnet_f0", width=2)
+    with pytest.raises(TypeError):  # as timm's own models
+        timm.create_model("nfnet_f0", width=2)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"act_layer": "mish"}, r"act_layer='mish' has no gamma.*gelu_tanh"),
+        ({"act_layer": torch.nn.ReLU}, r"has no gamma"),
+        ({"depths": (1, 2, 6)}, r"depths=\(1, 2, 6\).*four stages"),
+        ({"channels": (256, 0, 1536, 1536)}, r"channels=\(256, 0, 1536, 1536\).*at least 1"),
+        ({"group_size": 4096}, r"group_size=4096.*smaller group_size"),
+        ({"stem_type": "4x4"}, r"stem_type='4x4': expected one of deep_quad, 3x3, 7x7_pool"),
+        ({"output_stride": 4}, r"output_stride=4: expected 8, 16 or 32"),
+    ],
+)
+def test_values_that_cannot_be_built_are_named_with_what_was_expected(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("nfnet_f0", device="meta", **kwargs)
+
+
+@pytest.mark.parametrize("act_layer", sorted({"celu", "elu", "gelu", "leaky_relu", "relu", "selu", "silu", "softplus"}))
+def test_gamma_gives_unit_variance(act_layer):
+    from nfnet_timm.layers.activations import ScaledAct
+
+    z = torch.randn(10**6, generator=torch.Generator().manual_seed(0))
+    assert ScaledAct(act_layer)(z).std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_entrypoints_are_functions_of_the_module():
+    from nfnet_timm.models import nfnet
+
+    assert model_entrypoint("nfnet_f0") is nfnet.nfnet_f0
+    assert nfnet.nfnet_f0.__doc__

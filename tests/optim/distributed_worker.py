@@ -1,0 +1,129 @@
+"""One rank of tests/test_distributed.py: three steps, then rank 0 saves the parameters and what it counted."""
+
+import os
+import sys
+
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from golden import TINY
+from timm.optim import create_optimizer_v2
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.parallel import DistributedDataParallel
+
+from nfnet_timm import optim
+from nfnet_timm.models.block import NormFreeBlock
+
+GLOBAL_BATCH, STEPS = 8, 3
+
+
+def build() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model("nfnet_f0", **TINY)
+    for name, p in model.named_parameters():
+        if name.endswith("skipinit_gain"):
+            torch.nn.init.constant_(p, 0.5)
+    return model
+
+
+def train(model, optimizer, rank: int, world: int) -> list[int]:
+    """Take three steps on this rank's share of each batch, and return the collectives of each clipping."""
+    counts = []
+    share = GLOBAL_BATCH // world
+    for step in range(STEPS):
+        g = torch.Generator().manual_seed(step)
+        x, y = torch.randn(GLOBAL_BATCH, 3, 32, 32, generator=g), torch.randint(10, (GLOBAL_BATCH,), generator=g)
+        mine = slice(rank * share, (rank + 1) * share)
+        # A loss large enough for most units to be clipped.
+        (100 * F.cross_entropy(model(x[mine]), y[mine])).backward()
+        if dist.is_initialized():
+            with CommDebugMode() as comms:
+                optimizer.step()
+            counts.append(comms.get_total_counts())
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
+    return counts
+
+
+def errors(model, how: str, rank: int, world: int) -> list[str]:
+    """Return what clipping raises on this rank: of a NaN on one rank, in each kind of parameter; or under FSDP1."""
+    if how == "fsdp1":
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        found = []
+        for original in (False, True):
+            wrapped = FullyShardedDataParallel(
+                build().vectorize_skip_gains(), device_id=torch.device("cpu"), use_orig_params=original
+            )
+            wrapped(torch.randn(2, 3, 32, 32)).sum().backward()
+            found.append(raised(lambda wrapped=wrapped: optim.adaptive_clip_grad_(wrapped.parameters())))
+        return found
+    model.vectorize_skip_gains()
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    found = []
+    for bad in ("", "final_conv.weight", "final_conv.bias", "head.fc.weight"):
+        for name, p in model.named_parameters():
+            p.grad = torch.ones_like(p)
+            if name == bad and rank == 0:
+                p.grad.to_local().view(-1)[0] = float("nan")
+        found.append(raised(lambda: optim.adaptive_clip_grad_(model.parameters(), error_if_nonfinite=True)))
+    return found
+
+
+def raised(function) -> str:
+    try:
+        function()
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    how, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    if how == "single":
+        model = build()
+        train(model, create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4), 0, 1)
+        torch.save({"parameters": dict(model.named_parameters()), "collectives": []}, out)
+        return
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model = build()
+    if how in ("nonfinite", "fsdp1"):
+        torch.save(errors(model, how, rank, world), f"{out}.{rank}")
+        dist.barrier()
+        os._exit(0)
+    if how == "ddp":
+        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+        wrapped = DistributedDataParallel(model)
+    else:
+        mesh = init_device_mesh("cpu", (world,))
+        model.vectorize_skip_gains()
+        for module in model.modules():
+            if isinstance(module, NormFreeBlock):
+                fully_shard(module, mesh=mesh)
+        wrapped = fully_shard(model, mesh=mesh)
+        if how == "fsdp2":
+            optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+        elif how == "fsdp2-wrapped":  # by what shows parameters only
+            optimizer = create_optimizer_v2(torch.nn.Sequential(model), "agc-sgd", lr=0.1, weight_decay=1e-4)
+        else:
+            optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
+    counts = train(wrapped, optimizer, rank, world)
+    parameters = {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
+    }
+    if rank == 0:
+        torch.save({"parameters": parameters, "collectives": counts}, out)
+    dist.destroy_process_group()
+    # Not through the interpreter's shutdown, in which a rank once aborted ("terminate called without an active
+    # exception"), after its work was done.
+    os._exit(0)
+
+
+main()

@@ -1,0 +1,250 @@
+"""Adaptive gradient clipping is the authors'."""
+
+import golden
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.utils.agc import adaptive_clip_grad as timms_clip
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nfnet_timm.formats.haiku_names import from_haiku
+from nfnet_timm.optim.agc import Limit, _clip_together_, adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
+
+CASES = np.load(golden.DATA / "agc_cases.npz")
+NAMES = sorted({key.rsplit("/", 1)[0] for key in CASES.files})
+
+
+def clip(param: torch.Tensor, grad: torch.Tensor, clip_factor: float, **kwargs) -> torch.Tensor:
+    p = torch.nn.Parameter(param.clone())
+    p.grad = grad.clone()
+    adaptive_clip_grad_([p], clip_factor, **kwargs)
+    assert torch.equal(p, param)
+    return p.grad
+
+
+def ours(array: np.ndarray) -> torch.Tensor:
+    """From Haiku's layout (unit on the last axis) to ours (unit on dim 0)."""
+    tensor = torch.from_numpy(array)
+    return tensor.permute(*reversed(range(tensor.dim()))).contiguous() if tensor.dim() >= 2 else tensor
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_authors(name):
+    param, grad, clipped = (ours(CASES[f"{name}/{kind}"]) for kind in ("param", "grad", "clipped"))
+    result = clip(param, grad, float(name.split("/")[-1]))
+    assert torch.allclose(result, clipped, rtol=1e-6, atol=0)
+
+
+def test_clipped_norm_never_exceeds_ratio():
+    torch.manual_seed(0)
+    for shape in ((), (7,), (5, 3), (8, 4, 3, 3)):
+        param, grad = torch.randn(shape), 100 * torch.randn(shape)
+        ratio = unitwise_norm(clip(param, grad, 0.01)) / unitwise_norm(param)
+        assert (ratio <= 0.01 * (1 + 1e-6)).all()
+
+
+def test_clipping_twice_equals_once():
+    param, grad = torch.randn(8, 4, 3, 3), 100 * torch.randn(8, 4, 3, 3)
+    once = clip(param, grad, 0.01)
+    assert torch.allclose(clip(param, once, 0.01), once, rtol=1e-6)
+
+
+def test_small_gradient_is_untouched():
+    param, grad = torch.randn(8, 4), 1e-4 * torch.randn(8, 4)
+    assert torch.equal(clip(param, grad, 0.01), grad)
+
+
+def test_zero_initialised_parameter_still_moves():
+    assert clip(torch.tensor(0.0), torch.tensor(5.0), 0.01, eps=1e-3).item() == pytest.approx(1e-5)
+
+
+def test_zero_gradient_stays_zero():
+    assert not clip(torch.randn(3, 2), torch.zeros(3, 2), 0.01).any()
+
+
+@pytest.mark.parametrize("shape", [(16,), (16, 1, 1, 1), ()])
+def test_gain_is_one_unit(shape):
+    assert unitwise_norm(torch.ones(shape)).item() == pytest.approx(max(1, 16 * bool(shape)) ** 0.5)
+
+
+def test_units_of_the_network_are_those_of_the_authors_tree():
+    """A norm for each output of a kernel or matrix, one for each vector or scalar."""
+    for name, tensor in from_haiku(golden.tree("nfnet_tiny_train")).items():
+        units = tensor.shape[0] if name.endswith("weight") else 1
+        assert unitwise_norm(tensor).numel() == units, name
+
+
+def test_parameters_without_a_gradient_are_passed_over():
+    adaptive_clip_grad_(torch.nn.Parameter(torch.ones(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_dtype_is_clipped_by_norms_of_float32_or_more(dtype):
+    torch.manual_seed(0)
+    param, grad = torch.randn(6, 50).to(dtype), (30 * torch.randn(6, 50)).to(dtype)
+    result = clip(param, grad, 0.01)
+    assert result.dtype == dtype
+    expected = clip(param.float(), grad.float(), 0.01)
+    assert torch.allclose(result.float(), expected, rtol=2 * torch.finfo(dtype).eps + 1e-6, atol=1e-7)
+
+
+def test_a_float16_gradient_whose_square_overflows_is_clipped_right():
+    grad = torch.full((2, 100), 60_000.0, dtype=torch.float16)
+    result = clip(torch.ones(2, 100, dtype=torch.float16), grad, 0.01)
+    assert torch.allclose(result.float(), torch.full((2, 100), 0.01), rtol=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed"])
+def test_layout_of_memory_does_not_matter(layout):
+    torch.manual_seed(0)
+    param, grad = torch.randn(8, 4, 3, 3), 100 * torch.randn(8, 4, 3, 3)
+    if layout == "channels_last":
+        other = param.to(memory_format=torch.channels_last), grad.to(memory_format=torch.channels_last)
+    else:
+        other = param.mT.contiguous().mT, grad.mT.contiguous().mT
+    assert not other[1].is_contiguous()
+    assert torch.allclose(clip(*other, 0.01), clip(param, grad, 0.01), rtol=1e-5)
+
+
+def test_a_nonfinite_gradient_raises_where_asked_to_and_nothing_is_clipped():
+    good, bad = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(2))
+    good.grad, bad.grad = torch.full((3, 3), 9.0), torch.tensor([1.0, float("inf")])
+    with pytest.raises(RuntimeError, match="NaN or infinite.*error_if_nonfinite=False"):
+        adaptive_clip_grad_([good, bad], 0.01, error_if_nonfinite=True)
+    assert (good.grad == 9).all()
+    adaptive_clip_grad_([good, bad], 0.01)
+    assert (good.grad < 9).all()
+
+
+def test_a_sparse_gradient_is_refused_with_the_way_out():
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match=r"shape \(5, 3\) has a sparse gradient.*sparse=False"):
+        adaptive_clip_grad_(embedding.parameters(), 0.01)
+
+
+def test_nothing_is_clipped_where_one_gradient_is_refused():
+    first = torch.nn.Parameter(torch.ones(4, 4))
+    first.grad = torch.full((4, 4), 100.0)
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match="sparse gradient"):
+        adaptive_clip_grad_([first, embedding.weight], 0.01)
+    assert (first.grad == 100).all()
+
+
+@pytest.mark.slow
+def test_captured_by_compile_without_a_graph_break():
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s)) for s in ((8, 4, 3, 3), (5, 7), (6,), ())]
+    for p in params:
+        p.grad = 50 * torch.randn_like(p)
+    expected = [clip(p.detach(), p.grad, 0.01) for p in params]
+    torch.compile(adaptive_clip_grad_, fullgraph=True)(params, 0.01)
+    for p, e in zip(params, expected, strict=True):
+        assert torch.allclose(p.grad, e, rtol=1e-5)
+
+
+def test_equals_optax_run_beside_it():
+    optax = pytest.importorskip("optax", reason="optax is not installed; the extra nfnet-timm[jax] brings it")
+    jnp = pytest.importorskip("jax.numpy")
+    r = np.random.RandomState(0)
+    for shape in ((), (7,), (5, 6), (3, 3, 4, 8)):  # optax reads kernels as HWIO and matrices as IO
+        param, grad = np.float32(r.randn(*shape)), np.float32(50 * r.randn(*shape))
+        transform = optax.adaptive_grad_clip(0.02, eps=1e-3)
+        state = transform.init(jnp.asarray(param))
+        expected, _ = transform.update(jnp.asarray(grad), state, jnp.asarray(param))
+        assert torch.allclose(
+            clip(ours(np.asarray(param)), ours(np.asarray(grad)), 0.02), ours(np.array(expected)), rtol=1e-5
+        ), shape
+
+
+def test_stats_say_what_clipping_does():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 10), "b": torch.nn.Linear(4, 2)})
+    for name, p in model.named_parameters():
+        p.grad = torch.zeros_like(p) if name.startswith("b") else 1e-6 * torch.randn_like(p)
+    model["a"].weight.grad[:3] = 100 * model["a"].weight.detach()[:3]
+    stats = clip_stats(model.named_parameters(), 0.01)
+    assert stats["a.weight"].clipped == pytest.approx(0.3)
+    assert stats["a.weight"].max_ratio == pytest.approx(100)
+    assert stats["b.weight"].clipped == stats["b.weight"].max_ratio == 0
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    adaptive_clip_grad_(model.parameters(), 0.01)
+    changed = (model["a"].weight.grad != before["a.weight"]).any(1).float().mean().item()
+    assert changed == pytest.approx(stats["a.weight"].clipped)
+
+
+def test_stats_pass_over_parameters_without_a_gradient():
+    assert clip_stats({"a": torch.nn.Parameter(torch.ones(3))}) == {}
+
+
+def test_parameters_on_several_devices_are_clipped_each_on_its_own():
+    """The meta device stands in for a second one: whatever touched both at once would fail or hold no numbers."""
+    torch.manual_seed(0)
+    here = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
+    there = [torch.nn.Parameter(p.detach().to("meta")) for p in here]
+    expected = []
+    for p, other in zip(here, there, strict=True):
+        p.grad = 100 * torch.randn_like(p)
+        other.grad = torch.empty_like(other)
+        expected.append(clip(p.detach(), p.grad, 0.01))
+    mixed = [here[0], there[0], there[1], here[1]]
+    adaptive_clip_grad_(mixed, 0.01)
+    for p, grad in zip(here, expected, strict=True):
+        assert torch.allclose(p.grad, grad, rtol=1e-6)
+    clip_each_([Limit(p, 0.01, 1e-3) for p in mixed], grad_scale=torch.tensor(2.0))
+    for p, grad in zip(here, expected, strict=True):
+        assert torch.allclose(p.grad, grad, rtol=1e-6)  # the norm allowed is now twice as large
+
+
+def test_parameters_clipped_as_one_matrix_are_clipped_as_each_by_itself():
+    """As off the CPU: kernels, a matrix and a vector of units of one length, in either order of memory."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4, 3, 3), (5, 36), (36,), (7, 36, 1, 1))]
+    params[0].data = params[0].data.contiguous(memory_format=torch.channels_last)
+    expected = []
+    for i, p in enumerate(params):
+        p.grad = torch.randn_like(p).mul_(10.0 ** (i - 2))  # some units are clipped
+        expected.append(clip(p.detach(), p.grad, 0.5))
+    assert not torch.equal(params[2].grad, expected[2])
+    _clip_together_(params, 0.5, 1e-3, None)
+    for p, grad in zip(params, expected, strict=True):
+        assert torch.allclose(p.grad, grad, rtol=1e-6)
+
+
+def test_tensors_that_are_not_dense_are_clipped_in_their_place():
+    torch.manual_seed(0)
+    kernel, vector = torch.randn(3, 8, 5).mT, torch.randn(9)[::2]
+    for x in (kernel, vector):
+        p = torch.nn.Parameter(x)
+        grad = p.grad = torch.empty_strided(x.shape, tuple(2 * s for s in x.stride())).copy_(100 * torch.randn(x.shape))
+        expected = clip(x.contiguous(), grad.contiguous(), 0.01)
+        adaptive_clip_grad_(p, 0.01)
+        assert p.grad is grad
+        assert torch.allclose(grad, expected, rtol=1e-6)
+
+
+class _CountKernels(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and func is not torch.ops.aten.promote_types.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_device_gets_a_tenth_of_timms_operations(memory_format):
+    """On F0's parameters, of the meta device, which stands in for a GPU: each operation is a launch there."""
+    counts = []
+    for function in (adaptive_clip_grad_, timms_clip):
+        params = list(timm.create_model("nfnet_f0").to("meta", memory_format=memory_format).parameters())
+        for p in params:
+            p.grad = torch.empty_like(p)
+        with _CountKernels() as kernels:
+            function(params, 0.01)
+        counts.append(kernels.count)
+    assert 0 < 10 * counts[0] < counts[1], counts

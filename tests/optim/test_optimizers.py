@@ -1,0 +1,607 @@
+"""Groups, the clipping hook, timm's registry, and the authors' five training steps."""
+
+import copy
+import inspect
+import pickle
+import warnings
+
+import golden
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.utils import dispatch_clip_grad
+
+from nfnet_timm.formats.haiku_names import from_haiku, to_haiku
+from nfnet_timm.optim import agc_param_groups, attach_agc, create_optimizer
+from nfnet_timm.optim.agc import adaptive_clip_grad_, unitwise_norm
+from nfnet_timm.optim.groups import split_off_classifiers
+
+AGC_NAMES = list_optimizers("agc-*")
+
+
+def backward(model, seed=0, scale=1.0):
+    """Leave gradients, scaled, of a loss on random images."""
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(4, 3, 32, 32, generator=g), torch.randint(10, (4,), generator=g)
+    loss = F.cross_entropy(model(x), y)
+    (loss * scale).backward()
+    return loss.detach()
+
+
+def settings(optimizer, model) -> dict[str, tuple]:
+    """Return (clip_factor, weight_decay) of every parameter by name."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group["clip_factor"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+def authors_settings(model) -> dict[str, tuple]:
+    out = {}
+    for name, _ in model.named_parameters():
+        if name == "head.fc.weight":
+            out[name] = (None, 2e-5)
+        else:
+            out[name] = (0.01, 2e-5 if name.endswith("weight") else 0.0)
+    return out
+
+
+@pytest.mark.parametrize("how", ["groups", "ours", "timm", "timm_agc_name"])
+def test_every_parameter_is_in_the_authors_group(tiny, how):
+    model = tiny()
+    if how == "groups":
+        optimizer = torch.optim.SGD(agc_param_groups(model, 2e-5), lr=0.1)
+    elif how == "ours":
+        optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=2e-5)
+    elif how == "timm_agc_name":
+        optimizer = create_optimizer(model, "agc-sgd", lr=0.1, weight_decay=2e-5)
+    else:
+        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=2e-5)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    assert settings(optimizer, model) == authors_settings(model)
+
+
+def test_five_steps_are_the_authors():
+    expected = np.load(golden.DATA / "nfnet_tiny_train.npz")
+    lr, momentum, weight_decay, clipping, eps = (float(h) for h in expected["hyper"])
+    model = timm.create_model("nfnet_f0", **golden.TINY)
+    model.load_state_dict(from_haiku(golden.tree("nfnet_tiny_train")))
+    optimizer = create_optimizer_v2(
+        model, "agc-sgd", lr=lr, momentum=momentum, weight_decay=weight_decay, clip_factor=clipping, clip_eps=eps
+    )
+    x, y = golden.images(expected["input"]), torch.from_numpy(expected["labels"]).long()
+    losses = []
+    for step in range(6):
+        loss = F.cross_entropy(model(x), y)
+        losses.append(loss.item())
+        if step < 5:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert losses == pytest.approx(expected["losses"].tolist(), abs=1e-4)
+    final = to_haiku(model.state_dict())
+    names = [key for key in expected.files if key.startswith("final/")]
+    assert len(names) == 131
+    for key in names:
+        module, param = key.removeprefix("final/").split("::")
+        assert golden.relative_error(torch.from_numpy(final[module][param]), expected[key]) < 1e-4, key
+
+
+def test_the_step_clips_all_but_the_classifiers_weight(tiny):
+    model = tiny()
+    optimizer = create_optimizer(model, "sgd", lr=1e-3)
+    backward(model, scale=1e4)
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    assert torch.equal(model.head.fc.weight.grad, before["head.fc.weight"])
+    for name, p in model.named_parameters():
+        if name != "head.fc.weight":
+            assert unitwise_norm(p.grad).max() < unitwise_norm(before[name]).max(), name
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "dm_nfnet_f0"])
+def test_other_models_have_their_classifier_and_norms_told_by_type(name):
+    model = timm.create_model(name, device="meta", **({} if name != "vit_tiny_patch16_224" else {"num_classes": 7}))
+    optimizer = torch.optim.SGD(agc_param_groups(model, weight_decay=0.1), lr=0.1)
+    found = settings(optimizer, model)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    classifier = model.pretrained_cfg["classifier"] + ".weight"
+    assert [n for n, (clip, _) in found.items() if clip is None] == [classifier]
+    assert found[classifier][1] == 0.1
+    for parameter, (_, decay) in found.items():
+        if "norm" in parameter or ".bn" in parameter or parameter.endswith((".bias", ".gain", "pos_embed")):
+            assert decay == 0, parameter
+    assert any(decay for _, decay in found.values())
+
+
+def test_layer_decay_scales_and_keeps_the_groups(tiny):
+    model = tiny()
+    optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=2e-5, layer_decay=0.7)
+    assert settings(optimizer, model) == authors_settings(model)
+    assert len({g["lr_scale"] for g in optimizer.param_groups}) > 5
+
+
+def test_timms_factory_keeps_the_groups_with_layer_decay_and_without_weight_decay(tiny):
+    model = tiny()
+    assert settings(create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=2e-5, layer_decay=0.7), model) == (
+        authors_settings(model)
+    )
+    without = settings(create_optimizer_v2(model, "agc-sgd", lr=0.1, clip_factor=0.02), model)
+    assert {name for name, (clip, _) in without.items() if clip is None} == {"head.fc.weight"}
+    assert {clip for clip, _ in without.values()} == {None, 0.02}
+
+
+def test_the_classifier_is_left_alone_after_a_reset_a_copy_and_a_move(tiny):
+    model = copy.deepcopy(tiny()).double().float()
+    model.reset_classifier(5)
+    assert settings(create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=2e-5), model) == authors_settings(model)
+
+
+def test_frozen_parameters_stay(tiny):
+    model = tiny()
+    model.stem.requires_grad_(False)
+    before = model.stem.conv1.weight.clone()
+    optimizer = create_optimizer(model, "sgd", lr=0.1)
+    backward(model)
+    optimizer.step()
+    assert torch.equal(model.stem.conv1.weight, before)
+
+
+def train(model, optimizer, scheduler, steps):
+    for step in steps:
+        scheduler.step_update(step)
+        for part in range(2):  # two backward passes for each step
+            backward(model, seed=10 * step + part)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("opt", ["agc-sgd", "agc-adamw", "lookahead_agc-sgd"])
+def test_a_resumed_run_takes_the_same_steps_to_the_bit(tiny, opt, tmp_path):
+    def setup():
+        model = tiny().train()
+        optimizer = create_optimizer_v2(model, opt, lr=0.05, weight_decay=1e-4, clip_factor=0.02)
+        scheduler, _ = create_scheduler_v2(
+            optimizer, "cosine", num_epochs=4, step_on_epochs=False, updates_per_epoch=2, warmup_epochs=1
+        )
+        return model, optimizer, scheduler
+
+    whole = setup()
+    train(*whole, range(6))
+    first = setup()
+    train(*first, range(3))
+    torch.save({"model": first[0].state_dict(), "optimizer": first[1].state_dict()}, tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    second = setup()
+    second[0].load_state_dict(saved["model"])
+    second[1].load_state_dict(saved["optimizer"])
+    train(*second, range(3, 6))
+    for a, b in zip(whole[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_setting_travels_with_the_state(tiny):
+    model = tiny()
+    saved = create_optimizer_v2(model, "agc-sgd", lr=0.1, clip_factor=0.05).state_dict()
+    other = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    other.load_state_dict(saved)
+    assert {g["clip_factor"] for g in other.param_groups} == {0.05, None}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("opt", ["sgd", "agc-adamw"])
+def test_a_copy_clips_as_the_original_does(tiny, opt, copied):
+    model = tiny()
+    optimizer = create_optimizer(model, opt, lr=1e-3, clip_factor=0.02)
+    model, optimizer = copied((model, optimizer))
+    optimizer.load_state_dict(optimizer.state_dict())
+    hooks = [hook.__name__ for hook in optimizer._optimizer_step_pre_hooks.values()]
+    assert hooks == ["_clip_before_step", "fuse_step"]
+    assert optimizer.defaults["clip_factor"] == 0.02
+    backward(model, scale=1e6)
+    expected = 0.02 * unitwise_norm(model.final_conv.weight).clamp_min(1e-3)
+    optimizer.step()
+    torch.testing.assert_close(unitwise_norm(model.final_conv.weight.grad), expected)
+
+
+def test_a_name_is_a_class_with_the_options_of_its_base():
+    cls = get_optimizer_class("agc-sgd", bind_defaults=False)
+    assert issubclass(cls, torch.optim.SGD)
+    options = list(inspect.signature(cls).parameters)
+    assert options[-2:] == ["clip_factor", "clip_eps"]
+    assert set(inspect.signature(torch.optim.SGD).parameters) < set(options)
+
+
+def test_a_group_added_later_is_clipped():
+    p, q = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = attach_agc(torch.optim.SGD([p], lr=0.1), clip_factor=0.01)
+    optimizer.add_param_group({"params": [q]})
+    q.grad = torch.full((3, 3), 100.0)
+    optimizer.step()
+    assert unitwise_norm(q.grad).max() == pytest.approx(0.01 * 3**0.5)
+
+
+def test_a_closures_gradients_are_clipped(tiny):
+    results = []
+    for closure in (False, True):
+        model = tiny()
+        optimizer = create_optimizer(model, "sgd", lr=0.1)
+
+        def loss(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            return backward(model, scale=100.0)
+
+        if closure:
+            assert optimizer.step(loss).isfinite()
+        else:
+            loss()
+            optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("kwargs", [{"foreach": True}, {"foreach": False}, {"fused": True}])
+def test_every_implementation_of_an_optimizer_takes_the_same_step(tiny, kwargs):
+    results = []
+    for extra in ({}, kwargs):
+        model = tiny()
+        optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4, **extra)
+        backward(model, scale=100.0)
+        optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["agc-sgd", "agc-adamw", "agc-adagrad"])
+def test_a_step_on_a_cpu_is_fused_unless_another_is_asked_for(tiny, name):
+    model = tiny()
+    backward(model)
+    choices = ({}, True), ({"foreach": True}, None), ({"foreach": False}, None), ({"fused": False}, False)
+    for kwargs, expected in choices:
+        optimizer = get_optimizer_class(name, bind_defaults=False)(model.parameters(), lr=0.1, **kwargs)
+        chosen = []
+        optimizer.register_step_pre_hook(lambda opt, *_, log=chosen: log.extend(g["fused"] for g in opt.param_groups))
+        before = {group["fused"] for group in optimizer.param_groups}
+        optimizer.step()
+        assert set(chosen) == {expected}
+        assert {group["fused"] for group in optimizer.state_dict()["param_groups"]} == before
+
+
+@pytest.mark.parametrize("name", ["agc-sgd", "agc-adamw", "agc-adagrad"])
+def test_steps_are_right_where_gradients_and_buffers_lie_in_another_order_than_the_parameters(tiny, name):
+    """torch's fused step takes memory as it lies: no error, another result."""
+    results = []
+    for kwargs in ({"fused": False}, {}):
+        torch.manual_seed(0)
+        conv = torch.nn.Conv2d(8, 8, 3)
+        optimizer = create_optimizer_v2(conv, name, lr=0.01, **kwargs)
+        for step in range(3):
+            conv.weight.grad, conv.bias.grad = torch.randn(8, 8, 3, 3), torch.randn(8)
+            optimizer.step()
+            if step == 0:
+                conv.to(memory_format=torch.channels_last)  # the buffers stay as they are
+        results.append(conv.weight.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_the_classifier_is_left_alone_in_a_list_of_named_parameters(tiny):
+    model = tiny()
+    members = list(model.named_parameters())
+    groups = split_off_classifiers({"params": members})
+    assert [[name for name, _ in group["params"]] for group in groups[1:]] == [["head.fc.weight"]]
+    assert groups[1]["clip_factor"] is None
+    assert len(groups[0]["params"]) == len(members) - 1
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("fused", [None, False, True])
+def test_gradients_are_clipped_as_they_are_without_a_scaler(tiny, fused, unscale):
+    results = []
+    for scaled in (False, True):
+        model = tiny()
+        optimizer = create_optimizer(model, "sgd", lr=0.1, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(4, 3, 32, 32, generator=g), torch.randint(10, (4,), generator=g)
+        scaler.scale(F.cross_entropy(model(x), y) * 30).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        results.append([p.detach() for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_both_routes_at_once_warn_and_each_alone_does_not(tiny):
+    model = tiny()
+    plain = create_optimizer_v2(model, "sgd", lr=0.1)
+    backward(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch_clip_grad(model.parameters(), 0.01, mode="agc")
+    plain.step()
+    clipping = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    backward(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clipping.step()
+    dispatch_clip_grad(model.parameters(), 0.01, mode="agc")
+    with pytest.warns(RuntimeWarning, match=r"clipped adaptively twice.*--clip-mode agc.*--opt agc-"):
+        clipping.step()
+
+
+def test_a_later_plain_optimizer_is_not_told_that_it_clips_twice(tiny):
+    model = tiny()
+    clipping = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    backward(model)
+    clipping.step()
+    plain = create_optimizer_v2(model, "sgd", lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch_clip_grad(model.parameters(), 0.01, mode="agc")
+        plain.step()
+    assert clipping.param_groups  # it still lives
+
+
+def test_timms_own_route_clips_our_networks_as_ours_does(tiny):
+    """``--clip-mode agc``: vectors are one unit for timm too; it leaves out the last two parameters."""
+    ours, timms = tiny(), tiny()
+    for model in (ours, timms):
+        backward(model, scale=100.0)
+    names = [name for name, _ in timms.named_parameters()]
+    assert names[-2:] == ["head.fc.weight", "head.fc.bias"]
+    dispatch_clip_grad(list(timms.parameters())[:-2], 0.01, mode="agc")
+    adaptive_clip_grad_(list(ours.parameters())[:-2], 0.01)
+    for a, b in zip(ours.parameters(), timms.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5)
+
+
+def test_names_are_listed_with_descriptions_and_are_not_split_by_timm():
+    assert {"agc-sgd", "agc-adamw", "agc-lamb", "agc-lion", "agc-adafactor"} <= set(AGC_NAMES)
+    assert not any("_" in name for name in AGC_NAMES)
+    for name, description in list_optimizers("agc-*", with_description=True):
+        assert "adaptive gradient clipping" in description, name
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")  # timm's kron
+@pytest.mark.parametrize("name", AGC_NAMES)
+def test_every_name_builds_an_optimizer_that_clips(tiny, name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # timm's kron compiles for a minute
+    model = tiny()
+    optimizer = create_optimizer_v2(model, name, lr=1e-3)
+    backward(model, scale=1e4)
+    before = unitwise_norm(model.final_conv.weight.grad).max()
+    optimizer.step()
+    assert unitwise_norm(model.final_conv.weight.grad).max() < before
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+# --- whichever way the classifier comes to the optimizer
+
+
+class Wrapper(torch.nn.Module):
+    """Shows its parameters, and nothing that timm asks a model for."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def assign(model):
+    """Load as a model on the meta device is loaded: its parameters are new ones."""
+    model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()}, assign=True)
+    return model
+
+
+def pretrained(model):
+    state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    overlay = {"state_dict": state_dict, "num_classes": 10}
+    return timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **golden.TINY)
+
+
+def replaced(model):
+    model.head.fc = torch.nn.Linear(192, 10)
+    return model
+
+
+def parametrized(model):
+    torch.nn.utils.parametrizations.weight_norm(model.head.fc)
+    return model
+
+
+CHANGES = {
+    "pretrained": pretrained,
+    "assigned": assign,
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "an average": lambda model: timm.utils.ModelEmaV3(model).module,
+    "moved": lambda model: model.double().float(),
+    "swapped": lambda model: swapped(model),
+    "reset": lambda model: model.reset_classifier(5) or model,
+    "replaced": replaced,
+    "reparameterized": lambda model: model.reparameterize(),
+    "parametrized": parametrized,
+    "recomputing": lambda model: timm.create_model("nfnet_f0", recompute_acts=True, **golden.TINY),
+    "without gradients": lambda model: copy.deepcopy(model.requires_grad_(False)).requires_grad_(True),
+}
+
+
+def swapped(model):
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        return model.double().float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+WRAPPERS = {
+    "bare": lambda model: model,
+    "in a module": Wrapper,
+    "in two": lambda model: Wrapper(Wrapper(model)),
+    "in a sequence": lambda model: torch.nn.Sequential(model, torch.nn.Identity()),
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model),
+}
+
+
+def limits(optimizer, model):
+    """Return by name which parameters a step clips, with gradients that are all too large."""
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e3)
+    optimizer.step()
+    return {name: bool((p.grad.abs() < 1e3).all()) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_classifiers_weight_is_left_alone_and_all_else_clipped(tiny, change, wrapper):
+    model = wrapper(change(tiny()))
+    found = limits(create_optimizer_v2(model, "agc-sgd", lr=0.0, weight_decay=1e-4), model)
+    left_alone = [name for name, clipped in found.items() if not clipped]
+    assert left_alone
+    assert all(".head.fc." in f".{name}" and not name.endswith("bias") for name in left_alone)
+
+
+@pytest.mark.parametrize("how", ["twin", "lookahead", "attached", "attached lookahead", "copied", "pickled"])
+def test_a_classifier_that_is_added_later_is_left_alone(tiny, how):
+    model = Wrapper(tiny())
+    body = [p for name, p in model.named_parameters() if ".head." not in name]
+    head = [p for name, p in model.named_parameters() if ".head." in name]
+    if "lookahead" in how:
+        optimizer = create_optimizer_v2(body, "lookahead_sgd" if "attached" in how else "lookahead_agc-sgd", lr=0.0)
+    else:
+        optimizer = create_optimizer_v2(body, "sgd" if how == "attached" else "agc-sgd", lr=0.0)
+    if "attached" in how:
+        attach_agc(optimizer)
+    if how in ("copied", "pickled"):
+        copier = copy.deepcopy if how == "copied" else lambda x: pickle.loads(pickle.dumps(x))
+        model, optimizer = copier((model, optimizer))
+        head = [p for name, p in model.named_parameters() if ".head." in name]
+    optimizer.add_param_group({"params": head})
+    found = limits(optimizer, model)
+    assert [name for name, clipped in found.items() if not clipped] == ["inner.head.fc.weight"]
+
+
+def test_a_pretrained_classifier_in_a_wrapper_moves_as_a_fresh_one(tiny):
+    moved = []
+    for change in (lambda model: model, pretrained):
+        model = Wrapper(change(tiny())).train()
+        before = model.inner.head.fc.weight.detach().clone()
+        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+        backward(model, scale=1e4)
+        optimizer.step()
+        moved.append(model.inner.head.fc.weight.detach() - before)
+    torch.testing.assert_close(*moved)
+    assert moved[0].abs().max() > 1
+
+
+def test_networks_are_not_kept_alive():
+    import gc
+    import weakref
+
+    model = timm.create_model("nfnet_f0", **golden.TINY)
+    optimizer = create_optimizer_v2(model.parameters(), "agc-sgd", lr=0.1)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+    optimizer.step()
+
+
+# --- torch's fused step
+
+
+@pytest.mark.parametrize("opt", ["agc-sgd", "agc-momentum", "agc-nesterov", "agc-adam", "agc-adamw", "agc-adagrad"])
+@pytest.mark.parametrize("order", ["late", "late in a group of its own", "now and then", "one by one"])
+def test_parameters_that_are_unfrozen_later_take_the_steps_of_the_unfused_optimizer(opt, order):
+    has_gradient = {
+        "late": lambda i, step: i > 1 or step > 1,
+        "late in a group of its own": lambda i, step: i > 1 or step > 1,
+        "now and then": lambda i, step: (i + step) % 3 != 0,
+        "one by one": lambda i, step: i <= step,
+    }[order]
+    results = []
+    for kwargs in ({"fused": False}, {}):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (4,), (2, 3, 3, 3), (), (5, 2))]
+        groups = [params[:2], params[2:]] if "own" in order else [params]
+        optimizer = create_optimizer_v2([{"params": g} for g in groups], opt, lr=0.05, weight_decay=1e-4, **kwargs)
+        for step in range(5):
+            for i, p in enumerate(params):
+                p.grad = torch.randn_like(p)
+                if not has_gradient(i, step):
+                    p.grad = None
+            optimizer.step()
+        results.append([p.detach() for p in params])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_plain_optimizer_that_loads_the_state_does_not_fuse_its_step(tiny, interrupted):
+    model = tiny()
+    backward(model)
+    optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1)
+    optimizer.step()
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(interrupt)
+    state = optimizer.state_dict()
+    assert {group["fused"] for group in state["param_groups"]} == {None}
+    plain = torch.optim.SGD([{"params": group["params"]} for group in optimizer.param_groups], lr=0.1)
+    plain.load_state_dict(state)
+    assert {group["fused"] for group in plain.param_groups} == {None}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_choice_of_ones_own_is_kept_and_saved(tiny, fused):
+    model = tiny()
+    backward(model)
+    optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, fused=fused)
+    optimizer.step()
+    assert {group["fused"] for group in optimizer.state_dict()["param_groups"]} == {fused}
+
+
+# --- what cannot be clipped
+
+
+def test_an_optimizer_that_differentiates_gradients_is_refused(tiny):
+    model = tiny()
+    with pytest.raises(ValueError, match="Adahessian differentiates gradients.*timm's create_optimizer_v2"):
+        create_optimizer(model, "adahessian", lr=0.1)
+    with pytest.raises(ValueError, match="differentiates gradients"):
+        attach_agc(create_optimizer_v2(model, "lookahead_adahessian", lr=0.1))
+
+
+def test_any_optimizer_of_torch_becomes_one_that_clips_and_stays_what_it_is(tiny):
+    model = tiny()
+    plain = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.StepLR(plain, 1)
+    before = plain.param_groups
+    optimizer = attach_agc(plain, clip_factor=0.02)
+    assert optimizer is plain
+    assert optimizer.param_groups is before
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    assert type(optimizer).__name__ == "AgcRMSprop"
+    backward(model)
+    optimizer.step()
+    scheduler.step()
+    attach_agc(optimizer)  # again: nothing changes
+    assert type(optimizer).__name__ == "AgcRMSprop"
+    assert [group["clip_factor"] for group in optimizer.param_groups] == [0.02]  # what a scheduler has counted stays
+    assert [name for name, clipped in limits(optimizer, model).items() if not clipped] == ["head.fc.weight"]

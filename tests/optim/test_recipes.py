@@ -1,0 +1,111 @@
+"""The recipes are in the words of timm's train.py, and say what the authors' code says."""
+
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+
+import golden
+import pytest
+import torch
+import yaml
+from golden import ROOT
+from timm.data.auto_augment import rand_augment_transform
+from timm.scheduler import create_scheduler_v2
+
+from nfnet_timm.cli import main
+from nfnet_timm.models.variants import VARIANTS
+
+FOLDER = ROOT / "nfnet_timm" / "recipes"
+RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))}
+NFNETS = [f"nfnet_f{i}" for i in range(8)]
+# The options of train.py, as it names them (see data/README.md).
+OPTIONS = set(json.loads((golden.DATA / "train_script_options.json").read_text()))
+# deepmind-research/nfnets/base.py: dropout, and RandAugment as layers and magnitude.
+DROP = dict(zip(NFNETS, (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5), strict=True))
+RANDAUGMENT = dict(zip(NFNETS, (5, 10, 10, 15, 15, 15, 15, 15), strict=True))
+
+
+def test_there_is_one_for_each_published_network():
+    assert set(RECIPES) == {*NFNETS, "nf_resnet", "finetune"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_key_is_an_option_of_the_train_script(name):
+    assert set(RECIPES[name]) <= OPTIONS
+
+
+@pytest.mark.parametrize("name", NFNETS)
+def test_values_are_the_published_ones(name):
+    recipe = RECIPES[name]
+    assert recipe["model"] == name
+    assert recipe["input_size"] == [3, VARIANTS[name].train_size, VARIANTS[name].train_size]
+    assert recipe["batch_size"] * recipe["grad_accum_steps"] * 8 == 4096
+    assert (recipe["drop"], recipe["drop_path"], recipe["smoothing"]) == (DROP[name], 0.25, 0.1)
+    assert (recipe["opt"], recipe["opt_kwargs"]) == ("agc-sgd", {"clip_factor": 0.01, "clip_eps": 0.001})
+    assert (recipe["momentum"], recipe["weight_decay"]) == (0.9, 2e-5)
+    transform = rand_augment_transform(recipe["aa"], {})
+    assert transform.num_layers == 4
+    for op in transform.ops:
+        assert (op.magnitude, op.magnitude_std) == (RANDAUGMENT[name], 0)
+        assert (op.magnitude_max or 10) >= op.magnitude
+
+
+@pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet"])
+def test_the_schedule_is_the_authors_to_the_step(name):
+    recipe = RECIPES[name]
+    batch = recipe["batch_size"] * recipe.get("grad_accum_steps", 1) * 8
+    peak = recipe["lr_base"] * batch / recipe["lr_base_size"]
+    assert peak == 0.1 * batch / 256
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=peak)
+    names = ("warmup_epochs", "warmup_prefix", "warmup_lr", "min_lr")
+    scheduler, epochs = create_scheduler_v2(
+        optimizer,
+        recipe["sched"],
+        num_epochs=recipe["epochs"],
+        step_on_epochs=not recipe["sched_on_updates"],
+        updates_per_epoch=10,
+        **{n: recipe[n] for n in names},
+    )
+    assert epochs == (360 if name == "nfnet_f0" else 90)
+    warmup, steps = 50, 10 * epochs
+    for step in range(steps):
+        scheduler.step_update(step)
+        # deepmind-research/nfnets/optim.py, WarmupCosineDecay
+        cosine = 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        expected = peak * step / warmup if step <= warmup else cosine
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_command_prints_a_recipe(capsys):
+    assert main(["recipe", "nfnet_f3"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == RECIPES["nfnet_f3"]
+    assert main(["recipe", "nfnet_f9"]) == 1
+    assert "no recipe for 'nfnet_f9': expected one of finetune, nf_resnet, nfnet_f0" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("TIMM_TRAIN_SCRIPT" not in os.environ, reason="TIMM_TRAIN_SCRIPT, the path of train.py, is unset")
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_real_parser_takes_it(name, monkeypatch):
+    script = os.environ["TIMM_TRAIN_SCRIPT"]
+    monkeypatch.setattr(sys, "argv", [script, "--config", str(FOLDER / f"{name}.yaml"), "--data-dir", "x"])
+    module = runpy.run_path(script, run_name="train")
+    args, _ = module["_parse_args"]()
+    for key, value in RECIPES[name].items():
+        assert getattr(args, key) == value
+    assert args.lr is None
+    assert {action.dest for action in module["parser"]._actions} == OPTIONS | {"help"}
+
+
+def test_the_recipes_are_in_the_wheel(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    command += ["--disable-pip-version-check", "--wheel-dir", tmp_path, FOLDER.parent.parent]
+    subprocess.run(command, check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"})
+    import zipfile
+
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"nfnet_timm/recipes/{name}.yaml" for name in RECIPES} <= set(names)
+    assert "nfnet_timm/py.typed" in names
