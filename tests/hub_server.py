@@ -268,6 +268,10 @@ class Hub:
             return self._preupload(await request.json(), repo, revision)
         if verb == "commit":
             return self._commit(await request.body(), repo, revision)
+        if verb == "branch" and request.method == "DELETE":
+            if repo.branches.pop(revision, None) is None:
+                raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            return JSONResponse({})
         body = await request.json()
         if verb == "branch":
             if revision in repo.branches:
