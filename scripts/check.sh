@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formats, lints and type-checks, and checks that rendered tables are up to date. With CI set, nothing is rewritten.
+# Formats, lints, type-checks, checks who imports whom, and that rendered tables are up to date. With CI set, nothing is rewritten.
 #   bash scripts/check.sh
 set -euo pipefail
 EXTRAS=dev source "$(dirname "$0")/setup_env.sh"
@@ -13,3 +13,4 @@ else
     python scripts/render_tables.py
 fi
 mypy
+lint-imports

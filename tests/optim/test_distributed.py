@@ -15,7 +15,7 @@ def run(how: str, out: Path, processes: int) -> dict:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     result = subprocess.run(
         [sys.executable, "-W", "ignore", *launcher, WORKER, how, out],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent.parent)},
         capture_output=True,
         text=True,
         timeout=300,

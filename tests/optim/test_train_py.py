@@ -112,7 +112,7 @@ def test_learns_the_digits(train):
 
 def test_what_it_saves_can_be_published(train, tmp_path, capsys):
     _, folder = train(*AGC_SGD, "--model-ema", "--epochs", "1", model_kwargs=("recompute_acts=True",))
-    arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run"]
+    arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run", "--yes"]
     assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0
     assert "weights: the moving average (EMA)" in capsys.readouterr().out
     model = timm.create_model(f"local-dir:{tmp_path / 'digits'}", pretrained=True)
@@ -122,6 +122,19 @@ def test_what_it_saves_can_be_published(train, tmp_path, capsys):
     assert config["label_names"] == [str(digit) for digit in range(10)]
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
     assert "recompute_acts" not in config["model_args"]
+
+
+def test_another_pooling_and_one_channel_are_published_as_they_were_trained(train, tmp_path, capsys):
+    options = ("--gp", "max", "--input-size", "1", "32", "32", "--val-split", "", "--epochs", "1")
+    _, folder = train(*AGC_SGD, *options)
+    arguments = ["publish", str(folder / "last.pth.tar"), "org/digits", "--license", "mit", "--dry-run", "--yes"]
+    assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0, capsys.readouterr().err
+    model = timm.create_model(f"local-dir:{tmp_path / 'digits'}", pretrained=True).eval()
+    assert model.head.global_pool.pool_type == "max"
+    assert model(torch.ones(1, 1, 32, 32)).shape == (1, 10)
+    card = (tmp_path / "digits" / "README.md").read_text()
+    assert "Top-1" not in card
+    assert "model-index" not in card
 
 
 def test_both_routes_at_once_warn(train):
