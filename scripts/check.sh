@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formats, lints, type-checks, checks who imports whom and that rendered tables are up to date; with CI set, rewrites nothing.
+# Formats, lints, type-checks; checks who imports whom, and rendered tables. With CI set, nothing is rewritten.
 #   bash scripts/check.sh
 set -euo pipefail
 EXTRAS=dev source "$(dirname "$0")/setup_env.sh"
