@@ -4,7 +4,7 @@ Importing this package registers its models and optimizers with timm; after inst
 (``autoload``). The floors; an import goes down this list and never up:
 
     cli, demo       the ``nfnet-timm`` command
-    autoload        how timm finds this package
+    autoload, lazy  how timm finds this package; names that are imported on first use
     hub/            weights onto the Hugging Face Hub, with all that is known of them
     models/         the networks: the table, the block, the network, its registration
     optim/          adaptive gradient clipping, and optimizers that clip
@@ -25,10 +25,10 @@ imports timm in functions only; they themselves, and what they do not import, ma
     lambda of AGC       clipping                   clip_factor              clip_factor
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nfnet_timm import autoload
+from nfnet_timm.lazy import lazy_names
 
 if TYPE_CHECKING:
     from nfnet_timm.models.block import NormFreeBlock
@@ -47,7 +47,6 @@ __all__ = [
     "unitwise_norm",
 ]
 
-# Resolved on first use (PEP 562): torch may be only half imported when this module is.
 _HOMES = {
     "NormFreeNet": "models.nfnet",
     "NormFreeBlock": "models.block",
@@ -61,11 +60,7 @@ _HOMES = {
 if not autoload.torch_is_being_imported():
     autoload.watch_timm()
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"nfnet_timm.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'nfnet_timm' has no attribute {name!r}; it has {', '.join(__all__)}")
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """Files into state dicts and back, without any model.
 
 haiku_reader        the authors' pickles, without running them
+pickle_cursor       bytes, numbers and strings of a pickle
 haiku_writer        a pickle that their code reads
 orbax_reader        an Orbax checkpoint of jax_privacy's
 haiku_names         the authors' names and layouts, and ours

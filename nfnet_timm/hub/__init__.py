@@ -1,7 +1,7 @@
 """Weights onto the Hugging Face Hub, with all that is known of them.
 
 published       the published numbers
-source          a model and what is known of it, whatever it comes in
+known_model     a model and what is known of it, whatever it comes in
 train_script    what train.py's options make of a network
 class_names     names of classes, and where they come from
 folder          a model as a repo's folder

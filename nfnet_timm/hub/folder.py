@@ -18,8 +18,10 @@ from torch import nn
 from nfnet_timm.formats.safetensors_writer import write_weights
 from nfnet_timm.layers.timm_private import save_config
 
-__all__ = ["FILES", "load_folder", "save_folder", "written_beside"]
+__all__ = ["DEFAULTS", "FILES", "load_folder", "save_folder", "written_beside"]
 
+# Arguments of timm.create_model that say nothing at these values.
+DEFAULTS = {"num_classes": 1000, "in_chans": 3, "global_pool": "avg"}
 FILES = ("model.safetensors", "config.json", "README.md")
 _STAGED = ".nfnet-timm-"  # begins the names of folders that hold what is not complete yet
 
@@ -83,7 +85,7 @@ def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any],
     """
     save_config(model, path, dict(model_config), dict(model_args))
     config = json.loads(path.read_text(encoding="utf-8"))
-    known = {"num_classes": model.num_classes, "in_chans": 3, "global_pool": "avg"}
+    known = {**DEFAULTS, "num_classes": model.num_classes}
     config["model_args"] = {key: value for key, value in model_args.items() if known.get(key) != value}
     if not config["model_args"]:
         del config["model_args"]

@@ -18,7 +18,7 @@ from nfnet_timm.formats.safetensors_writer import arrays_hash
 from nfnet_timm.formats.train_checkpoint import is_torch_file, read_train_checkpoint
 from nfnet_timm.hub.class_names import FoundNames, find_class_names
 from nfnet_timm.hub.fingerprints import identify
-from nfnet_timm.hub.folder import load_folder
+from nfnet_timm.hub.folder import DEFAULTS, load_folder
 from nfnet_timm.hub.published import load_published, released_checkpoints
 from nfnet_timm.hub.train_script import Figure, figure_of, network_of
 from nfnet_timm.models.build import load_model
@@ -59,11 +59,11 @@ class KnownModel:
     figure: Figure | None = None
 
     def __post_init__(self) -> None:
-        defaults = {"num_classes": 1000, "in_chans": 3, "global_pool": "avg"}  # a config.json has them all the same
+        # The config.json of others has the defaults, too.
         self.model_args = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in self.model_args.items()
-            if defaults.get(key) != value
+            if DEFAULTS.get(key) != value
         }
 
     def told(self) -> str:

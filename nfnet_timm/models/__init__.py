@@ -8,8 +8,9 @@ build               a network by its name, with weights
 signal_propagation  measuring the variance through a network
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nfnet_timm.lazy import lazy_names
 
 if TYPE_CHECKING:
     from nfnet_timm.models.block import NormFreeBlock
@@ -19,8 +20,4 @@ if TYPE_CHECKING:
 _HOMES = {"NormFreeBlock": "block", "NormFreeNet": "nfnet", "NormFreeCfg": "variants", "VARIANTS": "variants"}
 __all__ = ["VARIANTS", "NormFreeBlock", "NormFreeCfg", "NormFreeNet"]
 
-
-def __getattr__(name: str) -> Any:  # on first use: timm may be only half imported when this package is
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+__getattr__ = lazy_names(__name__, _HOMES)

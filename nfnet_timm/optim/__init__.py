@@ -10,8 +10,9 @@ fused_step     torch's fused step on a CPU, where it is right
 clip_mode      a warning where timm clips too
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nfnet_timm.lazy import lazy_names
 
 if TYPE_CHECKING:
     from nfnet_timm.optim.agc import ClipStats, adaptive_clip_grad_, clip_stats, unitwise_norm
@@ -38,8 +39,4 @@ __all__ = [
     "unitwise_norm",
 ]
 
-
-def __getattr__(name: str) -> Any:  # on first use: timm may be only half imported when this package is
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+__getattr__ = lazy_names(__name__, _HOMES)
