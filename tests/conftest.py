@@ -30,8 +30,10 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Let each test have the same random numbers whatever ran before it."""
+    """Let each test have the same random numbers, and compile the same, whatever ran before it."""
     torch.manual_seed(0)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # an earlier test of another size makes sizes symbolic, which takes minutes more
 
 
 @pytest.fixture
