@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import nfnet_timm.hub.convert
 from nfnet_timm.cli import main
 
 COMMAND = Path(sys.executable).parent / "nfnet-timm"
@@ -102,6 +103,22 @@ def test_nothing_that_is_there_is_replaced_without_overwrite(tmp_path, capsys):
     assert main(["convert", SOURCE, "--out", str(mine), "--overwrite"]) == 0
     assert file.read_bytes() != b"mine"
     assert (mine / "model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_a_file_that_is_to_be_replaced_is_as_it_was_when_writing_fails(tmp_path, monkeypatch, error):
+    mine, file = converted(tmp_path, torch.float32), tmp_path / "back.npz"
+    file.write_bytes(b"mine")
+
+    def fail(tree, path):
+        Path(path).write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(nfnet_timm.hub.convert, "write_tree", fail)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["convert", str(mine), "--out", str(file), "--overwrite"]) in (1, 130)
+    assert file.read_bytes() == b"mine"
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_demo_asks_before_it_replaces_and_before_it_trains(tmp_path, capsys):

@@ -1,7 +1,10 @@
 """Who imports whom: the rules written in nfnet_timm/__init__.py, for every module that is found."""
 
 import ast
+import importlib
 from pathlib import Path
+
+import pytest
 
 import nfnet_timm
 
@@ -74,3 +77,13 @@ def test_what_timm_imports_of_us_imports_timm_in_functions_only():
 def test_nothing_of_the_package_is_longer_than_400_lines():
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+@pytest.mark.parametrize("package", ["nfnet_timm", "nfnet_timm.models", "nfnet_timm.optim", "nfnet_timm.layers"])
+def test_a_package_hands_on_its_public_names_and_names_them_for_a_wrong_one(package):
+    module = importlib.import_module(package)
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    with pytest.raises(
+        AttributeError, match="nfnets" if package.endswith("layers") else f"'nfnets'.*{module.__all__[0]}"
+    ):
+        module.nfnets  # noqa: B018

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import golden
 import pytest
@@ -87,6 +88,24 @@ def test_the_hub_cache_gives_the_weights_that_timm_loads(hub_cache, kwargs):
         classes = kwargs.get("num_classes", 1000)
         assert result["output"] == [[1, classes or 3072]]
         assert result["cfg"] == "timm/dm_nfnet_f0.dm_in1k"
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="only Linux says what of a process is mapped from where"
+)
+def test_weights_in_the_cache_are_mapped_and_not_copied(hub_cache):
+    code = """
+import timm
+model = timm.create_model("nfnet_f0", pretrained=True)
+mapped = [tuple(int(x, 16) for x in line.split()[0].split("-"))
+          for line in open("/proc/self/maps") if "/blobs/" in line or line.rstrip().endswith("model.safetensors")]
+print(sum(any(a <= p.data_ptr() < b for a, b in mapped) for p in model.parameters()), len(list(model.parameters())))
+"""
+    env = {**os.environ, "HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    inside, all_of_them = map(int, result.stdout.split())
+    assert inside == all_of_them
 
 
 def test_the_tagged_name_is_the_default(hub_cache):

@@ -459,6 +459,11 @@ def test_reparameterized_logits_are_the_same(name, size):
         assert golden.relative_error(model(x.to(memory_format=torch.channels_last)), expected.numpy()) < 1e-5
 
 
+def test_weights_of_a_reparameterized_network_load_into_no_other(tiny):
+    with pytest.raises(RuntimeError, match=r"Missing key.*gain"):
+        tiny().load_state_dict(tiny().reparameterize().state_dict())
+
+
 def test_a_reparameterized_network_runs_in_bfloat16(tiny):
     model = tiny()
     x = torch.randn(2, 3, 64, 64)

@@ -176,6 +176,18 @@ def test_stats_say_what_clipping_does():
     assert changed == pytest.approx(stats["a.weight"].clipped)
 
 
+def test_stats_wait_for_a_device_once(monkeypatch):
+    waits = []
+    for name in ("tolist", "item", "cpu", "__bool__", "__float__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, f=original, n=name: waits.append(n) or f(x))
+    params = [torch.nn.Parameter(torch.randn(4, i)) for i in range(2, 8)]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    assert len(clip_stats((str(i), p) for i, p in enumerate(params))) == 6
+    assert waits == ["tolist"]
+
+
 def test_stats_pass_over_parameters_without_a_gradient():
     assert clip_stats({"a": torch.nn.Parameter(torch.ones(3))}) == {}
 

@@ -111,6 +111,7 @@ def test_other_models_have_their_classifier_and_norms_told_by_type(name):
     optimizer = torch.optim.SGD(agc_param_groups(model, weight_decay=0.1), lr=0.1)
     found = settings(optimizer, model)
     assert set(found) == {name for name, _ in model.named_parameters()}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(found)
     classifier = model.pretrained_cfg["classifier"] + ".weight"
     assert [n for n, (clip, _) in found.items() if clip is None] == [classifier]
     assert found[classifier][1] == 0.1
@@ -118,6 +119,16 @@ def test_other_models_have_their_classifier_and_norms_told_by_type(name):
         if "norm" in parameter or ".bn" in parameter or parameter.endswith((".bias", ".gain", "pos_embed")):
             assert decay == 0, parameter
     assert any(decay for _, decay in found.values())
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.7])
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "nf_resnet26", "dm_nf_regnet_b0"])
+def test_each_trainable_parameter_is_in_exactly_one_group(name, layer_decay):
+    model = timm.create_model(name, device="meta")
+    next(model.parameters()).requires_grad = False
+    groups = agc_param_groups(model, 0.1, layer_decay=layer_decay)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
 def test_layer_decay_scales_and_keeps_the_groups(tiny):
@@ -216,6 +227,18 @@ def test_a_name_is_a_class_with_the_options_of_its_base():
     options = list(inspect.signature(cls).parameters)
     assert options[-2:] == ["clip_factor", "clip_eps"]
     assert set(inspect.signature(torch.optim.SGD).parameters) < set(options)
+
+
+def test_accumulated_gradients_are_clipped_once_as_their_sum(tiny):
+    model, sum_of = tiny(), tiny()
+    for seed in range(3):
+        backward(model, seed, scale=10.0)
+        backward(sum_of, seed, scale=10.0)
+    limited = [p for name, p in sum_of.named_parameters() if name != "head.fc.weight"]
+    adaptive_clip_grad_(limited, 0.01)
+    create_optimizer_v2(model, "agc-sgd", lr=0.1).step()
+    for p, expected in zip(model.parameters(), sum_of.parameters(), strict=True):
+        assert torch.equal(p.grad, expected.grad)
 
 
 def test_a_group_added_later_is_clipped():
