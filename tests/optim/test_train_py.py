@@ -137,6 +137,18 @@ def test_another_pooling_and_one_channel_are_published_as_they_were_trained(trai
     assert "model-index" not in card
 
 
+def test_an_average_that_was_not_measured_gets_no_figure(train, tmp_path):
+    _, folder = train(*AGC_SGD, "--model-ema", "--model-ema-force-cpu", "--epochs", "1")
+    arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run", "--yes"]
+    assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0
+    weights = timm.create_model(f"local-dir:{tmp_path / 'digits'}", pretrained=True).state_dict()
+    average = checkpoint(folder, "model_best")["state_dict_ema"]
+    assert all(weights[name].equal(p) for name, p in average.items())
+    card = (tmp_path / "digits" / "README.md").read_text()
+    assert "The run measured no accuracy of these" in card
+    assert "model-index" not in card
+
+
 def test_both_routes_at_once_warn(train):
     out, _ = train(*AGC_SGD, "--clip-mode", "agc", "--clip-grad", "0.01", "--epochs", "1")
     assert "gradients are clipped adaptively twice" in out
