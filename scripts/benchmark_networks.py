@@ -92,7 +92,7 @@ def floor_of(theirs: nn.Module) -> nn.Module:
             padding = 0 if module.stride[0] > 1 else module.kernel_size[0] // 2
             shape = module.in_channels, module.out_channels, module.kernel_size, module.stride, padding
             conv: Any = plain(*shape, groups=module.groups)
-            conv.weight.data = standardize(module.weight, module.gain.flatten()).detach()
+            conv.weight.data = standardize(module.weight, module.gain.flatten(), 1.0, 1e-4).detach()
             conv.bias.data.copy_(module.bias)
             floor.set_submodule(name, conv)
     return floor

@@ -21,6 +21,8 @@ from benchmark import markdown, ratios
 from nfnet_timm.hub.card import render_card
 from nfnet_timm.hub.known_model import KnownModel
 from nfnet_timm.hub.published import load_published
+from nfnet_timm.models.multiply_adds import multiply_adds
+from nfnet_timm.models.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- {}: rendered by scripts/render_tables.py -->\n", "<!-- end of {} -->\n"
@@ -30,20 +32,20 @@ BENCHMARKS = {"inference": "inference", "train": "training step", "agc": "clippi
 
 def networks_table() -> str:
     """Return the table of all networks, in Markdown."""
-    facts = load_published()
     lines = [
         "| name | parameters | multiply-adds | train px | test px | top-1 published | top-1 by timm | weights |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    checkpoints = {name.split(".")[0]: checkpoint for name, checkpoint in facts["checkpoints"].items()}
-    for name, network in facts["networks"].items():
+    checkpoints = {name.split(".")[0]: checkpoint for name, checkpoint in load_published()["checkpoints"].items()}
+    for name, variant in VARIANTS.items():
         checkpoint = checkpoints.get(name)
+        parameters = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
         columns = [
             f"`{name}`",
-            f"{network['parameters'] / 1e6:.1f} M",
-            f"{network['multiply_adds']:.2f} B",
-            str(network["train_size"]),
-            str(network["test_size"]),
+            f"{parameters / 1e6:.1f} M",
+            f"{multiply_adds(name):.2f} B",
+            str(variant.train_size),
+            str(variant.test_size),
             f"{checkpoint['top1']:.1f}{' (SAM)' if checkpoint['sam'] else ''}" if checkpoint else "",
             f"{checkpoint['timm_top1']:.2f}" if checkpoint else "",
             f"[{checkpoint['hub']}](https://huggingface.co/{checkpoint['hub']})" if checkpoint else "none published",
@@ -95,11 +97,13 @@ def render() -> dict[Path, str]:
     files = {readme: insert(text, "speed", speed_table(records))}
     tables = "\n\n".join(map(markdown, records))
     files[ROOT / "benchmarks" / "cpu.md"] = f"# Measured by scripts/benchmark_all.sh\n\n{tables}\n"
-    facts = load_published()
-    for checkpoint in facts["checkpoints"]:
+    published = load_published()
+    for checkpoint in published["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
         known = KnownModel(model, {}, {}, checkpoint, proven=True)
-        files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(known, f"{facts['organization']}/{checkpoint}")
+        files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(
+            known, f"{published['organization']}/{checkpoint}"
+        )
     return files
 
 

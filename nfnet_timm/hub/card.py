@@ -1,30 +1,23 @@
 """Model cards: what a Hub repo's README.md says of the weights beside it, for people and for the Hub.
 
-Published numbers come from hub/checkpoints.toml, the text from hub/card.md.
+All text is in hub/card.md, which this fills: with the published numbers of hub/checkpoints.toml, the recipe of
+nfnet_timm/recipes, and what is known of the model.
 """
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nfnet_timm.hub.known_model import KnownModel
 from nfnet_timm.hub.published import data_file, load_published, released_checkpoints
+from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
 
 __all__ = ["render_card"]
-
-_RECIPE = """\
-From scratch on ImageNet-1k for 360 epochs: stochastic gradient descent with Nesterov momentum 0.9 and batches of 4096,
-a learning rate of 1.6 that warms up for 5 epochs and then follows a cosine to 0, weight decay 2e-5, and adaptive
-gradient clipping with a factor of 0.01; label smoothing 0.1, MixUp, CutMix, RandAugment, dropout and stochastic
-depth{sam}. The recipe keeps a moving average of the weights. `nfnet-timm recipe {name}` prints all of it, with its
-sources, for timm's train.py."""
-
-_RECIPE_IM21K = """\
-On ImageNet-21k, by the authors of jax_privacy, whose programs start from it. With what recipe, at which image size and
-with which preprocessing is not known; what config.json says of these is the network's own."""
 
 # Options of train.py that tell how a network was trained; paths and names of machines are none of a card's business.
 _TRAINING = (
@@ -57,8 +50,8 @@ _TRAINING = (
     "seed",
 )
 
-# Options that say nothing where another is off.
-_PARTS = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
+# Options that say nothing where the other is off.
+_NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
 
 
 def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> str:
@@ -69,7 +62,7 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
     Raises:
         ValueError: If the weights are a user's own and no licence is given, or are not and another one is.
     """
-    facts = load_published()
+    published = load_published()
     name, model, cfg = known.architecture, known.model, known.model.pretrained_cfg
     released = released_checkpoints().get(known.checkpoint or "")
     if released is not None and license not in (None, released["license"]):
@@ -82,17 +75,16 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[-1]
     dataset = _dataset(known)
     if released is not None:
-        results = _published(facts, released, test_size) if "top1" in released else []
+        results = _published(published["sources"], released, test_size) if "top1" in released else []
     else:
         results = _measured(known, dataset)
-    pretrained_on = _base_model(known)
     data = ModelCardData(
         license=released["license"] if released else license,
         library_name="timm",
         pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
         tags=["timm", "nfnet-timm", "normalizer-free", "pytorch"],
         datasets=[released["dataset"]] if released else [dataset] if dataset and "/" in dataset else None,
-        base_model=pretrained_on,
+        base_model=_base_model(known),
         model_name=repo_id.split("/")[-1],
         eval_results=results or None,
     )
@@ -104,14 +96,9 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
         repo_id=repo_id,
         title=VARIANTS[name].title if plain else f"a relative of {VARIANTS[name].title}, with other widths or depths",
         architecture=name,
-        published=released is not None,
-        dataset=released["dataset"] if released else None,
-        mean_of_runs=released is not None and released.get("runs", 1) > 1,
         arguments=", ".join(f"{key}={value!r}" for key, value in known.model_args.items() if key != "num_classes"),
         parameters=sum(p.numel() for p in model.parameters()),
-        multiply_adds=facts["networks"].get(name, {}).get("multiply_adds")
-        if plain and test_size == VARIANTS[name].test_size
-        else None,
+        multiply_adds=multiply_adds(name) if plain and test_size == VARIANTS[name].test_size else None,
         train_size=cfg["input_size"][-1],
         test_size=test_size,
         num_classes=model.num_classes,
@@ -122,20 +109,26 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
         accuracy=_accuracy(results),
         plain_timm=timms.split("/")[1].split(".")[0] if plain and timms else None,
-        plain_arguments=f", num_classes={model.num_classes}" if model.num_classes != 1000 else "",
-        training=_training(known, released),
-        origin=_origin(known, released),
-        weights_licence=_licence(facts, released) if released else f"{license}, as their owner states.",
+        released=released,
+        proven=known.proven,
+        metadata=known.metadata,
+        sources=published["sources"],
+        licence=license,
+        recipe=_recipe(name) if released and "top1" in released else None,
+        training=_training(known),
+        ema=known.ema,
+        epoch=known.epoch,
+        measured=known.figure is not None,
     )
     return f"{str(text).rstrip()}\n"
 
 
-def _published(facts: dict[str, Any], released: dict[str, Any], size: int) -> list[EvalResult]:
-    sources = {
-        "published": ("", facts["sources"]["source"], "https://arxiv.org/abs/2102.06171"),
+def _published(sources: dict[str, str], released: dict[str, Any], size: int) -> list[EvalResult]:
+    measured = {
+        "published": ("", sources["source"], "https://arxiv.org/abs/2102.06171"),
         "measured by timm": (
             "timm_",
-            facts["sources"]["timm_source"],
+            sources["timm_source"],
             "https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv",
         ),
     }
@@ -154,7 +147,7 @@ def _published(facts: dict[str, Any], released: dict[str, Any], size: int) -> li
             source_name=source,
             source_url=url,
         )
-        for how, (prefix, source, url) in sources.items()
+        for how, (prefix, source, url) in measured.items()
         for label, key in (("Top-1", "top1"), ("Top-5", "top5"))
     ]
 
@@ -213,57 +206,21 @@ def _base_model(known: KnownModel) -> str | None:
     return VARIANTS[known.architecture].hf_hub_id
 
 
-def _training(known: KnownModel, released: dict[str, Any] | None) -> str:
-    if released is not None and "top1" not in released:
-        return _RECIPE_IM21K
-    if released is not None:
-        sam = ", and sharpness-aware minimization (SAM)" if released["sam"] else ""
-        return _RECIPE.format(sam=sam, name=known.architecture)
-    if not known.training:
-        return "The file that these weights come from does not say how they were trained."
-    unused = {part for part, whole in _PARTS.items() if not known.training.get(whole)}
-    rows = [
-        f"| `{key}` | {known.training[key]} |"
-        for key in _TRAINING
-        if key not in unused and known.training.get(key) not in (None, False, "", {})
-    ]
-    which = (
-        "the moving average (EMA) of the weights" if known.ema else "the weights themselves; the run kept no average"
-    )
-    head = f"By timm's train.py; what is published here is {which}, after epoch {known.epoch}."
-    if known.figure is None:
-        head += " The run measured no accuracy of these."
-    return "\n".join([head, "", "| option | value |", "|---|---|", *rows])
+def _recipe(name: str) -> dict[str, Any]:
+    """Return the recipe of a network, with what it comes to for the authors' batch."""
+    recipe = yaml.safe_load((files("nfnet_timm") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    batch = recipe["batch_size"] * recipe["grad_accum_steps"] * 8  # of as many processes, as the recipe says
+    return {**recipe, "batch": batch, "lr": recipe["lr_base"] * batch / recipe["lr_base_size"]}
 
 
-def _origin(known: KnownModel, released: dict[str, Any] | None) -> str:
-    file, digest = known.metadata.get("source"), known.metadata.get("source_sha256")
-    hashed = f"SHA-256 `{digest}`" if digest else "its SHA-256 stands in the header of model.safetensors"
-    if released is None:
-        where = f"`{file}`" if file else "not stated"
-        return f"The file that these weights were converted from: {where}; {hashed}."
-    sources = load_published()["sources"]
-    if "md5" not in released:
-        return (
-            f"The Orbax checkpoint that these weights were converted from: `{file}`, {hashed} (of the list of its "
-            f"files' hashes). It is taken for `{released['directory']}` of {sources['orbax_source']}. No hash of that "
-            "directory has been published: that it is the released one is the word of who published this page."
-        )
-    size = f", {released['bytes']:,} bytes" if "bytes" in released else ""
-    where = f"[{released['file']}]({released['url']}){size}, as released with deepmind-research/nfnets"
-    if known.proven:
-        proof = f"Its MD5 is the recorded one, `{released['md5']}` ({sources['md5_source']})."
-    else:
-        proof = (
-            f"Its MD5, `{known.metadata.get('source_md5', 'not known')}`, is **not the recorded one**, "
-            f"`{released['md5']}` ({sources['md5_source']}): that it is the released file is the word of who published "
-            "this page."
-        )
-    return f"The file that these weights were converted from: {where}; {hashed}. {proof}"
-
-
-def _licence(facts: dict[str, Any], released: dict[str, Any]) -> str:
-    return f"{facts['sources']['licence' if 'md5' in released else 'orbax_licence']}."
+def _training(known: KnownModel) -> dict[str, Any]:
+    """Return the options of a run of train.py that say how it trained."""
+    unused = {option for option, other in _NOTHING_WITHOUT.items() if not known.training.get(other)}
+    return {
+        option: known.training[option]
+        for option in _TRAINING
+        if option not in unused and known.training.get(option) not in (None, False, "", {})
+    }
 
 
 def _what_it_takes(known: KnownModel) -> str:

@@ -29,5 +29,5 @@ def load_published() -> dict[str, Any]:
 
 def released_checkpoints() -> dict[str, dict[str, Any]]:
     """Return the entries of all weights that were released, by name: files, and directories of Orbax."""
-    facts = load_published()
-    return {**facts["checkpoints"], **facts["orbax"]}
+    published = load_published()
+    return {**published["checkpoints"], **published["orbax"]}

@@ -27,7 +27,7 @@ def pad_same(x: Tensor, pad_h: int, pad_w: int) -> Tensor:
 class Conv2dSame(nn.Conv2d):
     """Convolution with SAME padding and a bias: (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride)).
 
-    Differs from timm: its module of this name computes the same, on a CPU more slowly.
+    Differs from timm: its module of this name computes the same, and pads where torch's own padding would do.
     """
 
     def __init__(
@@ -67,32 +67,16 @@ class Conv2dSame(nn.Conv2d):
             pad_h = same_padding(x.shape[2], reach, self.stride[0])
             pad_w = same_padding(x.shape[3], reach, self.stride[0])
             padding = [pad_h // 2, pad_w // 2]
-            if pad_h % 2 != 0 or pad_w % 2 != 0:
-                if not torch.jit.is_scripting():
-                    if is_eager_on_cpu(x) and x.dtype == torch.float32:
-                        return self._convolve_reversed(x, weight, pad_h, pad_w)
-                    x = carry_origin(pad_same, x, pad_h, pad_w)
-                else:
-                    x = pad_same(x, pad_h, pad_w)
+            if pad_h % 2 != 0 or pad_w % 2 != 0:  # torch's own padding is the same at both ends
                 padding = [0, 0]
+                if torch.jit.is_scripting():
+                    x = pad_same(x, pad_h, pad_w)
+                else:
+                    x = carry_origin(pad_same, x, pad_h, pad_w)
         if not torch.jit.is_scripting():
             with keeping_origins(x):
                 return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
-
-    @torch.jit.unused
-    def _convolve_reversed(self, x: Tensor, weight: Tensor, pad_h: int, pad_w: int) -> Tensor:
-        """Convolve a map of 96 pixels, whose odd zero comes last, without making one of 97.
-
-        oneDNN takes up to 1.5 times as long for the latter and its gradients. torch pads both ends alike: reversed, a
-        map has its odd zero where torch puts one, and the one that torch puts at the other end is not reached.
-        """
-        dims = [dim for dim, padding in ((2, pad_h), (3, pad_w)) if padding % 2]
-        padding = [(pad_h + 1) // 2, (pad_w + 1) // 2]
-        x = carry_origin(torch.flip, x, dims)
-        with keeping_origins(x):
-            out = F.conv2d(x, weight.flip(dims), self.bias, self.stride, padding, self.dilation, self.groups)
-        return out.flip(dims)
 
 
 class AvgPool2dSame(nn.Module):

@@ -29,6 +29,7 @@ class WSConv2d(Conv2dSame):
         in_chs: Input channels; forward takes (N, in_chs, H, W), any H and W of at least 1.
         out_chs: Output channels; forward returns (N, out_chs, ceil(H / stride), ceil(W / stride)).
         scale: Constant factor of the input (gamma and beta), carried by the weight.
+        eps: The authors' 1e-4; no network here has another.
     Raises:
         ValueError: From forward, if the input has another number of channels or no pixels.
     Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.

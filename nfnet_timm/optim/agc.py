@@ -105,13 +105,8 @@ def _by_device(limits: list[Limit]) -> dict[torch.device, list[Limit]]:
 
 
 def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
-    together: dict[Any, list[Limit]] = {}
-    rest: list[Limit] = []
-    for limit in limits:
-        if _can_be_a_matrix(limit.param):
-            together.setdefault(_matrix_of(limit), []).append(limit)
-        else:
-            rest.append(limit)
+    whole = [limit for limit in limits if _can_be_a_matrix(limit.param)]
+    rest = [limit for limit in limits if not _can_be_a_matrix(limit.param)]
     if rest:
         grads, scales, grad_norms = _norms(rest)
         if grad_scale is not None:
@@ -119,8 +114,8 @@ def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
         foreach_div_(scales, grad_norms)
         foreach_clamp_max_(scales, 1.0)
         foreach_mul_(grads, scales)
-    for same in together.values():
-        _clip_together_([limit.param for limit in same], same[0].clip_factor, same[0].eps, grad_scale)
+    for alike in _alike(whole):
+        _clip_together_(alike, grad_scale)
 
 
 def _can_be_a_matrix(p: Tensor) -> bool:
@@ -129,21 +124,32 @@ def _can_be_a_matrix(p: Tensor) -> bool:
     return not other and is_dense(p) and is_dense(grad)
 
 
-def _matrix_of(limit: Limit) -> Any:
-    """Return what parameters have in common that are clipped as one matrix."""
-    p, grad = limit.param, limit.param.grad
-    one_unit = _is_one_unit(p)
-    if p.is_cpu and not one_unit:
-        return id(p)  # there are no launches to save, and the gradient is still in the cache when it is scaled
-    length = p.numel() if one_unit else p.shape[1:].numel()
-    return length, p.dtype, grad.dtype, limit.clip_factor, limit.eps  # type: ignore[union-attr]
+def _alike(limits: list[Limit]) -> list[list[Limit]]:
+    """Return the parameters in lists of those that are clipped as one matrix: units of one length, the rest the same.
+
+    On a CPU a kernel or matrix is one by itself: there are no launches to save, and its gradient is still in the cache
+    when it is scaled.
+    """
+    alone: list[list[Limit]] = []
+    together: dict[tuple[Any, ...], list[Limit]] = {}
+    for limit in limits:
+        p = limit.param
+        if p.is_cpu and not _is_one_unit(p):
+            alone.append([limit])
+            continue
+        length = p.numel() if _is_one_unit(p) else p.shape[1:].numel()
+        key = (length, p.dtype, p.grad.dtype, limit.clip_factor, limit.eps)  # type: ignore[union-attr]
+        together.setdefault(key, []).append(limit)
+    return [*alone, *together.values()]
 
 
-def _clip_together_(parameters: list[Tensor], clip_factor: float, eps: float, grad_scale: Tensor | None) -> None:
+def _clip_together_(alike: list[Limit], grad_scale: Tensor | None) -> None:
     """Clip parameters whose units are of one length, as one matrix: ten launches, however many they are."""
-    weights, grads = [_rows(p) for p in parameters], [_rows(p.grad) for p in parameters]  # type: ignore[arg-type]
-    alone = len(parameters) == 1
-    scale = _norm(weights[0] if alone else torch.cat(weights), False).clamp_(min=eps).mul_(clip_factor)
+    weights = [_rows(limit.param) for limit in alike]
+    grads = [_rows(limit.param.grad) for limit in alike]  # type: ignore[arg-type]
+    alone = len(alike) == 1
+    scale = _norm(weights[0] if alone else torch.cat(weights), False)
+    scale.clamp_(min=alike[0].eps).mul_(alike[0].clip_factor)
     if grad_scale is not None:
         scale.mul_(grad_scale)
     units = grads[0] if alone else torch.cat(grads)

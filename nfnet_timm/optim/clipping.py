@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from functools import cache, wraps
 from typing import Any
@@ -92,30 +91,28 @@ class _Clipping(Optimizer):
 
 
 @cache
-def clipping_twin(base: Any) -> type[Optimizer]:
-    """Return the subclass of ``base`` that clips adaptively before each step; see ``attach_agc``.
+def clipping_twin(plain: Any) -> type[Optimizer]:
+    """Return the subclass of ``plain`` that clips adaptively before each step; see ``attach_agc``.
 
-    Its ``clip_factor`` and ``clip_eps`` come after the arguments of ``base``, by keyword.
+    It takes ``clip_factor`` and ``clip_eps`` by keyword beside the options of ``plain``.
     """
 
-    def initialise(self: Any, params: Iterable[Any], *args: Any, **kwargs: Any) -> None:
-        _Clipping.__init__(self, params, *args, **kwargs)
+    class Twin(_Clipping, plain):
+        base = plain
 
-    own = inspect.signature(_Clipping.__init__).parameters
-    shown = [*inspect.signature(base.__init__).parameters.values(), own["clip_factor"], own["clip_eps"]]
-    # Whoever asks which options an optimizer takes, as timm's tests do, asks its __init__.
-    initialise.__signature__ = inspect.Signature(sorted(shown, key=lambda parameter: parameter.kind))  # type: ignore[attr-defined]
-    attributes = {
-        "__doc__": f"{base.__name__} that clips adaptively before each step; see ``nfnet_timm.optim.attach_agc``.",
-        "__init__": initialise,
-        "base": base,
-    }
-    return type(f"Agc{base.__name__}", (_Clipping, base), attributes)
+        # Whoever asks which options it takes, as timm's tests do, is told those of ``plain``.
+        @wraps(plain.__init__)  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    Twin.__name__ = Twin.__qualname__ = f"Agc{plain.__name__}"
+    Twin.__doc__ = f"{plain.__name__} that clips adaptively before each step; see ``nfnet_timm.optim.attach_agc``."
+    return Twin
 
 
-def _empty_twin(base: Any) -> Optimizer:
+def _empty_twin(plain: Any) -> Optimizer:
     """Return an instance for a copy or a pickle to fill."""
-    twin: Any = clipping_twin(base)
+    twin: Any = clipping_twin(plain)
     return twin.__new__(twin)
 
 

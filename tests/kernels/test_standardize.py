@@ -14,12 +14,12 @@ from nfnet_timm.layers.ws_conv import WSConv2d
 EPS = 1e-4
 
 
-def arrays(dtype=torch.float32, shape=(12, 8, 3, 3), held=True):
-    """Weights, one row far off zero (3); if ``held``, some rows that ``max`` holds (0, 5, 10) and one constant (1)."""
+def arrays(dtype=torch.float32, shape=(12, 8, 3, 3), clamped=True):
+    """Weights, one row far off zero (3); if ``clamped``, some rows that ``max`` clamps (0, 5, 10) and one constant (1)."""
     torch.manual_seed(0)
     weight = torch.randn(shape, dtype=dtype)
     weight[3:4] += 10
-    if held:
+    if clamped:
         weight[::5] *= 1e-4
         weight[1:2] = 3.25
     return weight.requires_grad_(), torch.rand(shape[0], dtype=dtype).add(0.5).requires_grad_()
@@ -32,19 +32,19 @@ def close(actual, expected, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("shape", "held"),
+    ("shape", "clamped"),
     [
-        *((shape, held) for shape in [(12, 8, 3, 3), (12, 700, 1, 1), (12, 5)] for held in (False, True)),
-        ((12, 1, 1, 1), True),  # ``max`` holds every row of a single number
+        *((shape, clamped) for shape in [(12, 8, 3, 3), (12, 700, 1, 1), (12, 5)] for clamped in (False, True)),
+        ((12, 1, 1, 1), True),  # ``max`` clamps every row of a single number
     ],
 )
-def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape, held, monkeypatch):
-    weight, gain = arrays(shape=shape, held=held)
+def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape, clamped, monkeypatch):
+    weight, gain = arrays(shape=shape, clamped=clamped)
     exact_weight, exact_gain = (x.detach().double().requires_grad_() for x in (weight, gain))
     expected = formula(exact_weight, exact_gain, 1.7, EPS)
-    if not held:  # the fused pass is enough
+    if not clamped:  # the fused pass is enough
         monkeypatch.delattr("nfnet_timm.kernels.standardize.formula")
-    actual = standardize(weight, gain, 1.7)
+    actual = standardize(weight, gain, 1.7, EPS)
     assert close(actual, expected, 2e-6)
     upstream = torch.randn(shape)
     actual.backward(upstream)
@@ -55,23 +55,23 @@ def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape, held, m
 
 def test_a_single_number_in_a_row_gives_zero():
     weight, gain = arrays(shape=(4, 1, 1, 1))
-    assert torch.equal(standardize(weight, gain), torch.zeros(4, 1, 1, 1))
+    assert torch.equal(standardize(weight, gain, 1.0, EPS), torch.zeros(4, 1, 1, 1))
 
 
 def test_rows_without_variance_give_zero_and_a_gradient():
     weight, gain = torch.full((2, 9), 3.25, requires_grad=True), torch.ones(2)
-    out = standardize(weight, gain)
+    out = standardize(weight, gain, 1.0, EPS)
     assert torch.equal(out, torch.zeros(2, 9))
     out[0, 0].backward()
     assert torch.allclose(weight.grad[0], (torch.eye(9)[0] - 1 / 9) * EPS**-0.5)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch's own use of it
-@pytest.mark.parametrize("held", [False, True])
-def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_differences(held):
+@pytest.mark.parametrize("clamped", [False, True])
+def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_differences(clamped):
     torch.manual_seed(0)
     weight, gain = torch.randn(4, 6, dtype=torch.float64), torch.rand(4, dtype=torch.float64).requires_grad_()
-    if held:
+    if clamped:
         weight[0] *= 1e-3
     weight.requires_grad_()
     assert torch.autograd.gradcheck(standardize, (weight, gain), eps=1e-7, atol=1e-4, check_forward_ad=True)
@@ -79,13 +79,13 @@ def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_diffe
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no rule for its own kernel
-@pytest.mark.parametrize("held", [False, True])
-def test_several_gradients_at_once_are_those_of_the_formula(held):
-    weight, gain = arrays(shape=(6, 4), held=held)
+@pytest.mark.parametrize("clamped", [False, True])
+def test_several_gradients_at_once_are_those_of_the_formula(clamped):
+    weight, gain = arrays(shape=(6, 4), clamped=clamped)
     upstream = torch.randn(5, 6, 4)
     results = [
         torch.autograd.grad(out, (weight, gain), upstream, is_grads_batched=True)
-        for out in (standardize(weight, gain), formula(weight, gain, 1.0, EPS))
+        for out in (standardize(weight, gain, 1.0, EPS), formula(weight, gain, 1.0, EPS))
     ]
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
@@ -98,7 +98,9 @@ def test_hessians_are_those_of_the_formula():
     def hessian(f):
         return torch.func.hessian(lambda w: (f(w) ** 3).sum())(weight.detach())
 
-    assert torch.allclose(hessian(lambda w: standardize(w, gain)), hessian(lambda w: formula(w, gain, 1.0, EPS)))
+    assert torch.allclose(
+        hessian(lambda w: standardize(w, gain, 1.0, EPS)), hessian(lambda w: formula(w, gain, 1.0, EPS))
+    )
 
 
 def test_per_sample_gradients_are_those_of_one_sample_at_a_time(tiny):
@@ -162,14 +164,14 @@ def test_channels_last_weights_stay_so_and_are_not_copied():
 
 def test_tensors_without_numbers_are_standardized():
     for x in (torch.empty(6, 4, device="meta"), FakeTensorMode().from_tensor(torch.empty(6, 4))):
-        assert standardize(x, x[:, 0]).shape == (6, 4)
+        assert standardize(x, x[:, 0], 1.0, EPS).shape == (6, 4)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-@pytest.mark.parametrize("held", [False, True])
-def test_traced_scripted_and_compiled_weights_are_the_same(held):
-    weight, gain = (x.detach() for x in arrays(held=held))
-    expected = standardize(weight, gain)
+@pytest.mark.parametrize("clamped", [False, True])
+def test_traced_scripted_and_compiled_weights_are_the_same(clamped):
+    weight, gain = (x.detach() for x in arrays(clamped=clamped))
+    expected = standardize(weight, gain, 1.0, EPS)
     for other in (
         torch.jit.trace(standardize, (weight, gain)),
         torch.export.export(Module(), (weight, gain)).module(),
@@ -180,4 +182,4 @@ def test_traced_scripted_and_compiled_weights_are_the_same(held):
 
 class Module(torch.nn.Module):
     def forward(self, weight, gain):
-        return standardize(weight, gain)
+        return standardize(weight, gain, 1.0, EPS)

@@ -221,7 +221,7 @@ def test_parameters_clipped_as_one_matrix_are_clipped_as_each_by_itself():
         p.grad = torch.randn_like(p).mul_(10.0 ** (i - 2))  # some units are clipped
         expected.append(clip(p.detach(), p.grad, 0.5))
     assert not torch.equal(params[2].grad, expected[2])
-    _clip_together_(params, 0.5, 1e-3, None)
+    _clip_together_([Limit(p, 0.5, 1e-3) for p in params], None)
     for p, grad in zip(params, expected, strict=True):
         assert torch.allclose(p.grad, grad, rtol=1e-6)
 
