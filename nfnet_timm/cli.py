@@ -147,10 +147,10 @@ def _download(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     # Not at the top: `nfnet-timm --help` should not wait for torch.
-    from nfnet_timm.formats.orbax_reader import is_orbax
+    from nfnet_timm.formats.authors import is_of_authors
     from nfnet_timm.hub.convert import convert_to_file, convert_to_folder
 
-    is_folder = args.source.is_dir() and not is_orbax(args.source)
+    is_folder = args.source.is_dir() and not is_of_authors(args.source)
     if is_folder != (args.out.suffix == ".npz"):
         raise ValueError(
             f"cannot convert {args.source} to {args.out}: expected a file or an Orbax checkpoint and a new folder, or "

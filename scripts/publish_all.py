@@ -22,18 +22,18 @@ from nfnet_timm.hub.published import load_published
 
 def main(argv: list[str] | None = None) -> int:
     """Publish them and return the exit status."""
-    facts = load_published()
+    published = load_published()
     parser = argparse.ArgumentParser(description="Publish every checkpoint of hub/checkpoints.toml.")
     parser.add_argument("folder", type=Path, help="where the authors' F*_haiku.npz are")
     parser.add_argument("--download", action="store_true", help="fetch those that are missing, 7 GB in all")
-    parser.add_argument("--organization", default=facts["organization"], help="whose repos (%(default)s)")
+    parser.add_argument("--organization", default=published["organization"], help="whose repos (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("hub-repos"), help="where to build (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="build, check and show; push nothing")
     parser.add_argument("--force", action="store_true", help="replace what repos have under the same names")
     args = parser.parse_args(argv)
     failed = []
-    for number, (name, checkpoint) in enumerate(facts["checkpoints"].items(), start=1):
-        print(f"[{number}/{len(facts['checkpoints'])}] {name}")
+    for number, (name, checkpoint) in enumerate(published["checkpoints"].items(), start=1):
+        print(f"[{number}/{len(published['checkpoints'])}] {name}")
         file, repo_id = args.folder / checkpoint["file"], f"{args.organization}/{name}"
         try:
             if args.download:

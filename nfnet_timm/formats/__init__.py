@@ -1,5 +1,6 @@
 """Files into state dicts and back, without any model.
 
+authors             weights in any format of the authors
 haiku_reader        the authors' pickles, without running them
 pickle_cursor       bytes, numbers and strings of a pickle
 haiku_writer        a pickle that their code reads

@@ -8,21 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nfnet_timm.formats.haiku_reader import Tree, forget, read_tree
-from nfnet_timm.formats.orbax_reader import read_orbax
+from nfnet_timm.formats.haiku_reader import Tree, forget
 from nfnet_timm.formats.progress import bytes_bar
 
-__all__ = [
-    "from_haiku",
-    "load_state_dict",
-    "to_haiku",
-]
+__all__ = ["from_haiku", "to_haiku"]
 
 # Haiku's module in a block -> ours. Squeeze-excite is "attn" in NF-RegNets.
 _BLOCK = {
@@ -140,21 +134,6 @@ def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
             raise ValueError(f"{key} is {kind}: expected float32, or bfloat16 or float16, which it can hold")
         tree.setdefault(module, {})[param] = _to_numpy(tensor.float(), param, linear)
     return tree
-
-
-def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in one of the authors' files, or in the directory of an Orbax checkpoint.
-
-    Raises:
-        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``) or holds no network (see ``from_haiku``).
-        ModuleNotFoundError: If it takes ``orbax-checkpoint``, and that is not installed.
-    """
-    path = Path(path)
-    tree = read_orbax(path) if path.is_dir() else read_tree(path)
-    try:
-        return from_haiku(tree)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _blocks(tree: Tree, root: str) -> Iterator[int]:

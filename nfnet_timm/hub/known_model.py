@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from nfnet_timm.formats.orbax_reader import is_orbax
+from nfnet_timm.formats.authors import is_of_authors
 from nfnet_timm.formats.safetensors_writer import arrays_hash
 from nfnet_timm.formats.train_checkpoint import is_torch_file, read_train_checkpoint
 from nfnet_timm.hub.class_names import FoundNames, find_class_names
@@ -94,10 +94,10 @@ def open_model(path: Path, checkpoint: str | None = None) -> KnownModel:
     Raises:
         ValueError: If it is none of these, or of another network.
     """
-    if path.is_dir() and not is_orbax(path):
-        known = _from_folder(path)
-    elif is_torch_file(path):
+    if is_torch_file(path):
         known = _from_training(path)
+    elif path.is_dir() and not is_of_authors(path):
+        known = _from_folder(path)
     else:
         known = open_authors(path)
     if checkpoint is not None and checkpoint != known.checkpoint:

@@ -21,7 +21,7 @@ def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tenso
         gain: (O,).
         eps: Lower bound of ``var * fan_in``, to which the row of a channel is clamped; the result is linear in it then.
     """
-    if not torch.jit.is_scripting():  # TorchScript does not read what is under this
+    if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript does not read what is under this
         if is_eager_on_cpu(weight):
             out, is_clamped = by_group_norm(weight, gain, scale, eps)
             if not is_clamped:  # as hardly any weight is

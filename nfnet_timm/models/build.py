@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfnet_timm.formats.haiku_names import load_state_dict
+from nfnet_timm.formats.authors import load_state_dict
 from nfnet_timm.models.infer import check_state_dict, infer_variant
 from nfnet_timm.models.variants import VARIANTS
 

@@ -24,7 +24,7 @@ from timm.models import (
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from nfnet_timm.formats import haiku_names
+from nfnet_timm.formats import authors
 from nfnet_timm.layers.activations import KEPT_BY_INPUT, GELUTanh, ScaledAct
 from nfnet_timm.layers.classifier import Classifier
 from nfnet_timm.layers.recompute import recompute_acts_of
@@ -307,7 +307,7 @@ class NormFreeNet(nn.Module):
             ValueError: If the file cannot be read, or holds another architecture.
         """
         cfg = {**getattr(self, "pretrained_cfg", {}), "source": "", "file": None, "custom_load": False}
-        state_dict = haiku_names.load_state_dict(checkpoint_path)
+        state_dict = authors.load_state_dict(checkpoint_path)
         try:
             check_state_dict(state_dict, self, cfg.get("architecture", "the model"))
         except ValueError as error:

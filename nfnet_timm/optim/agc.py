@@ -32,7 +32,7 @@ class Limit:
 
     param: Tensor
     clip_factor: float
-    eps: float
+    clip_eps: float
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def _alike(limits: list[Limit]) -> list[list[Limit]]:
             alone.append([limit])
             continue
         length = p.numel() if _is_one_unit(p) else p.shape[1:].numel()
-        key = (length, p.dtype, p.grad.dtype, limit.clip_factor, limit.eps)  # type: ignore[union-attr]
+        key = (length, p.dtype, p.grad.dtype, limit.clip_factor, limit.clip_eps)  # type: ignore[union-attr]
         together.setdefault(key, []).append(limit)
     return [*alone, *together.values()]
 
@@ -149,7 +149,7 @@ def _clip_together_(alike: list[Limit], grad_scale: Tensor | None) -> None:
     grads = [_rows(limit.param.grad) for limit in alike]  # type: ignore[arg-type]
     alone = len(alike) == 1
     scale = _norm(weights[0] if alone else torch.cat(weights), False)
-    scale.clamp_(min=alike[0].eps).mul_(alike[0].clip_factor)
+    scale.clamp_(min=alike[0].clip_eps).mul_(alike[0].clip_factor)
     if grad_scale is not None:
         scale.mul_(grad_scale)
     units = grads[0] if alone else torch.cat(grads)
@@ -243,7 +243,7 @@ def _norms(limits: list[Limit]) -> tuple[list[Tensor], list[Tensor], list[Tensor
         dist.all_reduce(squares, group=group)
         for norm, whole in zip(norms, squares.sqrt_(), strict=True):
             norm.copy_(whole)
-    foreach_clamp_min_(weight_norms, [limit.eps for limit in limits])
+    foreach_clamp_min_(weight_norms, [limit.clip_eps for limit in limits])
     foreach_mul_(weight_norms, [limit.clip_factor for limit in limits])
     return grads, weight_norms, grad_norms
 

@@ -12,12 +12,16 @@ from nfnet_timm.optim import clip_mode
 from nfnet_timm.optim.agc import Limit, clip_each_
 from nfnet_timm.optim.classifiers import known_classifier_weights
 from nfnet_timm.optim.fused_step import fuse_step
-from nfnet_timm.optim.groups import CLIP_EPS, CLIP_FACTOR, split_off_classifiers
+from nfnet_timm.optim.groups import CLIPPING, split_off_classifiers
 
 __all__ = ["attach_agc", "clipping_twin"]
 
 
-def attach_agc(optimizer: Optimizer, clip_factor: float = CLIP_FACTOR, clip_eps: float = CLIP_EPS) -> Optimizer:
+def attach_agc(
+    optimizer: Optimizer,
+    clip_factor: float = CLIPPING["clip_factor"],
+    clip_eps: float = CLIPPING["clip_eps"],
+) -> Optimizer:
     """Make ``optimizer`` clip adaptively before each step, and return it.
 
     ``clip_factor`` and ``clip_eps`` are entries of each parameter group, so they are saved in ``state_dict()`` and can
@@ -39,7 +43,7 @@ def attach_agc(optimizer: Optimizer, clip_factor: float = CLIP_FACTOR, clip_eps:
     if not isinstance(base, _Clipping):
         plain: Any = type(base)
         base.__class__ = clipping_twin(plain)
-    base.clip_from_now_on(clip_factor, clip_eps)
+    base.clip_from_now_on({"clip_factor": clip_factor, "clip_eps": clip_eps})
     return optimizer
 
 
@@ -48,23 +52,17 @@ class _Clipping(Optimizer):
 
     base: type[Optimizer]
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        *args: Any,
-        clip_factor: float = CLIP_FACTOR,
-        clip_eps: float = CLIP_EPS,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, params: Iterable[Any], *args: Any, **kwargs: Any) -> None:
+        clipping = {key: kwargs.pop(key, value) for key, value in CLIPPING.items()}
         super().__init__(params, *args, **kwargs)
-        self.clip_from_now_on(clip_factor, clip_eps)
+        self.clip_from_now_on(clipping)
 
-    def clip_from_now_on(self, clip_factor: float, clip_eps: float) -> None:
+    def clip_from_now_on(self, clipping: dict[str, float]) -> None:
         """Put the setting into the groups that have none, and the hooks in place."""
-        self.defaults.update(clip_factor=clip_factor, clip_eps=clip_eps)  # for groups that are added later
+        self.defaults.update(clipping)  # for groups that are added later
         for group in self.param_groups:
-            group.setdefault("clip_factor", clip_factor)
-            group.setdefault("clip_eps", clip_eps)
+            for key, value in clipping.items():
+                group.setdefault(key, value)
         for hook in (_clip_before_step, fuse_step):
             if hook not in self._optimizer_step_pre_hooks.values():
                 self.register_step_pre_hook(hook)
@@ -84,7 +82,7 @@ class _Clipping(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # torch drops hooks from copies and pickles.
-        self.clip_from_now_on(self.defaults["clip_factor"], self.defaults["clip_eps"])
+        self.clip_from_now_on({key: self.defaults[key] for key in CLIPPING})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _empty_twin, (self.base,), self.__getstate__()
@@ -136,7 +134,7 @@ def _clip_before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[
 def _clip(optimizer: Optimizer) -> None:
     left_alone = known_classifier_weights()  # a Lookahead adds groups without asking the optimizer that it wraps
     limits = [
-        Limit(p, group["clip_factor"], group["clip_eps"])
+        Limit(p, **{key: group[key] for key in CLIPPING})
         for group in optimizer.param_groups
         if group["clip_factor"] is not None
         for p in group["params"]

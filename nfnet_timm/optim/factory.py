@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 import nfnet_timm.optim.twins  # noqa: F401  # the names that may be asked for
 from nfnet_timm.optim.clipping import attach_agc
-from nfnet_timm.optim.groups import CLIP_EPS, CLIP_FACTOR, agc_param_groups
+from nfnet_timm.optim.groups import CLIPPING, agc_param_groups
 
 __all__ = ["create_optimizer"]
 
@@ -20,8 +20,8 @@ def create_optimizer(
     opt: str = "sgd",
     lr: float | None = None,
     weight_decay: float = 0.0,
-    clip_factor: float = CLIP_FACTOR,
-    clip_eps: float = CLIP_EPS,
+    clip_factor: float = CLIPPING["clip_factor"],
+    clip_eps: float = CLIPPING["clip_eps"],
     layer_decay: float | None = None,
     **kwargs: Any,
 ) -> Optimizer:

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from nfnet_timm.optim.classifiers import classifier_weights, known_classifier_weights
 
-__all__ = ["CLIP_EPS", "CLIP_FACTOR", "agc_param_groups", "split_off_classifiers"]
+__all__ = ["CLIPPING", "agc_param_groups", "split_off_classifiers"]
 
-CLIP_FACTOR, CLIP_EPS = 0.01, 1e-3  # the authors' values, for batches of 4096
+# What a group says of clipping, each a field of agc.Limit; the authors' values, for batches of 4096.
+CLIPPING = {"clip_factor": 0.01, "clip_eps": 1e-3}
 
 
 def agc_param_groups(
     model: nn.Module,
     weight_decay: float = 0.0,
-    clip_factor: float = CLIP_FACTOR,
-    clip_eps: float = CLIP_EPS,
+    clip_factor: float = CLIPPING["clip_factor"],
+    clip_eps: float = CLIPPING["clip_eps"],
     layer_decay: float | None = None,
     **layer_decay_kwargs: Any,
 ) -> list[dict[str, Any]]:

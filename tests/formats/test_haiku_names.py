@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 
-from nfnet_timm.formats.haiku_names import from_haiku, load_state_dict, to_haiku
+from nfnet_timm.formats.authors import load_state_dict
+from nfnet_timm.formats.haiku_names import from_haiku, to_haiku
 from nfnet_timm.formats.haiku_reader import read_tree
 from nfnet_timm.formats.haiku_writer import write_tree
 from nfnet_timm.hub.convert import convert_to_file, convert_to_folder

@@ -15,7 +15,7 @@ EPS = 1e-4
 
 
 def arrays(dtype=torch.float32, shape=(12, 8, 3, 3), clamped=True):
-    """Weights, one row far off zero (3); if ``clamped``, some rows that ``max`` clamps (0, 5, 10) and one constant (1)."""
+    """Weights, one row far off zero (3); if ``clamped``, rows that ``max`` clamps (0, 5, 10) and one constant (1)."""
     torch.manual_seed(0)
     weight = torch.randn(shape, dtype=dtype)
     weight[3:4] += 10

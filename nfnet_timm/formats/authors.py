@@ -1,0 +1,40 @@
+"""Weights in a format of the authors, whichever it is.
+
+A new format is a module with a function that tells it and one that reads it as a tree, and a line in ``_FORMATS``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from nfnet_timm.formats.haiku_names import from_haiku
+from nfnet_timm.formats.haiku_reader import read_tree
+from nfnet_timm.formats.orbax_reader import is_orbax, read_orbax
+
+__all__ = ["is_of_authors", "load_state_dict"]
+
+_FORMATS = ((is_orbax, read_orbax), (Path.is_file, read_tree))
+
+
+def is_of_authors(path: Path) -> bool:
+    """Tell whether ``path`` is of a kind that the authors released: an Orbax directory, or any single file."""
+    return any(is_it(path) for is_it, _ in _FORMATS)
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict in one of the authors' files, or in the directory of an Orbax checkpoint.
+
+    Raises:
+        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``) or holds no network (see ``from_haiku``).
+        OSError: If there is nothing, or it cannot be opened.
+        ModuleNotFoundError: If it takes ``orbax-checkpoint``, and that is not installed.
+    """
+    path = Path(path)
+    read = next((read for is_it, read in _FORMATS if is_it(path)), read_tree)
+    tree = read(path)
+    try:
+        return from_haiku(tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
