@@ -3,7 +3,7 @@
 Importing this package registers its models and optimizers with timm; after installation that happens without an import
 (``autoload``). The floors; an import goes down this list and never up:
 
-    cli, demo       the ``nfnet-timm`` command
+    cli             the ``nfnet-timm`` command; demo and doctor, of its commands
     autoload, lazy  how timm finds this package; names that are imported on first use
     hub/            weights onto the Hugging Face Hub, with all that is known of them
     models/         the networks: the table, the block, the network, its registration
@@ -17,12 +17,7 @@ One rule more. While timm is being imported, it imports ``models.nfnet``, and wi
 one of those modules first would have timm import it again half-way. So what ``models.nfnet`` and ``optim.twins`` import
 imports timm in functions only; they themselves, and what they do not import, may do so at the top.
 
-    paper               deepmind-research          timm                     here
-    alpha, beta         alpha, beta                alpha, beta              alpha; beta is in the weight
-    gamma               nonlinearities[act]        _nonlin_gamma            ACTIVATIONS; in the weight
-    skip gain, zeta     skip_gain                  skipinit_gain            skipinit_gain
-    gain g of W_hat     gain, (O,)                 gain, (O, 1, 1, 1)       gain, (O,)
-    lambda of AGC       clipping                   clip_factor              clip_factor
+docs/inside.md has the way from each formula of the papers to its line, and the words of the four code bases.
 """
 
 from typing import TYPE_CHECKING

@@ -113,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--revision", default="main", help="branch, tag or commit (%(default)s)")
     verify.add_argument("--remove", action="store_true", help="remove damaged files from your cache without asking")
     verify.set_defaults(run=_verify)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is installed, whether timm finds this package, and what to do if not",
+        description="Say what is installed, whether timm finds this package, what of GPUs and the Hub there is. Exit "
+        "status 1 where something is wrong, with the way out.",
+    )
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -235,6 +243,19 @@ def _verify(args: argparse.Namespace) -> None:
             print("removed")
         else:
             raise ValueError("a damaged file is in your cache: run again with --remove, or delete it")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from nfnet_timm.doctor import examine
+
+    wrong = 0
+    for finding in examine():
+        print(f"{finding.subject}: {finding.found}", flush=True)
+        if finding.remedy is not None:
+            wrong += 1
+            print(f"    WRONG. To do: {finding.remedy}", flush=True)
+    if wrong:
+        raise ValueError(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong, see above")
 
 
 def _ask(question: str) -> bool:

@@ -1,7 +1,7 @@
-"""Renders what is made from hub/checkpoints.toml and benchmarks/cpu.json.
+"""Renders what is made from hub/checkpoints.toml, the networks themselves and what was measured in benchmarks/.
 
-From the first the table of networks in README.md and the cards in hub/cards, from the second the table of speed in
-README.md and all that was measured in benchmarks/cpu.md.
+The tables between comments in README.md and docs, the numbers of lines in docs/inside.md, benchmarks/cpu.md, and the
+cards in hub/cards.
 
 python scripts/render_tables.py            write them
 python scripts/render_tables.py --check    fail if any is not up to date
@@ -10,6 +10,7 @@ python scripts/render_tables.py --check    fail if any is not up to date
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -30,36 +31,57 @@ BEGIN, END = "<!-- {}: rendered by scripts/render_tables.py -->\n", "<!-- end of
 BENCHMARKS = {"inference": "inference", "train": "training step", "agc": "clipping", "coldstart": "cold start"}
 
 
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown; columns whose title ends in a colon are aligned to the right."""
+    titles = [column.rstrip(":") for column in columns]
+    aligned = "|".join("---:" if column.endswith(":") else "---" for column in columns)
+    first, *rest = (f"| {' | '.join(cells)} |\n" for cells in [titles, *rows])
+    return "".join([first, f"|{aligned}|\n", *rest])
+
+
 def networks_table() -> str:
-    """Return the table of all networks, in Markdown."""
-    lines = [
-        "| name | parameters | multiply-adds | train px | test px | top-1 published | top-1 by timm | weights |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    """Return the table of all networks."""
     checkpoints = {name.split(".")[0]: checkpoint for name, checkpoint in load_published()["checkpoints"].items()}
+    rows = []
     for name, variant in VARIANTS.items():
         checkpoint = checkpoints.get(name)
         parameters = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
-        columns = [
-            f"`{name}`",
-            f"{parameters / 1e6:.1f} M",
-            f"{multiply_adds(name):.2f} B",
-            str(variant.train_size),
-            str(variant.test_size),
-            f"{checkpoint['top1']:.1f}{' (SAM)' if checkpoint['sam'] else ''}" if checkpoint else "",
-            f"{checkpoint['timm_top1']:.2f}" if checkpoint else "",
-            f"[{checkpoint['hub']}](https://huggingface.co/{checkpoint['hub']})" if checkpoint else "none published",
-        ]
-        lines.append(f"| {' | '.join(columns)} |")
-    return "\n".join(lines) + "\n"
+        cost = [f"{parameters / 1e6:.1f} M", f"{multiply_adds(name):.2f} B"]
+        sizes = [str(variant.train_size), str(variant.test_size)]
+        rows.append([f"`{name}`", *cost, *sizes, *(_weights(checkpoint) if checkpoint else ["", "", "none published"])])
+    sizes_of = ["parameters:", "multiply-adds:", "train px:", "test px:"]
+    return table(["name", *sizes_of, "top-1 published:", "top-1 by timm:", "weights"], rows)
+
+
+def weights_table() -> str:
+    """Return the table of the networks that have weights."""
+    rows = []
+    for name, checkpoint in load_published()["checkpoints"].items():
+        variant = VARIANTS[name.split(".")[0]]
+        cost = [f"{checkpoint['parameters']:.1f} M", f"{checkpoint['multiply_adds']:.2f} B", str(variant.test_size)]
+        rows.append([f"`{name.split('.')[0]}`", *cost, *_weights(checkpoint)])
+    columns = ["name", "parameters:", "multiply-adds:", "test px:", "top-1 published:", "top-1 by timm:", "weights"]
+    return table(columns, rows)
+
+
+def _weights(checkpoint: dict[str, Any]) -> list[str]:
+    published = f"{checkpoint['top1']:.1f}{' (SAM)' if checkpoint['sam'] else ''}"
+    link = f"[{checkpoint['hub']}](https://huggingface.co/{checkpoint['hub']})"
+    return [published, f"{checkpoint['timm_top1']:.2f}", link]
+
+
+def parity_table(errors: dict[str, float]) -> str:
+    """Return the table of what scripts/measure_parity.py measured."""
+    rows = []
+    for reference, error in errors.items():
+        network, size = reference.rsplit("_", 1)
+        rows.append([f"`{network}`", size.replace("x", " x "), f"{error:.1e}".replace("e-0", "e-")])
+    return table(["network of the authors", "image", "relative error:"], rows)
 
 
 def speed_table(records: list[dict[str, Any]]) -> str:
-    """Return what was measured in float32, contiguous and eager, in Markdown: ours beside timm's and the floor."""
-    lines = [
-        "| | this package, ms | timm, ms | floor, ms | timm's time over ours | memory, MiB | timm's memory, MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    """Return what was measured in float32, contiguous and eager: ours beside timm's and the floor."""
+    rows = []
     others = ("bfloat16", "channels-last", "compiled")
     chosen = [r for r in records if not any(word in r["settings"] for word in others)]
     for record in sorted(chosen, key=lambda r: list(BENCHMARKS).index(r["benchmark"])):
@@ -76,27 +98,48 @@ def speed_table(records: list[dict[str, Any]]) -> str:
             ]
             ratio = f"{statistics.median(ratios(peers['timm'], row)):.2f}"
             memory = [f"{peer.get('kept_mib', peer['peak_mib']):.0f}" for peer in (row, peers["timm"])]
-            lines.append(f"| {' | '.join([name, *times, ratio, *memory])} |")
-    return "\n".join(lines) + "\n"
+            rows.append([name, *times, ratio, *memory])
+    times_of = ["this package, ms:", "timm, ms:", "floor, ms:", "timm's time over ours:"]
+    return table(["", *times_of, "memory, MiB:", "timm's memory, MiB:"], rows)
 
 
 def insert(text: str, name: str, table: str) -> str:
     """Return ``text`` with ``table`` between the comments called ``name``."""
     begin, end = BEGIN.format(name), END.format(name)
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"README.md: expected one {begin.strip()} and one {end.strip()}")
+        raise ValueError(f"expected one {begin.strip()} and one {end.strip()}")
     head, rest = text.split(begin)
     return head + begin + table + end + rest.split(end)[1]
 
 
+def number_lines(text: str) -> str:
+    """Return ``text`` with the number of its line in each link to one: [`the line`](../path#L0)."""
+
+    def number(link: re.Match[str]) -> str:
+        lines = (ROOT / link[2]).read_text(encoding="utf-8").splitlines()
+        found = [i for i, line in enumerate(lines, start=1) if link[1] in line]
+        if not found:
+            raise ValueError(f"docs/inside.md: {link[2]} has no line with {link[1]!r}")
+        return f"[`{link[1]}`](../{link[2]}#L{found[0]})"
+
+    return re.sub(r"\[`([^`]+)`\]\(\.\./([^#)]+)#L\d+\)", number, text)
+
+
 def render() -> dict[Path, str]:
     """Return the text of every file that is rendered."""
-    readme = ROOT / "README.md"
     records = json.loads((ROOT / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
-    text = insert(readme.read_text(encoding="utf-8"), "networks", networks_table())
-    files = {readme: insert(text, "speed", speed_table(records))}
-    tables = "\n\n".join(map(markdown, records))
-    files[ROOT / "benchmarks" / "cpu.md"] = f"# Measured by scripts/benchmark_all.sh\n\n{tables}\n"
+    errors = json.loads((ROOT / "benchmarks" / "parity.json").read_text(encoding="utf-8"))
+    tables = {
+        "README.md": ("weights", weights_table()),
+        "docs/networks.md": ("networks", networks_table()),
+        "docs/speed.md": ("speed", speed_table(records)),
+        "docs/fidelity.md": ("parity", parity_table({k: v for k, v in errors.items() if not k.startswith("timm")})),
+    }
+    files = {ROOT / page: insert((ROOT / page).read_text(encoding="utf-8"), *named) for page, named in tables.items()}
+    inside = ROOT / "docs" / "inside.md"
+    files[inside] = number_lines(inside.read_text(encoding="utf-8"))
+    measured = "\n\n".join(map(markdown, records))
+    files[ROOT / "benchmarks" / "cpu.md"] = f"# Measured by scripts/benchmark_all.sh\n\n{measured}\n"
     published = load_published()
     for checkpoint in published["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()

@@ -1,0 +1,138 @@
+"""``nfnet-timm doctor``: what is installed, whether timm finds this package, and the way out where it does not.
+
+It has to work where torch or timm is missing, too old or broken, so it imports neither before it has looked.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+
+from packaging.requirements import Requirement
+
+from nfnet_timm.autoload import GROUPS
+
+__all__ = ["Finding", "examine"]
+
+# Of a fresh process that imports timm alone: whose network it gets.
+_WHOSE = "import timm; print(timm.models.model_entrypoint('nfnet_f0').__module__)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at, what was found, and what to do, where something is wrong."""
+
+    subject: str
+    found: str
+    remedy: str | None = None
+
+
+def examine() -> Iterator[Finding]:
+    """Yield what is found, one by one: importing torch takes a while."""
+    yield Finding("Python", f"{platform.python_version()}, {sys.executable}")
+    yield from _packages()
+    yield from _switches()
+    yield from _plugins()
+    yield _whose_nfnet()
+    yield from _accelerators()
+    yield from _hub()
+
+
+def _packages() -> Iterator[Finding]:
+    try:
+        yield Finding("nfnet-timm", version("nfnet-timm"))
+    except PackageNotFoundError:  # a folder on the path: torch calls the entry points of installed packages alone
+        yield Finding("nfnet-timm", "not installed, though Python finds its modules", "pip install nfnet-timm")
+        return
+    for requirement in map(Requirement, requires("nfnet-timm") or []):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        install = f"pip install --upgrade '{requirement.name}{requirement.specifier}'"
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            yield Finding(requirement.name, "missing", install)
+            continue
+        is_right = requirement.specifier.contains(found, prereleases=True)
+        yield Finding(requirement.name, found, None if is_right else f"expected {requirement.specifier}: {install}")
+
+
+def _switches() -> Iterator[Finding]:
+    for name, whose in (("TORCH_DEVICE_BACKEND_AUTOLOAD", "torch's, of all plugins"), ("NFNET_TIMM_AUTOLOAD", "ours")):
+        is_off = os.environ.get(name) == "0"
+        remedy = f"unset {name}, or `import nfnet_timm` in each program" if is_off else None
+        yield Finding(f"autoload, {whose}", f"off, by {name}=0" if is_off else "on", remedy)
+
+
+def _plugins() -> Iterator[Finding]:
+    for group in GROUPS:
+        try:
+            import_module(group)
+        except Exception as error:
+            yield Finding(f"import {group}", _told(error), "mend or reinstall what is named above: pip install -U timm")
+            continue
+        for plugin in entry_points(group=group):
+            package = plugin.dist.name if plugin.dist else plugin.value
+            subject = f"plugin {plugin.name} of {group}"
+            try:
+                plugin.load()
+            except Exception as error:
+                yield Finding(
+                    subject, f"{package}: {_told(error)}", f"pip install --upgrade {package}, or uninstall it"
+                )
+            else:
+                yield Finding(subject, f"{package}: loads")
+
+
+def _whose_nfnet() -> Finding:
+    subject = "timm's nfnet_f0"
+    result = subprocess.run([sys.executable, "-c", _WHOSE], capture_output=True, text=True)
+    if result.returncode:
+        return Finding(subject, (result.stderr.strip().splitlines() or ["no answer"])[-1], "see above")
+    module = result.stdout.strip()
+    if module.startswith("nfnet_timm."):
+        return Finding(subject, "ours")
+    said = result.stderr.strip().replace("\n", " ")
+    remedy = "pip install --force-reinstall --no-deps nfnet-timm, and look above whether autoload is on"
+    return Finding(subject, f"not ours, but of {module}{': ' + said if said else ''}", remedy)
+
+
+def _accelerators() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception as error:
+        yield Finding("GPU", f"not looked for: {_told(error)}")
+        return
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    names += [kind.upper() for kind in ("xpu", "mps") if getattr(torch, kind).is_available()]
+    yield Finding("GPU", ", ".join(names) or "none that torch can use")
+    try:
+        yield Finding("Triton", version("triton"))
+    except PackageNotFoundError:
+        yield Finding("Triton", "not installed; GPUs then take the formulas by torch's own operations")
+
+
+def _hub() -> Iterator[Finding]:
+    try:
+        from huggingface_hub import constants, get_token
+    except Exception as error:
+        yield Finding("Hub", f"not looked at: {_told(error)}")
+        return
+    yield Finding("Hub", constants.ENDPOINT + (", offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""))
+    cache = constants.HF_HUB_CACHE
+    place = cache
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    is_writable = os.access(place, os.W_OK)
+    yield Finding("Hub's cache", cache, None if is_writable else "name a folder that you may write to with HF_HOME")
+    yield Finding("access token", "there" if get_token() else "none; `hf auth login` makes one known, to publish")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

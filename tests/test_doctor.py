@@ -1,0 +1,105 @@
+"""``nfnet-timm doctor`` finds what is wrong with an environment, also where torch or timm is missing or too old."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from nfnet_timm.cli import main
+
+SITE = Path(sysconfig.get_paths()["purelib"])
+CODE = "import sys; from nfnet_timm.cli import main; sys.exit(main(['doctor']))"
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Make an environment with the packages of this one, but for some, and return a function that runs doctor in it."""
+
+    def make(without=(), files=None):
+        python = tmp_path / "venv" / "bin" / "python"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+        site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+        for entry in SITE.iterdir():
+            if not any(entry.name == name or entry.name.startswith(f"{name}-") for name in without):
+                (site / entry.name).symlink_to(entry)
+        for name, text in (files or {}).items():
+            (site / name).parent.mkdir(parents=True, exist_ok=True)
+            (site / name).write_text(text)
+
+        def run(**variables):
+            clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+            command = [python, "-c", CODE]
+            result = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, cwd=tmp_path)
+            return result.returncode, result.stdout, result.stderr
+
+        return run
+
+    return make
+
+
+def test_a_sound_environment_is_found_sound(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "timm's nfnet_f0: ours" in out
+    for package in ("torch", "timm", "huggingface-hub"):
+        assert f"\n{package}: " in out
+    assert "plugin nfnet_timm of timm.optim: nfnet-timm: loads" in out
+    assert "WRONG" not in out
+
+
+def test_the_token_is_not_shown(capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_not_for_everybodys_eyes")
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "access token: there" in out
+    assert "hf_not" not in out
+
+
+@pytest.mark.parametrize("name", ["torch", "timm"])
+def test_a_missing_package_is_told_with_the_way_out(environment, name):
+    status, out, error = environment(without=[name])()
+    assert status == 1
+    assert f"\n{name}: missing\n    WRONG. To do: pip install --upgrade '{name}>=" in out
+    assert "import timm.models: ModuleNotFoundError" in out
+    assert error.count("\n") == 1
+    assert error.startswith("nfnet-timm: error: ")
+
+
+def test_an_old_timm_is_told_with_the_version_that_does(environment):
+    files = {
+        "timm-1.0.9.dist-info/METADATA": "Metadata-Version: 2.1\nName: timm\nVersion: 1.0.9\n",
+        "timm/__init__.py": "from timm import models",
+        "timm/models.py": "def model_entrypoint(name): return print",
+        "timm/optim.py": "",
+    }
+    status, out, error = environment(without=["timm"], files=files)()
+    assert status == 1
+    assert "timm: 1.0.9\n    WRONG. To do: expected >=1.0.21: pip install --upgrade" in out
+    assert "plugin nfnet_timm of timm.models: nfnet-timm: " in out
+    assert "timm's nfnet_f0: not ours, but of builtins" in out
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_another_plugin_that_fails_is_named(environment):
+    files = {
+        "broken-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n",
+        "broken-1.0.dist-info/entry_points.txt": "[timm.models]\nbroken = broken_plugin\n",
+        "broken_plugin.py": "raise RuntimeError('no luck')",
+    }
+    status, out, _ = environment(files=files)()
+    assert status == 1
+    assert "plugin broken of timm.models: broken: RuntimeError: no luck\n    WRONG." in out
+    assert "timm's nfnet_f0: ours" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", ["NFNET_TIMM_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"])
+def test_what_switches_the_plugin_off_is_told(environment, switch):
+    status, out, _ = environment()(**{switch: "0"})
+    assert status == 1
+    assert f"off, by {switch}=0" in out
+    assert "timm's nfnet_f0: not ours, but of timm.models.nfnet" in out
