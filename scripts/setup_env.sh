@@ -16,6 +16,8 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
 fi
 if [ ! -x "$venv/bin/python" ]; then
     "$PYTHON" -m venv "$venv"
+    # The pip that comes with Python 3.10, of 2023, goes over versions for more than ten minutes.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
 fi
 # Installed anew only when pyproject.toml or the extras have changed.
 stamp="$venv/installed-$EXTRAS"

@@ -1,7 +1,12 @@
-"""The formulas of ``layers`` made fast, behind one function each: which implementation runs is chosen here alone.
+"""The formulas of ``layers`` and ``optim`` made fast, behind one function each, which chooses what runs.
 
-dispatch        where the paths that are made for a CPU may be taken
-standardize     weight standardization
-gelu            GELU in its tanh form
-torch_private   what is used of torch's private functions
+dispatch            whether anything looks into operations, which takes the formula
+formula             weight standardization as it stands in the paper
+standardize         weight standardization; on a CPU
+standardize_op      the same as one operation; by torch's own
+standardize_triton  the same on a GPU
+clip                adaptive clipping of many tensors, as one operation; by torch's own
+clip_triton         the same on a GPU
+gelu                GELU in its tanh form
+torch_private       what is used of torch's private functions
 """

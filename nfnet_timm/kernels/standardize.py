@@ -1,4 +1,4 @@
-"""Weight standardization: the formula as published, and the same in fused passes over the weight.
+"""Weight standardization: which implementation runs, and the one for a CPU.
 
 Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
 """
@@ -6,7 +6,9 @@ Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/
 import torch
 from torch import Tensor
 
-from nfnet_timm.kernels.dispatch import is_eager_on_cpu
+from nfnet_timm.kernels.dispatch import is_eager, is_eager_on_cpu
+from nfnet_timm.kernels.formula import standardize_formula
+from nfnet_timm.kernels.standardize_op import standardize_as_one_operation
 
 __all__ = ["standardize"]
 
@@ -14,27 +16,23 @@ __all__ = ["standardize"]
 def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tensor:
     """Return ``scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel.
 
-    On a CPU in eager mode by torch's kernel, elsewhere by the formula, for a compiler to fuse.
+    Computed in float32 also for half-precision weights, in float64 for those of float64. In eager mode by torch's
+    kernel on a CPU, as one operation on any other device, which under autocast writes the dtype of that; elsewhere by
+    the formula.
 
     Args:
-        weight: (O, ...), float32 or float64; the result has its shape.
+        weight: (O, ...); the result has its shape and, without autocast, its dtype.
         gain: (O,).
         eps: Lower bound of ``var * fan_in``, to which the row of a channel is clamped; the result is linear in it then.
     """
-    if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript does not read what is under this
+    if not torch.jit.is_scripting():  # TorchScript does not read what is under this
         if is_eager_on_cpu(weight):
             out, is_clamped = by_group_norm(weight, gain, scale, eps)
             if not is_clamped:  # as hardly any weight is
-                return out
-    return formula(weight, gain, scale, eps)
-
-
-def formula(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tensor:
-    """Return what ``standardize`` guarantees, by the formula as it stands in the paper."""
-    rows = weight.flatten(1)
-    centred = rows - rows.mean(1, keepdim=True)
-    var_fan_in = centred.square().sum(1)
-    return (centred * (scale * gain * torch.rsqrt(var_fan_in.clamp(min=eps))).unsqueeze(1)).view_as(weight)
+                return out.to(weight.dtype)
+        elif not weight.is_cpu and is_eager(weight) and weight.dtype != torch.float64:
+            return standardize_as_one_operation(weight, gain, scale, eps, _dtype_of_result(weight))
+    return standardize_formula(weight, gain, scale, eps).to(weight.dtype)
 
 
 def by_group_norm(weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, bool]:
@@ -46,7 +44,16 @@ def by_group_norm(weight: Tensor, gain: Tensor, scale: float, eps: float) -> tup
     ``rstd > (fan_in / eps) ** 0.5``.
     """
     chs, fan_in = len(weight), weight.shape[1:].numel()
-    image, factor = weight.reshape(1, chs, fan_in), gain * (scale * fan_in**-0.5)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    image, factor = weight.to(dtype).reshape(1, chs, fan_in), gain.to(dtype) * (scale * fan_in**-0.5)
     nothing = 1e-8 * eps / fan_in  # added to var: too little to change a row that is not clamped, enough for 1 / 0
     out, _, rstd = torch.native_group_norm(image, factor, None, 1, chs, fan_in, chs, nothing)
     return out.view(weight.shape), float(rstd.detach().max()) > (fan_in / eps) ** 0.5
+
+
+def _dtype_of_result(weight: Tensor) -> torch.dtype:
+    """Return the dtype in which a convolution is going to read the result: that of autocast, where it is on."""
+    device = weight.device.type
+    if device != "meta" and weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype

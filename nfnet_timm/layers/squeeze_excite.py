@@ -60,7 +60,7 @@ class SqueezeExcite(nn.Module):
         rd_chs = max(1, int(chs * rd_ratio))
         self.pool = GlobalMean()
         self.fc1 = PixelConv2d(chs, rd_chs, 1, device=device, dtype=dtype)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()  # not in place: what fc1 gives is a view, of which autograd would copy the base
         self.fc2 = PixelConv2d(rd_chs, chs, 1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:

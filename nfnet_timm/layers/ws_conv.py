@@ -6,6 +6,7 @@ the convolution that reads it: the same product, computed on the smaller tensor.
 Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -73,14 +74,12 @@ class WSConv2d(Conv2dSame):
             nn.init.ones_(self.gain)
 
     def standardized_weight(self) -> Tensor:
-        """Return ``W_hat`` in the shape and dtype of ``weight``."""
-        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        weight, gain = self.weight.to(dtype), self.gain.to(dtype)
-        if weight.is_contiguous():
-            weight = standardize(weight, gain, self.scale, self.eps)
-        else:  # channels-last: a row in the order of memory, so that nothing is copied
-            weight = standardize(weight.permute(0, 2, 3, 1), gain, self.scale, self.eps).permute(0, 3, 1, 2)
-        return weight.to(self.weight.dtype)
+        """Return ``W_hat`` in the shape and dtype of ``weight``; under autocast on a GPU, in the dtype of that."""
+        if self.weight.is_contiguous():
+            return standardize(self.weight, self.gain, self.scale, self.eps)
+        # Channels-last: a row in the order of memory, so that nothing is copied.
+        weight = self.weight.permute(0, 2, 3, 1)
+        return standardize(weight, self.gain, self.scale, self.eps).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride))."""
@@ -110,7 +109,9 @@ class WSConv2d(Conv2dSame):
             groups=self.groups,
             device="meta",
         )
-        conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)
+        device = self.weight.device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+            conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)
         conv.bias = self.bias
         return conv.train(self.training)
 

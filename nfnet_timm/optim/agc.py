@@ -14,16 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nfnet_timm.kernels.clip import clip_, is_dense, is_one_unit, unit_norm
 from nfnet_timm.kernels.torch_private import (
     foreach_clamp_max_,
     foreach_clamp_min_,
-    foreach_copy_,
     foreach_div_,
     foreach_mul_,
     foreach_norm,
 )
 
-__all__ = ["ClipStats", "Limit", "adaptive_clip_grad_", "clip_each_", "clip_stats", "is_dense", "unitwise_norm"]
+__all__ = ["ClipStats", "Limit", "adaptive_clip_grad_", "clip_each_", "clip_stats", "unitwise_norm"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def unitwise_norm(x: Tensor) -> Tensor:
 
     Differs from timm: its ``unitwise_norm`` takes each element of a gain of shape (O, 1, 1, 1) for a unit.
     """
-    return _norm(x, _is_one_unit(x))
+    return unit_norm(x, is_one_unit(x))
 
 
 @torch.no_grad()
@@ -59,8 +59,8 @@ def adaptive_clip_grad_(
     ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` per unit; see ``unitwise_norm`` for what a unit is. Leave out
     the classifier's weight, as the authors do; its bias is clipped. Norms are float32 at least. Parameters that are
     sharded over processes on dim 0 (FSDP2) get the same result: rows are clipped where they lie, and the norms of
-    all vectors take one collective. On a GPU, units of one length are copied into one matrix, to save launches: that
-    takes, for the time of the call, the memory of the largest such group (0.4 of F0's weights).
+    all vectors take one collective. On a GPU with Triton all is one launch; on one without, units of one length are
+    copied into one matrix for the time of the call.
 
     Args:
         clip_factor: Largest ratio of gradient norm to weight norm (lambda in the paper); 0.01 suits batches of 1024
@@ -105,8 +105,15 @@ def _by_device(limits: list[Limit]) -> dict[torch.device, list[Limit]]:
 
 
 def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
-    whole = [limit for limit in limits if _can_be_a_matrix(limit.param)]
-    rest = [limit for limit in limits if not _can_be_a_matrix(limit.param)]
+    whole: list[tuple[Limit, Tensor, Tensor]] = []  # with what this process holds of the weight and the gradient
+    rest: list[Limit] = []
+    for limit in limits:
+        weight, grad, group = _local(limit.param)
+        is_split = group is not None and is_one_unit(limit.param)
+        if is_split or not (is_dense(weight) and is_dense(grad)):
+            rest.append(limit)
+        else:
+            whole.append((limit, weight, grad))
     if rest:
         grads, scales, grad_norms = _norms(rest)
         if grad_scale is not None:
@@ -114,60 +121,9 @@ def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
         foreach_div_(scales, grad_norms)
         foreach_clamp_max_(scales, 1.0)
         foreach_mul_(grads, scales)
-    for alike in _alike(whole):
-        _clip_together_(alike, grad_scale)
-
-
-def _can_be_a_matrix(p: Tensor) -> bool:
-    grad: Any = p.grad
-    other = grad.is_sparse or hasattr(p, "placements") or hasattr(p, "_fsdp_flattened")
-    return not other and is_dense(p) and is_dense(grad)
-
-
-def _alike(limits: list[Limit]) -> list[list[Limit]]:
-    """Return the parameters in lists of those that are clipped as one matrix: units of one length, the rest the same.
-
-    On a CPU a kernel or matrix is one by itself: there are no launches to save, and its gradient is still in the cache
-    when it is scaled.
-    """
-    alone: list[list[Limit]] = []
-    together: dict[tuple[Any, ...], list[Limit]] = {}
-    for limit in limits:
-        p = limit.param
-        if p.is_cpu and not _is_one_unit(p):
-            alone.append([limit])
-            continue
-        length = p.numel() if _is_one_unit(p) else p.shape[1:].numel()
-        key = (length, p.dtype, p.grad.dtype, limit.clip_factor, limit.clip_eps)  # type: ignore[union-attr]
-        together.setdefault(key, []).append(limit)
-    return [*alone, *together.values()]
-
-
-def _clip_together_(alike: list[Limit], grad_scale: Tensor | None) -> None:
-    """Clip parameters whose units are of one length, as one matrix: ten launches, however many they are."""
-    weights = [_rows(limit.param) for limit in alike]
-    grads = [_rows(limit.param.grad) for limit in alike]  # type: ignore[arg-type]
-    alone = len(alike) == 1
-    scale = _norm(weights[0] if alone else torch.cat(weights), False)
-    scale.clamp_(min=alike[0].clip_eps).mul_(alike[0].clip_factor)
-    if grad_scale is not None:
-        scale.mul_(grad_scale)
-    units = grads[0] if alone else torch.cat(grads)
-    units.mul_(scale.div_(_norm(units, False)).clamp_(max=1.0))
-    if not alone:
-        foreach_copy_(grads, units.split([len(rows) for rows in grads]))
-
-
-def is_dense(x: Tensor) -> bool:
-    """Tell whether the elements of ``x`` lie one after the other, in one of the two usual orders."""
-    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Return a view of a dense tensor as a matrix with a unit in each row, its elements in the order of memory."""
-    if _is_one_unit(x):
-        return x.view(1, -1)
-    return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).flatten(1)
+    if whole:
+        factors, eps = [limit.clip_factor for limit, _, _ in whole], [limit.clip_eps for limit, _, _ in whole]
+        clip_([weight for _, weight, _ in whole], [grad for _, _, grad in whole], factors, eps, grad_scale)
 
 
 @dataclass(frozen=True)
@@ -209,30 +165,19 @@ def clip_stats(
     return {name: ClipStats(*found[name]) for name in named if name in found}
 
 
-def _is_one_unit(x: Tensor) -> bool:
-    return x.dim() < 2 or x.numel() == max(x.shape)
-
-
-def _norm(x: Tensor, one_unit: bool) -> Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if one_unit:
-        return torch.linalg.vector_norm(x, dtype=dtype)
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
-
-
 def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
     whole = [x for x, one in zip(tensors, one_unit, strict=True) if one]
     # All vectors in a few launches: they are two thirds of a network's parameters.
     dtype = reduce(torch.promote_types, {x.dtype for x in whole}, torch.float32)
     norms = iter(foreach_norm(whole, 2, dtype=dtype) if whole else [])
-    return [next(norms) if one else _norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
+    return [next(norms) if one else unit_norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
 
 
 def _norms(limits: list[Limit]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return the gradients that this process holds, the largest norms that their units may have, and their norms."""
     owners = [limit.param for limit in limits]
     weights, grads, groups = map(list, zip(*map(_local, owners), strict=True))
-    one_unit = [_is_one_unit(p) for p in owners]
+    one_unit = [is_one_unit(p) for p in owners]
     weight_norms, grad_norms = _norm_each(weights, one_unit), _norm_each(grads, one_unit)
     split: dict[Any, list[Tensor]] = {}  # process group -> the norms of vectors that it shares
     for group, one, weight_norm, grad_norm in zip(groups, one_unit, weight_norms, grad_norms, strict=True):
@@ -284,7 +229,7 @@ def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
     group = None
     for dim, placement in enumerate(p.placements):
         if placement.is_shard():
-            if placement.dim != 0 and not _is_one_unit(p):
+            if placement.dim != 0 and not is_one_unit(p):
                 raise ValueError(
                     f"a parameter of shape {tuple(p.shape)} is sharded on dim {placement.dim}: expected dim 0, where "
                     "a row, the unit of clipping, stays whole. It is fully_shard's default"

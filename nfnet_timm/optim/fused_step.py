@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nfnet_timm.optim.agc import is_dense
+from nfnet_timm.kernels.clip import is_dense
 
 __all__ = ["fuse_step"]
 

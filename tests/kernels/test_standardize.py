@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from nfnet_timm.kernels.standardize import formula, standardize
+from nfnet_timm.kernels.formula import standardize_formula
+from nfnet_timm.kernels.standardize import standardize
 from nfnet_timm.layers.ws_conv import WSConv2d
 
 EPS = 1e-4
@@ -45,9 +46,9 @@ def close(actual, expected, tolerance):
 def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape, clamped, monkeypatch):
     weight, gain = arrays(shape=shape, clamped=clamped)
     exact_weight, exact_gain = (x.detach().double().requires_grad_() for x in (weight, gain))
-    expected = formula(exact_weight, exact_gain, 1.7, EPS)
+    expected = standardize_formula(exact_weight, exact_gain, 1.7, EPS)
     if not clamped:  # the fused pass is enough
-        monkeypatch.delattr("nfnet_timm.kernels.standardize.formula")
+        monkeypatch.delattr("nfnet_timm.kernels.standardize.standardize_formula")
     actual = standardize(weight, gain, 1.7, EPS)
     assert close(actual, expected, 2e-6)
     upstream = torch.randn(shape)
@@ -84,25 +85,27 @@ def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_diffe
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no rule for its own kernel
 @pytest.mark.parametrize("clamped", [False, True])
-def test_several_gradients_at_once_are_those_of_the_formula(clamped):
+def test_several_gradients_at_once_are_those_of_the_standardize_formula(clamped):
     weight, gain = arrays(shape=(6, 4), clamped=clamped)
     upstream = torch.randn(5, 6, 4)
     results = [
         torch.autograd.grad(out, (weight, gain), upstream, is_grads_batched=True)
-        for out in (published(weight, gain), formula(weight, gain, 1.0, EPS))
+        for out in (published(weight, gain), standardize_formula(weight, gain, 1.0, EPS))
     ]
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_hessians_are_those_of_the_formula():
+def test_hessians_are_those_of_the_standardize_formula():
     weight, gain = arrays(torch.float64, (3, 4))
 
     def hessian(f):
         return torch.func.hessian(lambda w: (f(w) ** 3).sum())(weight.detach())
 
-    assert torch.allclose(hessian(lambda w: published(w, gain)), hessian(lambda w: formula(w, gain, 1.0, EPS)))
+    assert torch.allclose(
+        hessian(lambda w: published(w, gain)), hessian(lambda w: standardize_formula(w, gain, 1.0, EPS))
+    )
 
 
 def test_per_sample_gradients_are_those_of_one_sample_at_a_time(tiny):

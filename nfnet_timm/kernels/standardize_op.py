@@ -1,0 +1,124 @@
+"""Weight standardization as one operation and its gradients as one more, for every device but a CPU.
+
+``nfnet_timm::standardize`` has an implementation by Triton for GPUs, one by torch's operations for where there is no
+Triton, and one for the meta device, so that what a GPU is asked for can be counted on any machine.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfnet_timm.kernels.formula import standardize_formula
+
+__all__ = ["backward_by_torch", "standardize_as_one_operation", "standardize_by_torch"]
+
+LONGEST_ROW = 8192  # that the kernels hold in registers; of the networks here a row has at most 4,608 weights
+
+torch.library.define(
+    "nfnet_timm::standardize", "(Tensor weight, Tensor gain, float scale, float eps, ScalarType dtype) -> Tensor"
+)
+torch.library.define(
+    "nfnet_timm::standardize_backward",
+    "(Tensor grad, Tensor weight, Tensor gain, float scale, float eps) -> (Tensor, Tensor)",
+)
+
+
+def standardize_as_one_operation(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
+    """Return the standardized weight in ``dtype``, computed in float32; see ``standardize``.
+
+    Second derivatives and tangents are those of the formula.
+    """
+    weight = weight.contiguous()
+    if torch.is_grad_enabled() and (weight.requires_grad or gain.requires_grad):
+        return _Standardize.apply(weight, gain, scale, eps, dtype)
+    return torch.ops.nfnet_timm.standardize(weight, gain, scale, eps, dtype)
+
+
+class _Standardize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(weight, gain)
+        ctx.save_for_forward(weight, gain)
+        ctx.scale, ctx.eps, ctx.dtype = scale, eps, dtype
+        return torch.ops.nfnet_timm.standardize(weight, gain, scale, eps, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        weight, gain = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody is going to differentiate the gradients
+            out = standardize_formula(weight, gain, ctx.scale, ctx.eps).to(ctx.dtype)
+            inputs = [x for x in (weight, gain) if x.requires_grad]
+            grads = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
+            return *(next(grads) if x.requires_grad else None for x in (weight, gain)), None, None, None
+        grads = torch.ops.nfnet_timm.standardize_backward(grad.contiguous(), weight, gain, ctx.scale, ctx.eps)
+        return *grads, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, weight_tangent: Tensor | None, gain_tangent: Tensor | None, *_: None) -> Tensor:
+        primals = ctx.saved_tensors
+        given = (weight_tangent, gain_tangent)
+        tangents = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(primals, given, strict=True))
+        formula = partial(standardize_formula, scale=ctx.scale, eps=ctx.eps)
+        return torch.func.jvp(formula, primals, tangents)[1].to(ctx.dtype)
+
+
+@torch.library.register_fake("nfnet_timm::standardize")
+def _(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(weight, dtype=dtype)
+
+
+@torch.library.register_fake("nfnet_timm::standardize_backward")
+def _(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weight), torch.empty_like(gain)
+
+
+def standardize_by_torch(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
+    """Return the standardized weight by eight of torch's operations, none of which waits for the device."""
+    rows = weight.flatten(1).float()
+    var, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
+    factor = var.mul_(rows.shape[1]).clamp_(min=eps).rsqrt_().mul_(gain.unsqueeze(1)).mul_(scale)
+    return rows.sub(mean).mul_(factor).to(dtype).view_as(weight)
+
+
+def backward_by_torch(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the weight and the gain, by torch's operations.
+
+    With c the centred row, N var = sum(c ** 2), r = rsqrt(max(N var, eps)), h = grad - mean(grad) and d = sum(h * c),
+    that of the gain is ``scale * r * d``, and that of the weight ``scale * gain * r * (h - c * r ** 2 * d)``, of which
+    a row that is clamped lacks the last term.
+    """
+    rows, grads = weight.flatten(1).float(), grad.flatten(1).float()
+    centred = rows - rows.mean(1, keepdim=True)
+    var_fan_in = centred.square().sum(1, keepdim=True)
+    r = var_fan_in.clamp(min=eps).rsqrt_()
+    grad_rows = grads - grads.mean(1, keepdim=True)
+    d = (grad_rows * centred).sum(1, keepdim=True)
+    grad_gain = (r * d).mul_(scale).squeeze(1)
+    along = r.square().mul_(d).mul_(var_fan_in >= eps)
+    grad_rows.addcmul_(centred, along, value=-1).mul_(r.mul_(gain.unsqueeze(1)).mul_(scale))
+    return grad_rows.to(weight.dtype).view_as(weight), grad_gain.to(gain.dtype)
+
+
+torch.library.impl("nfnet_timm::standardize", "CompositeExplicitAutograd", standardize_by_torch)
+torch.library.impl("nfnet_timm::standardize_backward", "CompositeExplicitAutograd", backward_by_torch)
+
+if find_spec("triton") is not None:
+
+    @torch.library.impl("nfnet_timm::standardize", "CUDA")
+    def _(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
+        from nfnet_timm.kernels import standardize_triton  # not above: it would import Triton with timm
+
+        by = standardize_triton.standardize if weight[0].numel() <= LONGEST_ROW else standardize_by_torch
+        return by(weight, gain, scale, eps, dtype)
+
+    @torch.library.impl("nfnet_timm::standardize_backward", "CUDA")
+    def _(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
+        from nfnet_timm.kernels import standardize_triton
+
+        by = standardize_triton.backward if weight[0].numel() <= LONGEST_ROW else backward_by_torch
+        return by(grad, weight, gain, scale, eps)

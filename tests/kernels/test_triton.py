@@ -1,0 +1,142 @@
+"""The kernels for GPUs, by Triton: their numbers, on a CPU through its interpreter.
+
+Triton decides when a kernel is defined whether it is interpreted, so that happens in a process of its own, in which
+this file is run once more. On a machine with a GPU ``scripts/benchmark_gpu.sh`` runs these tests there, compiled.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nfnet_timm.kernels.formula import standardize_formula
+from nfnet_timm.kernels.standardize_op import backward_by_torch, standardize_by_torch
+from nfnet_timm.optim.agc import unitwise_norm
+
+triton = pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs_kernels = pytest.mark.skipif(
+    DEVICE == "cpu" and not INTERPRETED, reason="no GPU here; test_the_kernels_are_right_in_the_interpreter runs these"
+)
+EPS = 1e-4
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
+@pytest.mark.skipif(DEVICE == "cuda", reason="the GPU runs them")
+def test_the_kernels_are_right_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__]
+    result = subprocess.run(
+        command,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout
+
+
+def arrays(shape, dtype):
+    """A weight with rows that are clamped (0), constant (1), far off zero (2) and large (3), a gain, a gradient."""
+    g = torch.Generator().manual_seed(sum(shape))
+    weight = torch.randn(shape, generator=g) * (shape[1] ** -0.5)
+    weight[0] *= 1e-3
+    weight[1] = 0.25
+    weight[2] += 3
+    weight[3] *= 100
+    gain, grad = torch.rand(shape[0], generator=g) + 0.5, torch.randn(shape, generator=g)
+    return weight.to(DEVICE, dtype), gain.to(DEVICE, dtype), grad.to(DEVICE, dtype)
+
+
+def error(actual, expected):
+    """The largest difference of a row or number, over the largest value of that row."""
+    actual, expected = actual.detach().double().reshape(len(expected), -1), expected.detach().reshape(len(expected), -1)
+    return float(((actual - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=1e-9)).max())
+
+
+# From a depthwise kernel to a 3 x 3 convolution of 512 channels; all but one no power of two.
+FAN_INS = [9, 27, 64, 147, 576, 1152, 1536, 4608]
+
+
+@runs_kernels
+@pytest.mark.parametrize("kind", ["triton", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fan_in", FAN_INS)
+def test_weight_and_gradients_are_those_of_the_formula_in_float64(fan_in, dtype, kind):
+    from nfnet_timm.kernels import standardize_triton
+
+    forward, backward = (
+        (standardize_triton.standardize, standardize_triton.backward)
+        if kind == "triton"
+        else (standardize_by_torch, backward_by_torch)
+    )
+    weight, gain, grad = arrays((6, fan_in), dtype)
+    exact = [x.double().requires_grad_() for x in (weight, gain)]
+    expected = standardize_formula(*exact, 1.7, EPS)
+    grads = torch.autograd.grad(expected, exact, grad.double())
+    rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
+    out = forward(weight, gain, 1.7, EPS, dtype)
+    assert out.dtype == dtype
+    assert error(out[[0, 2, 3, 4, 5]], expected[[0, 2, 3, 4, 5]]) < 2e-6 + rounding
+    assert not out[1].any()  # of a row without variance
+    grad_weight, grad_gain = backward(grad, weight, gain, 1.7, EPS)
+    assert (grad_weight.dtype, grad_gain.dtype) == (dtype, dtype)
+    assert error(grad_weight, grads[0]) < 5e-6 + rounding
+    assert float((grad_gain.double() - grads[1]).norm() / grads[1].norm()) < 5e-6 + rounding
+
+
+@runs_kernels
+def test_a_float32_weight_is_written_in_half_precision_by_the_same_kernel():
+    from nfnet_timm.kernels import standardize_triton
+
+    weight, gain, grad = arrays((6, 144), torch.float32)
+    out = standardize_triton.standardize(weight, gain, 1.0, EPS, torch.bfloat16)
+    expected = standardize_triton.standardize(weight, gain, 1.0, EPS, torch.float32)
+    torch.testing.assert_close(out.float(), expected, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
+    grad_weight, _ = standardize_triton.backward(grad.bfloat16(), weight, gain, 1.0, EPS)
+    assert grad_weight.dtype == torch.float32
+
+
+SHAPES = [(5, 3, 3, 3), (4, 2000, 1, 1), (3, 1030), (1, 7), (7, 1), (2500,), (), (6, 1, 1, 1), (2, 4608)]
+
+
+@runs_kernels
+@pytest.mark.parametrize("scale", [None, 8.0])
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16,) * 2]
+)
+def test_clipping_in_one_launch_is_the_published_rule(dtypes, scale):
+    from nfnet_timm.kernels import clip_triton
+
+    g = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=g).to(DEVICE, dtypes[0]) for shape in SHAPES]
+    weights[0] = weights[0].to(memory_format=torch.channels_last)
+    grads = [(torch.randn(shape, generator=g) * 0.05).to(DEVICE, dtypes[1]) for shape in SHAPES]
+    grads[1][0], grads[2][1, 5] = 0, float("nan")
+    factors = [0.01 if i % 2 else 0.02 for i in range(len(SHAPES))]
+    expected = []
+    for weight, grad, factor in zip(weights, grads, factors, strict=True):
+        limit = unitwise_norm(weight.double()).clamp(min=1e-3) * factor * (scale or 1)
+        expected.append(grad.double() * (limit / unitwise_norm(grad.double())).clamp(max=1))
+    grad_scale = None if scale is None else torch.tensor(scale, device=DEVICE)
+    clip_triton.clip_(weights, grads, factors, [1e-3] * len(SHAPES), grad_scale)
+    rounding = 1e-6 if dtypes[1] == torch.float32 else 1.1 * torch.finfo(dtypes[1]).eps
+    for grad, exact in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad.double(), exact, rtol=rounding, atol=1e-7, equal_nan=True)
+
+
+@runs_kernels
+def test_more_tensors_than_a_halving_of_the_table_are_each_found():
+    from nfnet_timm.kernels import clip_triton
+
+    for count in (1, 2, 3, 4, 5, 31, 32, 33):
+        weights = [torch.full((i % 3 + 1, 5), float(i + 1), device=DEVICE) for i in range(count)]
+        grads = [torch.full_like(w, 1e3) for w in weights]
+        clip_triton.clip_(weights, grads, [0.5] * count, [1e-3] * count, None)
+        for weight, grad in zip(weights, grads, strict=True):
+            torch.testing.assert_close(grad, 0.5 * weight)
