@@ -28,6 +28,7 @@ from nfnet_timm.lazy import lazy_names
 if TYPE_CHECKING:
     from nfnet_timm.models.block import NormFreeBlock
     from nfnet_timm.models.nfnet import NormFreeNet
+    from nfnet_timm.models.reparameterize import reparameterize
     from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
     from nfnet_timm.optim.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
 
@@ -39,6 +40,7 @@ __all__ = [
     "VARIANTS",
     "adaptive_clip_grad_",
     "clip_stats",
+    "reparameterize",
     "unitwise_norm",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "VARIANTS": "models.variants",
     "adaptive_clip_grad_": "optim.agc",
     "clip_stats": "optim.agc",
+    "reparameterize": "models.reparameterize",
     "unitwise_norm": "optim.agc",
 }
 

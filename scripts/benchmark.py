@@ -4,6 +4,8 @@
     python scripts/benchmark.py agc                half a minute; on a GPU with --device cuda
     python scripts/benchmark.py inference          some minutes; on a GPU with --device cuda --dtype bfloat16
     python scripts/benchmark.py train              the same of a training step
+    python scripts/benchmark.py launches           what a GPU is asked for in a training step, counted without one
+    python scripts/benchmark.py memory             what a training step and inference take at their peak, predicted
     bash scripts/benchmark_all.sh                  all that is in README.md
 
 Prints a Markdown table with the machine and the versions; each time is a median with its range; repetitions
@@ -80,7 +82,18 @@ def main() -> None:
         command.add_argument("--size", default="f0", choices=[f"f{i}" for i in range(7)], help="(%(default)s)")
         command.add_argument("--json", type=Path, help="file to add the figures to")
     coldstart.set_defaults(size="f3", device="cpu")
+    launches = commands.add_parser("launches", help="operations that a GPU is asked for, counted on any machine")
+    launches.add_argument("--size", default="f0", choices=[f"f{i}" for i in range(7)], help="(%(default)s)")
+    memory = commands.add_parser("memory", help="peak of a training step and of inference, predicted on any machine")
+    memory.add_argument("--name", default="nfnet_f0", help="a network of this package (%(default)s)")
+    for command in (launches, memory):
+        command.add_argument("--batch", type=positive, default=8, help="images (%(default)s)")
+        command.add_argument("--pixels", type=positive, help="height and width of the images (those of training)")
+        command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     args = parser.parse_args()
+    if args.command in ("launches", "memory"):
+        print(predicted(args, parser))
+        return
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
     if args.device == "cuda" and not has_cuda():
@@ -91,6 +104,20 @@ def main() -> None:
         records = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
         records = [r for r in records if identity(r) != identity(record)]
         args.json.write_text(json.dumps([*records, record], indent=1) + "\n", encoding="utf-8")
+
+
+def predicted(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """Return the table of what takes no measuring."""
+    import benchmark_launches
+    import benchmark_memory
+
+    from nfnet_timm.models.variants import VARIANTS
+
+    if args.command == "launches":
+        return benchmark_launches.table(args)
+    if args.name not in VARIANTS:
+        parser.error(f"--name {args.name}: expected one of {', '.join(VARIANTS)}")
+    return benchmark_memory.table(args)
 
 
 def positive(text: str) -> int:

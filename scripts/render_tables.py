@@ -5,6 +5,7 @@ cards in hub/cards.
 
 python scripts/render_tables.py            write them
 python scripts/render_tables.py --check    fail if any is not up to date
+python scripts/render_tables.py --measured write the lists of benchmarks alone
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import timm
 from benchmark import markdown, ratios
+from benchmark_memory import largest_batch
 
 from nfnet_timm.hub.card import render_card
 from nfnet_timm.hub.known_model import KnownModel
@@ -125,6 +127,28 @@ def number_lines(text: str) -> str:
     return re.sub(r"\[`([^`]+)`\]\(\.\./([^#)]+)#L\d+\)", number, text)
 
 
+def measured() -> dict[Path, str]:
+    """Return the text of what lists all figures that were measured, on a CPU and, where that is so, on a GPU."""
+    files = {}
+    for device, script in (("cpu", "benchmark_all.sh"), ("cuda", "benchmark_gpu.sh")):
+        path = ROOT / "benchmarks" / f"{device}.json"
+        if path.exists():
+            tables = "\n\n".join(map(markdown, json.loads(path.read_text(encoding="utf-8"))))
+            files[path.with_suffix(".md")] = f"# Measured by scripts/{script}\n\n{tables}\n"
+    return files
+
+
+def batches_table(footprints: dict[str, dict[str, float]]) -> str:
+    """Return the table of the largest batches, from what scripts/benchmark_memory.py predicted."""
+    rows = []
+    for name, bytes_of in footprints.items():
+        network, way = name.split(", ")
+        size = VARIANTS[network].train_size
+        fits = [str(largest_batch(bytes_of, gib)) for gib in (24, 40, 80)]
+        rows.append([f"`{network}`, {way}", str(size), *fits, str(largest_batch(bytes_of, 80, shards=8))])
+    return table(["", "train px:", "24 GB:", "40 GB:", "80 GB:", "80 GB, each of 8 with FSDP2:"], rows)
+
+
 def render() -> dict[Path, str]:
     """Return the text of every file that is rendered."""
     records = json.loads((ROOT / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
@@ -138,8 +162,7 @@ def render() -> dict[Path, str]:
     files = {ROOT / page: insert((ROOT / page).read_text(encoding="utf-8"), *named) for page, named in tables.items()}
     inside = ROOT / "docs" / "inside.md"
     files[inside] = number_lines(inside.read_text(encoding="utf-8"))
-    measured = "\n\n".join(map(markdown, records))
-    files[ROOT / "benchmarks" / "cpu.md"] = f"# Measured by scripts/benchmark_all.sh\n\n{measured}\n"
+    files.update(measured())
     published = load_published()
     for checkpoint in published["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
@@ -152,7 +175,7 @@ def render() -> dict[Path, str]:
 
 def main() -> int:
     """Render, or check, and return the exit status."""
-    files = render()
+    files = measured() if "--measured" in sys.argv else render()
     stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if "--check" in sys.argv:

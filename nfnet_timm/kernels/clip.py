@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfnet_timm.kernels.dispatch import is_eager
+from nfnet_timm.kernels.dispatch import is_on_a_device
 from nfnet_timm.kernels.torch_private import foreach_copy_
 
 __all__ = ["clip_", "is_dense", "is_one_unit", "unit_norm"]
@@ -34,9 +34,8 @@ def clip_(
 
     All on one device and dense, see ``is_dense``; ``unitwise_norm`` says what a unit is.
     """
-    if grads[0].is_cpu or not is_eager(grads[0]):
-        return clip_by_torch_(weights, grads, clip_factors, eps, grad_scale)
-    return torch.ops.nfnet_timm.clip_(weights, grads, clip_factors, eps, grad_scale)
+    by: Any = torch.ops.nfnet_timm.clip_ if is_on_a_device(grads[0]) else clip_by_torch_
+    by(weights, grads, clip_factors, eps, grad_scale)
 
 
 def clip_by_torch_(

@@ -6,7 +6,7 @@ Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/
 import torch
 from torch import Tensor
 
-from nfnet_timm.kernels.dispatch import is_eager, is_eager_on_cpu
+from nfnet_timm.kernels.dispatch import is_eager_on_cpu, is_on_a_device
 from nfnet_timm.kernels.formula import standardize_formula
 from nfnet_timm.kernels.standardize_op import standardize_as_one_operation
 
@@ -30,7 +30,7 @@ def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tenso
             out, is_clamped = by_group_norm(weight, gain, scale, eps)
             if not is_clamped:  # as hardly any weight is
                 return out.to(weight.dtype)
-        elif not weight.is_cpu and is_eager(weight) and weight.dtype != torch.float64:
+        elif is_on_a_device(weight) and weight.dtype != torch.float64:
             return standardize_as_one_operation(weight, gain, scale, eps, _dtype_of_result(weight))
     return standardize_formula(weight, gain, scale, eps).to(weight.dtype)
 

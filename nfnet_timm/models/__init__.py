@@ -5,6 +5,7 @@ block               the residual block and the stems
 nfnet               the network, under timm's contract; registration
 infer               which network a checkpoint's arrays are
 build               a network by its name, with weights
+reparameterize      networks without standardization, timm's own too
 multiply_adds       what a network costs
 signal_propagation  measuring the variance through a network
 """

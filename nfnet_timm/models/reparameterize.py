@@ -1,0 +1,60 @@
+"""Networks without standardization, for inference: ours, and timm's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+__all__ = ["reparameterize"]
+
+
+def reparameterize(model: nn.Module) -> nn.Module:
+    """Replace each scaled-standardized convolution by the plain one that it is at present, and return the model.
+
+    In this package's networks and in timm's (``eca_nfnet_l0``, ``nf_resnet50``, ``dm_nfnet_f0`` and so on), also where
+    they are a part of something else. Outputs stay within float32 rounding. The state dict then has no gains.
+
+    Differs from timm: its ``reparameterize_model`` leaves timm's own convolutions as they are.
+    """
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, (ScaledStdConv2d, ScaledStdConv2dSame)):
+                setattr(parent, name, _plain(module))
+    if isinstance(model, (ScaledStdConv2d, ScaledStdConv2dSame)):
+        return _plain(model)
+    return reparameterize_model(model, inplace=True)
+
+
+@torch.no_grad()
+def _plain(module: ScaledStdConv2d | ScaledStdConv2dSame) -> nn.Conv2d:
+    same = getattr(module, "same_pad", False)  # padding that depends on the size of the image
+    kind: Any = Conv2dSame if same else nn.Conv2d
+    conv = kind(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        device="meta",
+    )
+    conv.weight = nn.Parameter(_standardized(module), module.weight.requires_grad)
+    conv.bias = module.bias
+    return conv.train(module.training)
+
+
+def _standardized(module: ScaledStdConv2d | ScaledStdConv2dSame) -> Tensor:
+    """Return the weight that timm's module convolves with. Source: its ``forward``, in timm/layers/std_conv.py."""
+    rows, gain = module.weight.reshape(1, module.out_channels, -1), (module.gain * module.scale).view(-1)
+    out = F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=module.eps)
+    return out.reshape_as(module.weight).contiguous(memory_format=_layout(module.weight))
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
