@@ -97,9 +97,9 @@ def footprint(name: str, way: str) -> dict[str, float]:
     ``fixed``: all that does not grow with the batch, the state included; ``each``: of one image.
     """
     pixels = VARIANTS[name].train_size
-    small, large = (training_peak(name, way, batch, pixels, True, ema=True) for batch in (8, 16))
+    small, large = (training_peak(name, way, batch, pixels, True, ema=True) for batch in (128, 256))
     state = 12 * sum(p.numel() for p in _model(name, way).parameters())
-    return {"state": state, "fixed": small - (large - small), "each": (large - small) / 8}
+    return {"state": state, "fixed": small - (large - small), "each": (large - small) / 128}
 
 
 def largest_batch(bytes_of: dict[str, float], gib: float, shards: int = 1) -> int:

@@ -10,6 +10,7 @@ python scripts/render_tables.py --measured write the lists of benchmarks alone
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import statistics
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import benchmark_launches
 import timm
 from benchmark import markdown, ratios
 from benchmark_memory import largest_batch
@@ -153,13 +155,24 @@ def render() -> dict[Path, str]:
     """Return the text of every file that is rendered."""
     records = json.loads((ROOT / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
     errors = json.loads((ROOT / "benchmarks" / "parity.json").read_text(encoding="utf-8"))
+    footprints = json.loads((ROOT / "benchmarks" / "memory.json").read_text(encoding="utf-8"))
+    launches = benchmark_launches.table(argparse.Namespace(size="f0", batch=8, pixels=None, dtype="float32"))
     tables = {
-        "README.md": ("weights", weights_table()),
-        "docs/networks.md": ("networks", networks_table()),
-        "docs/speed.md": ("speed", speed_table(records)),
-        "docs/fidelity.md": ("parity", parity_table({k: v for k, v in errors.items() if not k.startswith("timm")})),
+        "README.md": {"weights": weights_table()},
+        "docs/networks.md": {"networks": networks_table()},
+        "docs/speed.md": {
+            "speed": speed_table(records),
+            "launches": launches[launches.index("| |") : launches.index("\nOf this")].rstrip() + "\n",
+            "batches": batches_table(footprints),
+        },
+        "docs/fidelity.md": {"parity": parity_table({k: v for k, v in errors.items() if not k.startswith("timm")})},
     }
-    files = {ROOT / page: insert((ROOT / page).read_text(encoding="utf-8"), *named) for page, named in tables.items()}
+    files: dict[Path, str] = {}
+    for page, named in tables.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, content in named.items():
+            text = insert(text, name, content)
+        files[ROOT / page] = text
     inside = ROOT / "docs" / "inside.md"
     files[inside] = number_lines(inside.read_text(encoding="utf-8"))
     files.update(measured())

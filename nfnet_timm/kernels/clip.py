@@ -125,4 +125,5 @@ if find_spec("triton") is not None:
     ) -> None:
         from nfnet_timm.kernels import clip_triton  # not above: it would import Triton with timm
 
-        clip_triton.clip_(weights, grads, clip_factors, eps, grad_scale)
+        with torch.cuda.device_of(grads[0]):  # Triton launches on the current device
+            clip_triton.clip_(weights, grads, clip_factors, eps, grad_scale)

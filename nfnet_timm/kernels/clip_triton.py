@@ -26,7 +26,7 @@ _DTYPES = {
 BLOCK = 1024  # elements of a unit that are read at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # one kernel for one tensor and for many
 def clip_kernel(
     table,  # (count, 4), int64: of each tensor the address of its weight and gradient, its first unit, a unit's length
     count,

@@ -114,11 +114,13 @@ if find_spec("triton") is not None:
         from nfnet_timm.kernels import standardize_triton  # not above: it would import Triton with timm
 
         by = standardize_triton.standardize if weight[0].numel() <= LONGEST_ROW else standardize_by_torch
-        return by(weight, gain, scale, eps, dtype)
+        with torch.cuda.device_of(weight):  # Triton launches on the current device
+            return by(weight, gain, scale, eps, dtype)
 
     @torch.library.impl("nfnet_timm::standardize_backward", "CUDA")
     def _(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
         from nfnet_timm.kernels import standardize_triton
 
         by = standardize_triton.backward if weight[0].numel() <= LONGEST_ROW else backward_by_torch
-        return by(grad, weight, gain, scale, eps)
+        with torch.cuda.device_of(weight):
+            return by(grad, weight, gain, scale, eps)

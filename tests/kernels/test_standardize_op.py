@@ -131,3 +131,28 @@ def test_a_network_trains_on_it_as_by_the_formula(tiny, monkeypatch):
     for other in gradients[1:]:
         for grad, expected in zip(other, gradients[0], strict=True):
             assert float((grad - expected).norm()) <= 1e-4 * float(expected.norm()) + 1e-7
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # importing it fails, as where it is not installed
+import timm, torch
+from nfnet_timm import adaptive_clip_grad_
+for device in ("cpu", "meta"):
+    with torch.device(device):
+        model = timm.create_model("nfnet_f0", depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), group_size=8)
+        model(torch.randn(2, 3, 64, 64)).sum().backward()
+        adaptive_clip_grad_(model.parameters())
+print(torch.ops.nfnet_timm.standardize(torch.randn(4, 9), torch.ones(4), 1.0, 1e-4, torch.float32).norm(dim=1).tolist())
+"""
+
+
+def test_without_triton_all_works_by_torchs_operations_and_nothing_is_said(run_python):
+    said = run_python(WITHOUT_TRITON, args=("-W", "error"))
+    assert said.count("\n") == 1
+    assert [round(float(norm), 5) for norm in said.strip("[]\n").split(", ")] == [1.0] * 4
+
+
+def test_triton_is_not_imported_with_timm(run_python):
+    code = "import sys, timm; timm.create_model('nfnet_f0', device='meta'); print('triton' in sys.modules)"
+    assert run_python(code) == "False\n"
