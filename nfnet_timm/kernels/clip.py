@@ -123,7 +123,7 @@ if find_spec("triton") is not None:
         eps: list[float],
         grad_scale: Tensor | None,
     ) -> None:
-        from nfnet_timm.kernels import clip_triton  # not above: it would import Triton with timm
+        from nfnet_timm.kernels import clip_triton  # not above: it takes a GPU
 
         with torch.cuda.device_of(grads[0]):  # Triton launches on the current device
             clip_triton.clip_(weights, grads, clip_factors, eps, grad_scale)

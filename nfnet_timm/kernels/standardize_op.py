@@ -6,7 +6,6 @@ Triton, and one for the meta device, so that what a GPU is asked for can be coun
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,11 +59,18 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, weight_tangent: Tensor | None, gain_tangent: Tensor | None, *_: None) -> Tensor:
-        primals = ctx.saved_tensors
-        given = (weight_tangent, gain_tangent)
-        tangents = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(primals, given, strict=True))
-        formula = partial(standardize_formula, scale=ctx.scale, eps=ctx.eps)
-        return torch.func.jvp(formula, primals, tangents)[1].to(ctx.dtype)
+        weight, gain = (x.float() for x in ctx.saved_tensors)
+        along_weight = torch.zeros_like(weight) if weight_tangent is None else weight_tangent
+        along_gain = torch.zeros_like(gain) if gain_tangent is None else gain_tangent
+        rows, along_rows = weight.flatten(1), along_weight.flatten(1).float()
+        centred = rows - rows.mean(1, keepdim=True)
+        along = along_rows - along_rows.mean(1, keepdim=True)
+        var_fan_in = centred.square().sum(1)
+        r = var_fan_in.clamp(min=ctx.eps).rsqrt()
+        along_r = -r.pow(3) * (centred * along).sum(1) * (var_fan_in >= ctx.eps)
+        factor, along_factor = gain * r, along_gain * r + gain * along_r
+        out = (along_factor.unsqueeze(1) * centred + factor.unsqueeze(1) * along) * ctx.scale
+        return out.view_as(weight).to(ctx.dtype)
 
 
 @torch.library.register_fake("nfnet_timm::standardize")
@@ -111,7 +117,7 @@ if find_spec("triton") is not None:
 
     @torch.library.impl("nfnet_timm::standardize", "CUDA")
     def _(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
-        from nfnet_timm.kernels import standardize_triton  # not above: it would import Triton with timm
+        from nfnet_timm.kernels import standardize_triton  # not above: it takes a GPU
 
         by = standardize_triton.standardize if weight[0].numel() <= LONGEST_ROW else standardize_by_torch
         with torch.cuda.device_of(weight):  # Triton launches on the current device
