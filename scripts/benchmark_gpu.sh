@@ -11,7 +11,7 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     echo "error: $PYTHON finds no GPU that torch can use" >&2
     exit 1
 fi
-"$PYTHON" -m pytest -q tests/kernels/test_triton.py
+"$PYTHON" -m pytest -q --noconftest -W default tests/kernels/test_triton.py
 
 SECONDS=0
 measure() {

@@ -1,7 +1,7 @@
 """Adaptive gradient clipping of many tensors: one operation where launches count, torch's own elsewhere.
 
-``nfnet_timm::clip_`` has an implementation by Triton, where there is one for the device, one by torch's operations for
-any other, and none to speak of for the meta device. Source of the rule: arXiv 2102.06171, section 4.
+``nfnet_timm::clip_`` has an implementation by Triton for GPUs, and one by torch's operations for where there is no
+Triton. Source of the rule: arXiv 2102.06171, section 4.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("nfnet_timm::clip_")
-def _(
-    weights: list[Tensor], grads: list[Tensor], clip_factors: list[float], eps: list[float], grad_scale: Tensor | None
-) -> None:
+def _(*args: Any) -> None:
     return None
 
 
@@ -116,14 +114,8 @@ torch.library.impl("nfnet_timm::clip_", "CompositeExplicitAutograd", clip_by_tor
 if find_spec("triton") is not None:
 
     @torch.library.impl("nfnet_timm::clip_", "CUDA")
-    def _(
-        weights: list[Tensor],
-        grads: list[Tensor],
-        clip_factors: list[float],
-        eps: list[float],
-        grad_scale: Tensor | None,
-    ) -> None:
+    def _(weights: list[Tensor], grads: list[Tensor], *settings: Any) -> None:
         from nfnet_timm.kernels import clip_triton  # not above: it takes a GPU
 
         with torch.cuda.device_of(grads[0]):  # Triton launches on the current device
-            clip_triton.clip_(weights, grads, clip_factors, eps, grad_scale)
+            clip_triton.clip_(weights, grads, *settings)

@@ -32,10 +32,7 @@ def standardize_as_one_operation(weight: Tensor, gain: Tensor, scale: float, eps
 
     Second derivatives and tangents are those of the formula.
     """
-    weight = weight.contiguous()
-    if torch.is_grad_enabled() and (weight.requires_grad or gain.requires_grad):
-        return _Standardize.apply(weight, gain, scale, eps, dtype)
-    return torch.ops.nfnet_timm.standardize(weight, gain, scale, eps, dtype)
+    return _Standardize.apply(weight.contiguous(), gain, scale, eps, dtype)
 
 
 class _Standardize(torch.autograd.Function):
@@ -119,7 +116,7 @@ if find_spec("triton") is not None:
     def _(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
         from nfnet_timm.kernels import standardize_triton  # not above: it takes a GPU
 
-        by = standardize_triton.standardize if weight[0].numel() <= LONGEST_ROW else standardize_by_torch
+        by = standardize_triton.standardize if weight.shape[1:].numel() <= LONGEST_ROW else standardize_by_torch
         with torch.cuda.device_of(weight):  # Triton launches on the current device
             return by(weight, gain, scale, eps, dtype)
 
@@ -127,6 +124,6 @@ if find_spec("triton") is not None:
     def _(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
         from nfnet_timm.kernels import standardize_triton
 
-        by = standardize_triton.backward if weight[0].numel() <= LONGEST_ROW else backward_by_torch
+        by = standardize_triton.backward if weight.shape[1:].numel() <= LONGEST_ROW else backward_by_torch
         with torch.cuda.device_of(weight):
             return by(grad, weight, gain, scale, eps)

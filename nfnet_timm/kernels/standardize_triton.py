@@ -79,7 +79,7 @@ def options(fan_in: int) -> dict[str, int]:
 def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
     """Return the standardized weight, contiguous as ``weight`` is, in ``dtype``."""
     out = torch.empty_like(weight, dtype=dtype)
-    fan_in = weight[0].numel()
+    fan_in = weight.shape[1:].numel()
     standardize_kernel[(len(weight),)](weight, gain, out, fan_in, scale, eps, **options(fan_in))
     return out
 
@@ -87,6 +87,6 @@ def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: t
 def backward(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
     """Return the gradients of the weight and the gain."""
     grad_weight, grad_gain = torch.empty_like(weight), torch.empty_like(gain)
-    fan_in = weight[0].numel()
+    fan_in = weight.shape[1:].numel()
     backward_kernel[(len(weight),)](grad, weight, gain, grad_weight, grad_gain, fan_in, scale, eps, **options(fan_in))
     return grad_weight, grad_gain
