@@ -46,7 +46,8 @@ def save_folder(
         overwrite: Whether files of these names may be replaced, if ``folder`` has others of them.
         check: Called with a folder that holds what is about to be put in place; what it raises keeps it from that.
     Raises:
-        ValueError: If ``folder`` holds anything else, or other content and ``overwrite`` is not set.
+        ValueError: If ``folder`` holds anything else, or other content and ``overwrite`` is not set. A config.json that
+            repeats what it says elsewhere, as those of timm and of earlier versions do, is replaced.
         OSError: If the disk is full or not writable.
         In both cases, and after Ctrl-C, ``folder`` is as it was.
     Differs from timm: ``save_for_hf`` writes no metadata, without which some readers refuse the file, and by default a
@@ -67,7 +68,7 @@ def save_folder(
             if check is not None:
                 check(staged)
             changed = _changed(folder, staged)
-            if changed and _names(folder) and not overwrite:
+            if changed and _names(folder) and not overwrite and not _is_mended(folder, staged, changed):
                 raise ValueError(
                     f"{folder} is there, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
                     "choose another folder with --out"
@@ -85,11 +86,15 @@ def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any],
     """
     save_config(model, path, dict(model_config), dict(model_args))
     config = json.loads(path.read_text(encoding="utf-8"))
-    known = {**DEFAULTS, "num_classes": model.num_classes}
-    config["model_args"] = {key: value for key, value in model_args.items() if known.get(key) != value}
+    config["model_args"] = _needed(model_args, model.num_classes)
     if not config["model_args"]:
         del config["model_args"]
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _needed(model_args: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
+    known = {**DEFAULTS, "num_classes": num_classes}
+    return {key: value for key, value in model_args.items() if known.get(key) != value}
 
 
 def load_folder(folder: str | Path) -> Any:
@@ -138,6 +143,15 @@ def _changed(folder: Path, staged: Path) -> list[str]:
     return sorted(
         (theirs ^ ours) | {name for name in both if not filecmp.cmp(folder / name, staged / name, shallow=False)}
     )
+
+
+def _is_mended(folder: Path, staged: Path, changed: list[str]) -> bool:
+    """Tell whether the two differ only by arguments in config.json that transformers would get twice."""
+    if changed != ["config.json"]:
+        return False
+    theirs, ours = (json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (folder, staged))
+    theirs["model_args"] = _needed(theirs.get("model_args", {}), theirs.get("num_classes"))
+    return {**ours, "model_args": ours.get("model_args", {})} == theirs
 
 
 def _put_in_place(staged: Path, folder: Path) -> None:

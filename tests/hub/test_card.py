@@ -71,13 +71,15 @@ def test_each_use_begins_with_the_line_that_installs():
     uses = text.split("## Use")[1].split("\n## ")[0].split("\n### ")[1:]
     assert [use.splitlines()[0] for use in uses] == [
         "Classify an image",
+        "With transformers",
         "Feature maps",
         "Embeddings",
         "Without nfnet_timm",
     ]
     for use in uses:
+        packages = {"Without nfnet_timm": "timm", "With transformers": "nfnet-timm transformers"}
         assert re.findall(r"```bash\n(.*?)\n```", use) == [
-            "pip install " + ("timm" if "Without" in use else "nfnet-timm")
+            f"pip install {packages.get(use.splitlines()[0], 'nfnet-timm')}"
         ]
 
 
@@ -93,13 +95,14 @@ def test_the_code_of_a_card_runs_on_what_was_published(hub, tmp_path, monkeypatc
     assert main(["publish", "mine.npz", "org/nfnet_f0", "--license", "mit"]) == 0
     text = hub.files("org/nfnet_f0")["README.md"].decode()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert blocks == re.findall(
         r"```python\n(.*?)```",
         card("nfnet_f0.dm_in1k").text.replace("nfnet-timm/nfnet_f0.dm_in1k", "org/nfnet_f0"),
         re.S,
     )
     outputs = []
+    del blocks[1]  # tests/compat/test_transformers.py runs what takes transformers
     for block in blocks:
         environment = dict(os.environ)
         if "dm_nfnet_f0" in block:  # plain timm
