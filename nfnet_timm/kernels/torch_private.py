@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 __all__ = [
+    "foreach_add_",
     "foreach_clamp_max_",
     "foreach_clamp_min_",
     "foreach_copy_",
@@ -17,6 +18,7 @@ __all__ = [
 ]
 
 # One operation on a list of tensors, in a few launches; torch's own optimizers are built of them.
+foreach_add_ = torch._foreach_add_
 foreach_clamp_max_ = torch._foreach_clamp_max_
 foreach_clamp_min_ = torch._foreach_clamp_min_
 foreach_copy_ = torch._foreach_copy_

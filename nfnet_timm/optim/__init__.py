@@ -6,6 +6,7 @@ groups         the authors' parameter groups
 clipping       an optimizer that clips before each step
 twins          ``agc-*``, in timm's registry
 factory        an optimizer by its name and model
+sam            sharpness-aware minimization around any optimizer
 fused_step     torch's fused step on a CPU, where it is right
 clip_mode      a warning where timm clips too
 """
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from nfnet_timm.optim.clipping import attach_agc
     from nfnet_timm.optim.factory import create_optimizer
     from nfnet_timm.optim.groups import agc_param_groups
+    from nfnet_timm.optim.sam import SAM
 
 _HOMES = {
+    "SAM": "sam",
     "ClipStats": "agc",
     "adaptive_clip_grad_": "agc",
     "clip_stats": "agc",
@@ -30,6 +33,7 @@ _HOMES = {
     "create_optimizer": "factory",
 }
 __all__ = [
+    "SAM",
     "ClipStats",
     "adaptive_clip_grad_",
     "agc_param_groups",

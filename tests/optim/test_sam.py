@@ -1,0 +1,359 @@
+"""Sharpness-aware minimization: the two-step formula, and what it does inside and around other things."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import timm
+import timm.scheduler
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nfnet_timm.optim import SAM, create_optimizer
+
+
+def linear(seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    return nn.Linear(5, 3, dtype=dtype)
+
+
+def closure_of(model, x, y):
+    def closure():
+        loss = F.mse_loss(model(x), y, reduction="sum")
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def data(n=8, dtype=torch.float64):
+    torch.manual_seed(1)
+    return torch.randn(n, 5, dtype=dtype), torch.randn(n, 3, dtype=dtype)
+
+
+def test_three_steps_equal_the_formula_in_numpy():
+    model, (x, y) = linear(), data()
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
+    w, b = (p.detach().numpy().copy() for p in model.parameters())
+    xs, ys = x.numpy(), y.numpy()
+
+    def grads(w, b):
+        error = 2 * (xs @ w.T + b - ys)
+        return error.T @ xs, error.sum(0)
+
+    buffers = [np.zeros_like(w), np.zeros_like(b)]
+    for _ in range(3):
+        loss = optimizer.step(closure_of(model, x, y))
+        g_w, g_b = grads(w, b)
+        norm = np.sqrt((g_w**2).sum() + (g_b**2).sum())
+        up_w, up_b = w + 0.3 * g_w / norm, b + 0.3 * g_b / norm
+        assert loss.item() == pytest.approx(((xs @ up_w.T + up_b - ys) ** 2).sum(), rel=1e-12)
+        buffers = [0.9 * m + g for m, g in zip(buffers, grads(up_w, up_b), strict=True)]
+        w, b = w - 0.01 * buffers[0], b - 0.01 * buffers[1]
+    np.testing.assert_allclose(model.weight.detach().numpy(), w, rtol=1e-12)
+    np.testing.assert_allclose(model.bias.detach().numpy(), b, rtol=1e-12)
+
+
+def test_radius_zero_is_the_optimizer_inside_to_the_bit():
+    (x, y), ours, plain = data(), linear(), linear()
+    sam = SAM(torch.optim.AdamW(ours.parameters(), lr=0.1), rho=0.0)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1)
+    for _ in range(3):
+        sam.step(closure_of(ours, x, y))
+        optimizer.zero_grad()
+        closure_of(plain, x, y)()
+        optimizer.step()
+    assert all(p.equal(q) for p, q in zip(ours.parameters(), plain.parameters(), strict=True))
+
+
+def test_ascent_on_a_share_takes_its_direction_from_the_share(tiny):
+    model, (x, y) = linear(), data(10)
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=1.0), rho=0.5)
+    start = [p.detach().clone() for p in model.parameters()]
+    grads = torch.autograd.grad(F.mse_loss(model(x[:2]), y[:2], reduction="sum"), list(model.parameters()))
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    up = [p + 0.5 * g / norm for p, g in zip(start, grads, strict=True)]
+    at_up = [p.requires_grad_() for p in up]
+    loss = F.mse_loss(F.linear(x, *at_up), y, reduction="sum")
+    expected = torch.autograd.grad(loss, at_up)
+    sam.step(closure_of(model, x, y), ascent=closure_of(model, x[:2], y[:2]))
+    for p, before, g in zip(model.parameters(), start, expected, strict=True):
+        torch.testing.assert_close(before - p, g, rtol=1e-9, atol=1e-12)
+
+
+def test_descent_is_clipped_and_ascent_is_not(tiny):
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3, 32, 32), torch.arange(4)
+    model = tiny().train()
+    plain = copy.deepcopy(model)
+    sam = SAM(create_optimizer(model, "sgd", lr=1.0, momentum=0.9, clip_factor=1e-3), rho=0.05)
+    seen = []
+
+    def closure():
+        seen.append([p.detach().clone() for p in model.parameters()])
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    sam.step(closure)
+    ascents = torch.cat([(b - a).flatten() for a, b in zip(*seen, strict=True)])
+    assert ascents.norm().item() == pytest.approx(0.05, rel=1e-4)  # the whole radius, as of unclipped gradients
+    F.cross_entropy(plain(x), y).backward()
+    grads = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    torch.testing.assert_close(ascents / ascents.norm(), grads / grads.norm(), rtol=0, atol=2e-5)
+    for (name, p), before in zip(model.named_parameters(), seen[0], strict=True):
+        if name.endswith("conv1.weight"):  # Nesterov's first step is 1.9 gradients, which are clipped
+            moved = (p.detach() - before).flatten(1).norm(dim=1)
+            assert bool((moved <= 1.9e-3 * before.flatten(1).norm(dim=1).clamp(min=1e-3) * (1 + 1e-4)).all()), name
+
+
+@pytest.mark.parametrize(
+    "name", ["sgd", "adamw", "lamb", "rmsproptf", "lion", "lookahead_sgd", "agc-adamw", "adadelta"]
+)
+def test_works_around_the_optimizers_of_timm(name):
+    model, (x, y) = linear(dtype=torch.float32), data(dtype=torch.float32)
+    sam = SAM(timm.optim.create_optimizer_v2(model, name, lr=1e-3), rho=0.05)
+    first = sam.step(closure_of(model, x, y)).item()
+    for _ in range(20):
+        last = sam.step(closure_of(model, x, y)).item()
+    assert last < first
+
+
+def test_resumes_to_the_bit():
+    (x, y), straight, broken = data(), linear(), linear()
+
+    def build(model):
+        return SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
+
+    sam = build(straight)
+    for step in range(6):
+        sam.param_groups[0]["sam_rho"] = 0.3 / (1 + step // 3)
+        sam.step(closure_of(straight, x, y))
+    sam = build(broken)
+    for _ in range(3):
+        sam.step(closure_of(broken, x, y))
+    sam.param_groups[0]["sam_rho"] = 0.15
+    saved = pickle.loads(pickle.dumps((broken.state_dict(), sam.state_dict())))
+    resumed = linear(seed=5)
+    resumed.load_state_dict(saved[0])
+    sam = build(resumed)
+    sam.load_state_dict(saved[1])
+    for _ in range(3):
+        sam.step(closure_of(resumed, x, y))
+    assert all(p.equal(q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_go_on_as_the_original(duplicate):
+    model, (x, y) = linear(), data()
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
+    sam.step(closure_of(model, x, y))
+    model2, sam2 = duplicate((model, sam))
+    sam.step(closure_of(model, x, y))
+    sam2.step(closure_of(model2, x, y))
+    assert sam2.param_groups[0]["params"][0] is model2.weight
+    assert model.weight.equal(model2.weight)
+
+
+def test_state_of_a_run_without_it_loads():
+    model = linear()
+    plain = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    closure_of(model, *data())()
+    plain.step()
+    sam = SAM(torch.optim.SGD(linear().parameters(), lr=0.5, momentum=0.9), rho=0.2)
+    sam.load_state_dict(plain.state_dict())
+    assert [(g["lr"], g["sam_rho"]) for g in sam.param_groups] == [(0.01, 0.2)]
+
+
+def test_groups_added_later_get_the_radius_and_are_perturbed():
+    a, b, (x, y) = linear(), nn.Linear(3, 3, dtype=torch.float64), data()
+    sam = SAM(torch.optim.SGD(a.parameters(), lr=0.1), rho=0.7)
+    sam.add_param_group({"params": list(b.parameters())})
+    seen = []
+
+    def closure():
+        seen.append(b.weight.detach().clone())
+        loss = F.mse_loss(b(a(x)), y)
+        loss.backward()
+        return loss
+
+    sam.step(closure)
+    assert sam.param_groups[1]["sam_rho"] == 0.7
+    assert not seen[0].equal(seen[1])
+
+
+def test_a_schedule_and_a_timm_schedule_turn_its_rate():
+    model, (x, y) = linear(), data()
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=1.0))
+    schedule = torch.optim.lr_scheduler.StepLR(sam, 1, gamma=0.1)
+    sam.step(closure_of(model, x, y))
+    schedule.step()
+    assert sam.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    timms, _ = timm.scheduler.create_scheduler_v2(sam, "cosine", num_epochs=10)
+    timms.step(5)
+    assert sam.optimizer.param_groups[0]["lr"] == pytest.approx(0.5)  # halfway
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_weights_are_back_to_the_bit_when_a_closure_is_interrupted(when):
+    model, (x, y) = linear(), data()
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    before, runs = [p.detach().clone() for p in model.parameters()], []
+
+    def closure():
+        runs.append(None)
+        loss = closure_of(model, x, y)()
+        if len(runs) == when:
+            raise KeyboardInterrupt
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        sam.step(closure)
+    assert all(p.equal(q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_scaler_skips_a_step_whose_gradients_overflow_and_takes_the_others():
+    model, (x, y) = linear(dtype=torch.float32), data(dtype=torch.float32)
+    plain = copy.deepcopy(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.01), rho=0.1)
+    before = model.weight.detach().clone()
+
+    def closure():
+        loss = F.mse_loss(model(x), y, reduction="sum")
+        scaler.scale(loss).backward()
+        return loss
+
+    sam.step(closure, scaler=scaler)
+    scaler.update()
+    assert model.weight.equal(before)  # 2 ** 127 times the loss is infinite
+    assert scaler.get_scale() == 2.0**126
+    scaler.update(1024.0)
+    sam.step(closure, scaler=scaler)
+    scaler.update()
+    unscaled = SAM(torch.optim.SGD(plain.parameters(), lr=0.01), rho=0.1)
+
+    def closure_of_mean():
+        loss = F.mse_loss(plain(x), y, reduction="sum")
+        loss.backward()
+        return loss
+
+    unscaled.step(closure_of_mean)
+    torch.testing.assert_close(model.weight, plain.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_zero_do_no_harm():
+    model, (x, _) = linear(), data()
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    before = model.weight.detach().clone()
+    sam.step(closure_of(model, x, model(x).detach()))
+    assert model.weight.equal(before)
+
+
+def test_parameters_without_a_gradient_stay():
+    model, (x, y) = linear(), data()
+    frozen = nn.Linear(2, 2)
+    frozen.requires_grad_(False)
+    sam = SAM(torch.optim.SGD([*model.parameters(), *frozen.parameters()], lr=0.1), rho=0.5)
+    before = frozen.weight.clone()
+    sam.step(closure_of(model, x, y))
+    assert frozen.weight.equal(before)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda p: SAM(torch.optim.LBFGS(p)), "optimizer is LBFGS: expected"),
+        (lambda p: SAM(SAM(torch.optim.SGD(p, lr=1))), "optimizer is SAM: expected"),
+        (lambda p: SAM(torch.optim.SGD), "optimizer is type: expected"),
+        (lambda p: SAM(torch.optim.SGD(p, lr=1), rho=-1), "rho=-1: expected"),
+        (lambda p: SAM(torch.optim.SGD(p, lr=1), rho=float("nan")), "rho=nan: expected"),
+        (lambda p: SAM(torch.optim.SGD(p, lr=1)).step(), r"step\(\) without a closure: expected step\(closure\)"),
+    ],
+)
+def test_mistakes_are_told(build, message):
+    with pytest.raises(ValueError, match=message):
+        build(list(linear().parameters()))
+
+
+PROCESSES = """
+    import os, sys, torch, torch.distributed as dist, torch.nn.functional as F
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+    from nfnet_timm.optim import SAM
+    mode = sys.argv[1]
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.manual_seed(1)
+    x, y = torch.randn(8, 5), torch.randn(8, 3)
+    mine = slice(rank * 4, rank * 4 + 4)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
+    if mode == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+        model = fully_shard(net)
+    else:
+        model = DistributedDataParallel(net)
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.3)
+    def closure():
+        loss = F.mse_loss(model(x[mine]), y[mine])
+        loss.backward()
+        return loss
+    def ascent():
+        with model.no_sync():
+            closure()
+    for _ in range(3):
+        sam.step(closure, ascent if mode == "unsynchronised" else None)
+    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    all_weights = [torch.cat([p.detach().flatten() for p in weights])]
+    gathered = [None, None]
+    dist.all_gather_object(gathered, all_weights[0])
+    assert gathered[0].equal(gathered[1]), "the processes have different weights"
+    if rank == 0:
+        torch.save(gathered[0], sys.argv[2])
+    dist.barrier()
+    os._exit(0)  # gloo's threads end some processes with a crash
+"""
+
+
+def in_one_process(unsynchronised):
+    """What two processes should come to: each half of the batch ascends by itself, or both together."""
+    torch.manual_seed(1)
+    x, y = torch.randn(8, 5), torch.randn(8, 3)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    params = dict(net.named_parameters())
+    parts = [slice(0, 4), slice(4, 8)] if unsynchronised else [slice(0, 8)]
+    for _ in range(3):
+        total = {name: torch.zeros_like(p) for name, p in params.items()}
+        for part in parts:
+
+            def loss(weights, part=part):
+                return F.mse_loss(torch.func.functional_call(net, weights, x[part]), y[part])
+
+            grads = torch.func.grad(loss)({k: p.detach() for k, p in params.items()})
+            norm = torch.cat([g.flatten() for g in grads.values()]).norm()
+            up = {k: p.detach() + 0.3 * grads[k] / norm for k, p in params.items()}
+            for name, g in torch.func.grad(loss)(up).items():
+                total[name] += g / len(parts)
+        for name, p in params.items():
+            p.grad = total[name]
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["synchronised", "unsynchronised", "fsdp"])
+def test_two_processes_equal_one(mode, tmp_path):
+    script, out = tmp_path / "train.py", tmp_path / "weights.pt"
+    script.write_text(textwrap.dedent(PROCESSES))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, mode, out]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    torch.testing.assert_close(torch.load(out), in_one_process(mode == "unsynchronised"), rtol=1e-5, atol=1e-6)
