@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.kernels.gelu import gelu_tanh
 
-__all__ = ["ACTIVATIONS", "KEPT_BY_INPUT", "GELUTanh", "ScaledAct", "activation"]
+__all__ = ["ACTIVATIONS", "KEPT_BY_INPUT", "GELUTanh", "OverwritingReLU", "ScaledAct", "activation"]
 
 
 class GELUTanh(nn.Module):
@@ -24,6 +24,19 @@ class GELUTanh(nn.Module):
         if not torch.jit.is_scripting():
             return gelu_tanh(x)
         return F.gelu(x, approximate="tanh")
+
+
+class OverwritingReLU(nn.ReLU):
+    """ReLU in place, but of views: with a backward hook, as Opacus and captum set, a module's output is one.
+
+    Differs from torch: its ReLU with ``inplace=True`` raises there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate ``x``."""
+        if torch.jit.is_scripting():
+            return F.relu(x)
+        return F.relu(x, inplace=torch.compiler.is_compiling() or not x._is_view())
 
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfnet_timm.kernels.dispatch import is_eager_on_cpu
-from nfnet_timm.layers.recompute import carry_origin, keeping_origins
+from nfnet_timm.layers.recompute import carry_origin, derive, keeping_origins
 
 __all__ = ["AvgPool2dSame", "Conv2dSame"]
 
@@ -61,6 +61,14 @@ class Conv2dSame(nn.Conv2d):
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve ``x`` with ``weight`` in place of the module's own."""
+        x, padding = self.padded(x)
+        if not torch.jit.is_scripting():
+            with keeping_origins(x):
+                return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """Return ``x``, with zeros around it where torch's own padding will not do, and what torch has to pad."""
         padding = [self.symmetric, self.symmetric]
         if self.stride[0] > 1:
             reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
@@ -72,11 +80,10 @@ class Conv2dSame(nn.Conv2d):
                 if torch.jit.is_scripting():
                     x = pad_same(x, pad_h, pad_w)
                 else:
-                    x = carry_origin(pad_same, x, pad_h, pad_w)
-        if not torch.jit.is_scripting():
-            with keeping_origins(x):
-                return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
-        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+                    # Whoever has a hook here, as Opacus, may keep x: then nobody needs to keep it padded, too.
+                    pad = derive if self._forward_hooks else carry_origin
+                    x = pad(pad_same, x, pad_h, pad_w)
+        return x, padding
 
 
 class AvgPool2dSame(nn.Module):

@@ -4,12 +4,12 @@ Source: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nfnet_timm.layers.activations import activation
+from nfnet_timm.layers.activations import OverwritingReLU, activation
 from nfnet_timm.layers.same import AvgPool2dSame
 from nfnet_timm.layers.squeeze_excite import SqueezeExcite
 from nfnet_timm.layers.ws_conv import WSConv2d
@@ -46,6 +46,9 @@ class NormFreeBlock(nn.Module):
     Source: ``NFBlock`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py, ``NFResBlock`` in nf_resnet.py.
     Differs from timm: stochastic depth does not rescale (timm's does); the multiplications are folded.
     """
+
+    # Called in every block with the residual branch and its gate; nfnet_timm.privacy needs them for the skip gain.
+    on_join: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -128,13 +131,19 @@ class NormFreeBlock(nn.Module):
             out = out * self.attn(out)
         out = self.act3(out)
         out = self.conv3(out)
-        gate = self.skipinit_gain * self.alpha
+        gate = self.gate(out)
+        if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript reads what stands behind an `and`
+            if self.on_join is not None:
+                self.on_join(self, out, gate)
+        return torch.addcmul(shortcut, out, (self.skipinit_gain * gate).to(out.dtype))
+
+    def gate(self, out: Tensor) -> Tensor:
+        """Return what the skip gain is multiplied with where the residual branch joins: (N, C or 1, 1, 1)."""
         if self.attn_last is not None:
-            gate = gate * self.attn_last(out)
+            gate = self.attn_last(out) * self.alpha
         else:
-            gate = gate.expand(out.shape[0], 1, 1, 1)
-        gate = self.drop_path(gate)
-        return torch.addcmul(shortcut, out, gate.to(out.dtype))
+            gate = torch.full((out.shape[0], 1, 1, 1), self.alpha, device=out.device, dtype=self.skipinit_gain.dtype)
+        return self.drop_path(gate)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         gain = state_dict.get(prefix + "skipinit_gain")
@@ -145,9 +154,7 @@ class NormFreeBlock(nn.Module):
 
 def _inplace(act: nn.Module) -> nn.Module:
     """Let ReLU overwrite its input: autograd needs only its output, and the map before it is tapped by nobody."""
-    if isinstance(act, nn.ReLU):
-        act.inplace = True
-    return act
+    return OverwritingReLU() if isinstance(act, nn.ReLU) else act
 
 
 def create_stem(cfg: NormFreeCfg, in_chans: int, **dd: Any) -> tuple[nn.Sequential, int, dict[str, Any]]:

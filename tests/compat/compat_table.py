@@ -11,7 +11,9 @@ def images_and_labels(n, size):
     """The first ``n`` of scikit-learn's digits, real scans, as (n, 3, size, size), and their classes."""
     digits = load_digits()
     x = torch.tensor(digits.images[:n], dtype=torch.float32)[:, None] / 16
-    return F.interpolate(x, size=size, mode="bilinear").expand(-1, 3, -1, -1).contiguous(), torch.tensor(digits.target[:n])
+    return F.interpolate(x, size=size, mode="bilinear").expand(-1, 3, -1, -1).contiguous(), torch.tensor(
+        digits.target[:n]
+    )
 
 
 def plain_training(model, x, y, batch):

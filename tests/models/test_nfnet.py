@@ -267,7 +267,7 @@ def test_maps_are_passed_over_by_activations_and_one_multiply_add_alone(name, ac
     for free in ("avg_pool2d", "max_pool2d_with_indices", "constant_pad_nd"):
         counts.pop(free, None)
     # The last multiplication is the final activation's gamma: the map that forward_features returns has it.
-    activations = sum(type(m) in (GELUTanh, nn.ReLU, nn.SiLU) for n, m in model.named_modules() if "attn" not in n)
+    activations = sum(isinstance(m, (GELUTanh, nn.ReLU, nn.SiLU)) for n, m in model.named_modules() if "attn" not in n)
     assert counts == {"convolution": convolutions, act: activations, "addcmul": 5, "mul": gates + 1}
 
 

@@ -1,0 +1,167 @@
+"""Per-sample gradients, and their norms, of the layers here, for differential privacy with Opacus.
+
+Importing this registers them with Opacus, which otherwise runs a vectorized backward pass through each block.
+``GradSampleModule`` and ``PrivacyEngine.make_private`` then take a network of this package as they take any.
+
+Standardization is one linear map for all samples. For a row of weights, with u its standardized self (at ``scale`` 1
+and gain 1), a = scale * gain * rsqrt(max(var * fan_in, eps)), and q a sample's gradient of the row that the convolution
+reads, that sample's gradients are ``a * (q - mean(q) - u * <q, u>)`` of the weights, without the last term where the
+row is clamped, and ``scale * <q, u>`` of the gain.
+
+Raises:
+    ImportError: If Opacus is not there; the extra ``privacy`` brings it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nfnet_timm.layers.same import Conv2dSame
+from nfnet_timm.layers.squeeze_excite import PixelConv2d
+from nfnet_timm.layers.ws_conv import WSConv2d
+from nfnet_timm.models.block import NormFreeBlock
+
+try:
+    from opacus.grad_sample import register_grad_sampler, register_norm_sampler
+except ImportError as error:
+    raise ImportError(f"nfnet_timm.privacy needs Opacus ({error}): pip install 'nfnet-timm[privacy]'") from error
+
+__all__: list[str] = []
+
+Grads = dict[Tensor, Tensor]
+
+# Numbers that a core's cache is sure to hold, 4 MiB of float32.
+_CACHED = 2**20
+# Numbers that the norms of a layer take for themselves, 16 MiB of float32, or as many as one sample needs: with ghost
+# clipping no memory but the network's own grows with the batch.
+_ROOM = 2**22
+
+
+@register_grad_sampler([Conv2dSame, WSConv2d])
+def conv_grads(layer: Conv2dSame, inputs: list[Tensor], grad: Tensor) -> Grads:
+    """Return each sample's gradient of each parameter that is trained: (N, ...)."""
+    grads = _of_bias(layer, grad)
+    rows = _Rows(layer, grad.dtype) if isinstance(layer, WSConv2d) else None
+    if not any(p.requires_grad for p in layer.parameters(recurse=False) if p is not layer.bias):
+        return grads
+    patches, pixels = _patches(layer, inputs[0].to(grad.dtype)), grad.flatten(2).unflatten(1, (layer.groups, -1))
+    if rows is not None:
+        patches = patches - patches.mean(2, keepdim=True)  # so that the gradients of rows are without their mean
+    out = grad.new_empty(len(grad), layer.groups, layer.out_channels // layer.groups, layer.weight[0].numel())
+    along = grad.new_empty(len(grad), layer.out_channels)
+    # On a CPU few samples at a time, whose gradients stay in the cache from one operation to the next.
+    step = max(_CACHED // layer.weight.numel(), 1) if grad.device.type == "cpu" else len(grad)
+    for part in (slice(i, i + step) for i in range(0, len(grad), step)):
+        torch.matmul(pixels[part], patches[part].mT, out=out[part])
+        if rows is not None:
+            along[part] = rows.map_(out[part].flatten(1, 2))
+    if layer.weight.requires_grad:
+        grads[layer.weight] = out.view(len(grad), *layer.weight.shape)
+    if isinstance(layer, WSConv2d) and layer.gain.requires_grad:
+        grads[layer.gain] = along * layer.scale
+    return grads
+
+
+@register_norm_sampler([Conv2dSame, WSConv2d])
+def conv_norms(layer: Conv2dSame, inputs: list[Tensor], grad: Tensor) -> Grads:
+    """Return the norm of each sample's gradient of each parameter that is trained: (N,)."""
+    each = layer.weight.numel() + layer.weight[0].numel() * layer.groups * grad[:1, 0].numel()
+    norms: dict[Tensor, list[Tensor]] = {p: [] for p in layer.parameters(recurse=False) if p.requires_grad}
+    for x, g in zip(*(t.split(max(_ROOM // each, 1)) for t in (inputs[0], grad)), strict=True):
+        for p, grads in conv_grads(layer, [x], g).items():
+            norms[p].append(grads.flatten(1).norm(dim=1))
+    return {p: torch.cat(parts) for p, parts in norms.items()}
+
+
+@register_grad_sampler(PixelConv2d)
+def pixel_conv_grads(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> Grads:
+    """Return each sample's gradient of each parameter that is trained: (N, ...)."""
+    grads = _of_bias(layer, grad)
+    if layer.weight.requires_grad:
+        grads[layer.weight] = torch.einsum("nohw,nihw->noihw", grad, inputs[0].to(grad.dtype))
+    return grads
+
+
+@register_norm_sampler(PixelConv2d)
+def pixel_conv_norms(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> Grads:
+    """Return the norm of each sample's gradient of each parameter that is trained: (N,)."""
+    norms = {p: grads.norm(dim=1) for p, grads in _of_bias(layer, grad).items()}
+    if layer.weight.requires_grad:
+        norms[layer.weight] = grad.flatten(1).norm(dim=1) * inputs[0].to(grad.dtype).flatten(1).norm(dim=1)
+    return norms
+
+
+# The residual branch of each block, and what its skip gain is multiplied with there, from the forward pass on: in the
+# order in which Opacus keeps the block's inputs.
+_branches: WeakKeyDictionary[NormFreeBlock, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def _keep_branch(block: NormFreeBlock, out: Tensor, gate: Tensor) -> None:
+    gain = block.skipinit_gain
+    if not (block.training and gain.requires_grad and torch.is_grad_enabled() and hasattr(gain, "grad_sample")):
+        return
+    place = len(getattr(block, "activations", []))
+    _branches.setdefault(block, {})[place] = out.detach(), gate.detach()
+
+    def forget_input(*_: Any) -> None:  # the block's, which Opacus keeps and nobody else needs
+        handle.remove()
+        kept: Any = getattr(block, "activations", [])
+        if len(kept) > place:
+            kept[place] = [out.new_empty(len(out), 0)]  # of which Opacus asks the number of samples
+
+    handle = block.register_forward_hook(forget_input)  # runs after Opacus's
+
+
+NormFreeBlock.on_join = staticmethod(_keep_branch)
+
+
+@register_grad_sampler(NormFreeBlock)
+def block_grads(block: NormFreeBlock, inputs: list[Tensor], grad: Tensor) -> Grads:
+    """Return each sample's gradient of the skip gain: (N, ...)."""
+    out, gate = _branches[block].pop(len(block.activations))  # type: ignore[arg-type]
+    by_channel = torch.einsum("nchw,nchw->nc", grad, out.to(grad.dtype))
+    gain = block.skipinit_gain
+    grads = {gain: (by_channel * gate.flatten(1)).sum(1).view(-1, *gain.shape)}
+    # Opacus takes what is inside the block for the block's, too, and when the block comes last, for complete. With
+    # ghost clipping there are only norms of it: each as the one number of a gradient, of which Opacus takes the norm.
+    inside: list[Any] = [p for p in block.parameters() if p.requires_grad and p is not gain]
+    complete = [p for p in inside if p._forward_counter == 1 and not hasattr(p, "_current_grad_sample")]
+    return grads | {p: p._norm_sample.unsqueeze(1) for p in complete}
+
+
+class _Rows:
+    """The linear map from gradients of standardized rows, without their mean, to those of the rows themselves."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype):
+        rows = layer.weight.detach().flatten(1).to(dtype)
+        centred = rows - rows.mean(1, keepdim=True)
+        var_fan_in = centred.square().sum(1)
+        r = var_fan_in.clamp(min=layer.eps).rsqrt()
+        self.u = centred * r.unsqueeze(1)
+        self.a = layer.scale * layer.gain.detach().to(dtype) * r
+        self.is_free = var_fan_in >= layer.eps  # not clamped
+
+    def map_(self, grad: Tensor) -> Tensor:
+        """Map (N, O, fan_in) in place, and return what lies along each row: (N, O)."""
+        along = torch.linalg.vecdot(grad, self.u)
+        grad.addcmul_((along * self.is_free).unsqueeze(-1), self.u, value=-1).mul_(self.a.unsqueeze(-1))
+        return along
+
+
+def _of_bias(layer: nn.Conv2d, grad: Tensor) -> Grads:
+    return {} if layer.bias is None or not layer.bias.requires_grad else {layer.bias: grad.sum((2, 3))}
+
+
+def _patches(layer: Conv2dSame, x: Tensor) -> Tensor:
+    """Return what each output pixel is computed from: (N, groups, fan_in, pixels)."""
+    x, padding = layer.padded(x)
+    if layer.kernel_size == (1, 1):
+        x = x[:, :, :: layer.stride[0], :: layer.stride[1]]
+    else:
+        x = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]
+    return x.flatten(2).unflatten(1, (layer.groups, layer.weight[0].numel()))

@@ -1,0 +1,289 @@
+"""Opacus: per-sample gradients and norms of the layers here, and private training."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from compat_table import images_and_labels
+from torch import nn
+
+from nfnet_timm.models.block import NormFreeBlock
+from nfnet_timm.optim import create_optimizer
+
+opacus = pytest.importorskip("opacus", reason="scripts/compat.sh has Opacus")
+
+from opacus import GradSampleModule, PrivacyEngine  # noqa: E402
+from opacus.grad_sample import GradSampleModuleFastGradientClipping as Ghost  # noqa: E402
+
+import nfnet_timm.privacy  # noqa: E402, F401  # registers
+
+pytestmark = [
+    pytest.mark.library("opacus"),
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning"),  # of a stem, whose input has none
+    pytest.mark.filterwarnings("ignore:Secure RNG turned off:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Optimal order is the largest alpha:UserWarning"),
+    pytest.mark.filterwarnings("ignore:PrivacyEngine:UserWarning"),
+]
+
+TOLERANCE = 5e-5  # relative, for all samples of a parameter together
+
+SMALL = {"depths": (1, 2, 1, 1), "channels": (32, 64, 96, 96), "num_classes": 10}
+# Name, arguments, pixels: odd ones pad the strided convolutions on one side.
+NETWORKS = {
+    "NFNet, odd pixels": ("nfnet_f0", {**SMALL, "group_size": 8}, 49),
+    "NFNet, even pixels": ("nfnet_f0", {**SMALL, "group_size": 8}, 64),
+    "NF-ResNet": ("dm_nf_resnet50", SMALL, 65),
+    "NF-RegNet": ("dm_nf_regnet_b0", {"num_classes": 10}, 33),
+    "dilated": ("dm_nf_resnet50", {**SMALL, "output_stride": 8}, 48),
+    "recomputing": ("nfnet_f0", {**SMALL, "group_size": 8, "recompute_acts": True}, 48),
+}
+
+
+def network(name="nfnet_f0", kwargs=NETWORKS["NFNet, odd pixels"][1]):
+    """In training mode, with residual branches, gains of both signs, some rows that are clamped and a gain of zero."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **kwargs).train()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if key.endswith("skipinit_gain"):
+                p.fill_(0.3)
+            elif key.endswith(".gain"):
+                p.uniform_(-1, 2)
+        conv = model.stages[1][0].conv1
+        conv.weight[3:6].mul_(1e-4)  # far below eps
+        conv.gain[7] = 0
+        nn.init.normal_(model.head.fc.weight, std=0.1)
+    return model
+
+
+def batch(n=3, pixels=49):
+    torch.manual_seed(1)
+    return torch.randn(n, 3, pixels, pixels), torch.arange(n)
+
+
+def one_at_a_time(model, x, y):
+    """The gradient of each sample, by name, (N, ...), each computed alone."""
+    grads = []
+    for i in range(len(x)):
+        model.zero_grad()
+        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    model.zero_grad()
+    return {name: torch.stack([sample[name] for sample in grads]) for name in grads[0]}
+
+
+def error(found, expected):
+    return ((found - expected).norm() / expected.norm().clamp(min=1e-9)).item()
+
+
+def backward(wrapped, x, y):
+    F.cross_entropy(wrapped(x), y).backward()
+    return dict(wrapped._module.named_parameters())
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_gradients_equal_those_of_one_sample_at_a_time(kind):
+    """Per-sample gradients of every parameter equal those of one sample at a time within 5e-5, relative."""
+    name, kwargs, pixels = NETWORKS[kind]
+    model, (x, y) = network(name, kwargs), batch(pixels=pixels)
+    expected = one_at_a_time(model, x, y)
+    params = backward(GradSampleModule(copy.deepcopy(model)), x, y)
+    assert {k: e for k, p in params.items() if (e := error(p.grad_sample, expected[k])) > TOLERANCE} == {}
+    assert {k: e for k, p in params.items() if (e := error(p.grad, expected[k].mean(0))) > TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_norms_of_ghost_clipping_equal_those_of_the_gradients(kind):
+    """Ghost clipping's norms of every parameter equal those of one sample at a time within 5e-5, relative."""
+    name, kwargs, pixels = NETWORKS[kind]
+    model, (x, y) = network(name, kwargs), batch(pixels=pixels)
+    expected = {k: g.reshape(len(g), -1).norm(dim=1) for k, g in one_at_a_time(model, x, y).items()}
+    params = backward(Ghost(copy.deepcopy(model)), x, y)
+    assert {k: e for k, p in params.items() if (e := error(p._norm_sample, expected[k])) > TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("wrap", [GradSampleModule, Ghost])
+@pytest.mark.parametrize(
+    "frozen", ["stem", "skipinit_gain", "weight", ".gain", "bias", "conv2.weight", "stages.0", "attn_last"]
+)
+def test_frozen_parameters_get_none_and_change_no_other(wrap, frozen):
+    model, (x, y) = network(), batch()
+    for key, p in model.named_parameters():
+        p.requires_grad_(frozen not in key)
+    expected = one_at_a_time(model, x, y)
+    params = backward(wrap(copy.deepcopy(model)), x, y)
+    for key, p in params.items():
+        if not p.requires_grad:
+            assert getattr(p, "grad_sample", None) is None
+        elif wrap is Ghost:
+            assert error(p._norm_sample, expected[key].reshape(len(x), -1).norm(dim=1)) < TOLERANCE, key
+        else:
+            assert error(p.grad_sample, expected[key]) < TOLERANCE, key
+
+
+def test_two_forward_passes_before_their_backward_passes_add_up_as_opacus_has_it():
+    model, (x, y) = network(), batch(4)
+    expected = one_at_a_time(model, x, y)
+    wrapped = GradSampleModule(copy.deepcopy(model))
+    first, second = wrapped(x[:2]), wrapped(x[2:])
+    F.cross_entropy(second, y[2:]).backward()
+    F.cross_entropy(first, y[:2]).backward()
+    for key, p in wrapped._module.named_parameters():
+        assert error(p.grad_sample, expected[key][:2] + expected[key][2:]) < TOLERANCE, key
+
+
+@pytest.mark.parametrize("wrap", [GradSampleModule, Ghost])
+def test_an_empty_batch_is_taken(wrap):
+    """An empty batch, as Poisson sampling draws some, is taken."""
+    params = backward(wrap(network()), torch.zeros(0, 3, 49, 49), torch.zeros(0, dtype=torch.long))
+    assert {len(p._norm_sample if wrap is Ghost else p.grad_sample) for p in params.values()} == {0}
+
+
+def test_vectors_as_skip_gains_are_taken():
+    model, (x, y) = network(), batch()
+    model.vectorize_skip_gains()
+    expected = one_at_a_time(model, x, y)
+    params = backward(GradSampleModule(copy.deepcopy(model)), x, y)
+    assert all(error(p.grad_sample, expected[key]) < TOLERANCE for key, p in params.items())
+
+
+def test_a_reparameterized_network_is_taken():
+    model, (x, y) = timm.utils.reparameterize_model(network()).train(), batch()
+    expected = one_at_a_time(model, x, y)
+    params = backward(GradSampleModule(copy.deepcopy(model)), x, y)
+    assert all(error(p.grad_sample, expected[key]) < TOLERANCE for key, p in params.items())
+
+
+def test_under_autocast_gradients_are_those_of_bfloat16():
+    model, (x, y) = network(), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = one_at_a_time(model, x, y)
+        params = backward(GradSampleModule(copy.deepcopy(model)), x, y)
+    assert all(error(p.grad_sample.float(), expected[key]) < 0.1 for key, p in params.items())
+
+
+def test_nothing_is_kept_after_a_step_and_nothing_at_all_without_opacus():
+    model, (x, y) = network(), batch()
+    kept = []
+    for block in (m for m in model.modules() if isinstance(m, NormFreeBlock)):
+        block.conv3.register_forward_hook(lambda *args: kept.append(weakref.ref(args[2])))
+    wrapped = GradSampleModule(model)
+    backward(wrapped, x, y)
+    gc.collect()
+    assert [ref for ref in kept if ref() is not None] == []
+    assert all(not block.activations for block in wrapped.modules() if isinstance(block, NormFreeBlock))
+    plain = wrapped.to_standard_module()
+    loss = F.cross_entropy(plain(x), y)
+    assert not any(len(block._forward_hooks) for block in plain.modules() if isinstance(block, NormFreeBlock))
+    loss.backward()
+
+
+def peak(function):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = profiler.profiler.kineto_results.events()
+    total = highest = 0
+    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        total += size
+        highest = max(highest, total)
+    return highest
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("nfnet_f0", 65), ("dm_nf_resnet50", 64)])
+def test_memory_of_ghost_clipping_grows_with_the_batch_no_faster_than_without_privacy(name, pixels):
+    """With ghost clipping the peak of memory grows with the batch no faster than without privacy."""
+    growth = {}
+    for label, wrap in (("ghost", Ghost), ("plain", lambda model: model)):
+        wrapped = wrap(timm.create_model(name, num_classes=10).train())
+
+        def step(n, wrapped=wrapped):
+            F.cross_entropy(wrapped(torch.randn(n, 3, pixels, pixels)), torch.zeros(n, dtype=torch.long)).backward()
+            wrapped.zero_grad(set_to_none=True)
+
+        step(1)
+        growth[label] = peak(lambda step=step: step(24)) - peak(lambda step=step: step(12))
+    assert growth["ghost"] <= 1.02 * growth["plain"]
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("opt", ["sgd", "agc-sgd"])
+def test_make_private_without_noise_and_with_a_wide_bound_is_plain_training(mode, opt):
+    """PrivacyEngine.make_private (hooks and ghost) without noise, and a bound out of reach, trains as a plain loop."""
+    x, y = images_and_labels(24, size=32)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    model = network()
+    plain = copy.deepcopy(model)
+
+    def optimizer_of(network):
+        return timm.optim.create_optimizer_v2(network, opt, lr=0.05, momentum=0.9)
+
+    optimizer, criterion = optimizer_of(model), nn.CrossEntropyLoss()
+    private, optimizer, *criteria, loader = PrivacyEngine().make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=data,
+        noise_multiplier=0.0,
+        max_grad_norm=1e6,
+        poisson_sampling=False,
+        grad_sample_mode=mode,
+        **({"criterion": criterion} if mode == "ghost" else {}),
+    )
+    loss_of = criteria[0] if criteria else criterion
+    plain_optimizer = optimizer_of(plain)
+    for images, labels in loader:
+        optimizer.zero_grad()
+        loss_of(private(images), labels).backward()
+        optimizer.step()
+        plain_optimizer.zero_grad()
+        F.cross_entropy(plain(images), labels).backward()
+        plain_optimizer.step()
+    theirs = dict(plain.named_parameters())
+    for key, p in private._module.named_parameters():
+        torch.testing.assert_close(p, theirs[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_make_private_bounds_what_one_sample_does(mode):
+    """In a step without noise, one sample moves the weights by at most the bound, in both modes."""
+    x, y = images_and_labels(8, size=32)
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    optimizer, criterion = torch.optim.SGD(model.parameters(), lr=1.0), nn.CrossEntropyLoss(reduction="mean")
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    private, optimizer, *criteria, loader = PrivacyEngine().make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=data,
+        noise_multiplier=0.0,
+        max_grad_norm=0.01,
+        poisson_sampling=False,
+        grad_sample_mode=mode,
+        **({"criterion": criterion} if mode == "ghost" else {}),
+    )
+    loss_of = criteria[0] if criteria else criterion
+    ((images, labels),) = list(loader)
+    optimizer.zero_grad()
+    loss_of(private(images), labels).backward()
+    optimizer.step()
+    moved = torch.cat([(p.detach() - before[key]).flatten() for key, p in private._module.named_parameters()])
+    assert 0 < moved.norm().item() <= 0.01 * (1 + 1e-4)
+
+
+def test_create_optimizer_is_taken_by_a_private_engine():
+    """An optimizer of create_optimizer is made private: what it clips adaptively is already private."""
+    model = network()
+    optimizer = create_optimizer(model, "sgd", lr=0.05, momentum=0.9)
+    x, y = images_and_labels(8, size=32)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    private, optimizer, loader = PrivacyEngine().make_private(
+        module=model, optimizer=optimizer, data_loader=data, noise_multiplier=1.0, max_grad_norm=1.0
+    )
+    for images, labels in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(private(images), labels).backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in private.parameters())
