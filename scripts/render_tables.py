@@ -151,15 +151,37 @@ def batches_table(footprints: dict[str, dict[str, float]]) -> str:
     return table(["", "train px:", "24 GB:", "40 GB:", "80 GB:", "80 GB, each of 8 with FSDP2:"], rows)
 
 
+def compat_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of what tests/compat showed of other libraries."""
+    cells = [[row["library"], row["version"], "<br>".join(" ".join(c.split()) for c in row["shown"])] for row in rows]
+    return table(["library", "version", "shown"], cells)
+
+
+def privacy_table(records: list[dict[str, Any]]) -> str:
+    """Return the table of what scripts/benchmark_privacy.py measured."""
+    rows = []
+    for record in records:
+        what = record["what"]
+        for label, mib in record["growth"].items():
+            median, low, high = record["ratios"][label]
+            network = f"`{what['name']}`, batch {what['batch']}, {what['pixels']} px"
+            rows.append([network, label, f"{median:.2f} ({low:.2f} to {high:.2f})", f"{mib:.1f}"])
+    return table(["", "", "time, plain with Opacus is 1:", "MiB for each image more:"], rows)
+
+
 def render() -> dict[Path, str]:
     """Return the text of every file that is rendered."""
     records = json.loads((ROOT / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
     errors = json.loads((ROOT / "benchmarks" / "parity.json").read_text(encoding="utf-8"))
     footprints = json.loads((ROOT / "benchmarks" / "memory.json").read_text(encoding="utf-8"))
+    compat = json.loads((ROOT / "benchmarks" / "compat.json").read_text(encoding="utf-8"))
+    privacy = json.loads((ROOT / "benchmarks" / "privacy.json").read_text(encoding="utf-8"))
     launches = benchmark_launches.table(argparse.Namespace(size="f0", batch=8, pixels=None, dtype="float32"))
     tables = {
         "README.md": {"weights": weights_table()},
         "docs/networks.md": {"networks": networks_table()},
+        "docs/privacy.md": {"privacy": privacy_table(privacy)},
+        "docs/compat.md": {"compat": compat_table(compat)},
         "docs/speed.md": {
             "speed": speed_table(records),
             "launches": launches[launches.index("| |") : launches.index("\nOf this")].rstrip() + "\n",

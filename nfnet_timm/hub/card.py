@@ -116,6 +116,7 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
         licence=license,
         recipe=_recipe(name) if released and "top1" in released else None,
         training=_training(known),
+        script=known.training.get("script", "timm's train.py"),
         ema=known.ema,
         epoch=known.epoch,
         measured=known.figure is not None,
@@ -156,6 +157,10 @@ def _measured(known: KnownModel, dataset: str | None) -> list[EvalResult]:
     figure = known.figure
     if figure is None:
         return []
+    source: dict[str, Any] = {
+        "source_name": f"timm's train.py, after epoch {known.epoch}",
+        "source_url": "https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
+    }
     return [
         EvalResult(
             task_type="image-classification",
@@ -167,8 +172,7 @@ def _measured(known: KnownModel, dataset: str | None) -> list[EvalResult]:
             metric_type="accuracy",
             metric_name=f"{figure.label} accuracy in percent at {figure.pixels} pixels, measured in training",
             metric_value=figure.value,
-            source_name=f"timm's train.py, after epoch {known.epoch}",
-            source_url="https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
+            **({} if "script" in known.training else source),
         )
     ]
 

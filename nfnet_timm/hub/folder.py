@@ -92,7 +92,7 @@ def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any],
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _needed(model_args: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
+def _needed(model_args: Mapping[str, Any], num_classes: Any) -> dict[str, Any]:
     known = {**DEFAULTS, "num_classes": num_classes}
     return {key: value for key, value in model_args.items() if known.get(key) != value}
 

@@ -19,6 +19,7 @@ from nfnet_timm.hub.folder import save_folder
 from nfnet_timm.optim import create_optimizer
 
 transformers = pytest.importorskip("transformers", reason="scripts/compat.sh has transformers")
+pytestmark = pytest.mark.library("transformers")
 
 WIDTHS = {"depths": (1, 1, 1, 1), "channels": (32, 64, 96, 96), "group_size": 8}
 # Forms of networks, by arguments of create_model beside WIDTHS.

@@ -1,0 +1,161 @@
+"""Fine-tune a network on your images, with adaptive gradient clipping: on a CPU, a GPU, or several.
+
+    pip install 'nfnet-timm[examples]'
+    python fine_tune.py DATA --model nfnet_f0 --pretrained
+    accelerate launch --num_processes 8 fine_tune.py DATA --model nfnet_f0 --pretrained --mixed-precision bf16
+
+DATA is a folder with train/ and val/, in each a folder of images for each class. With --dataset hfds/ORG/NAME it is
+where that dataset of the Hub is kept. Prints, after each epoch, the mean loss and the accuracy of the moving average
+(EMA) of the weights. The folder of --output gets last.pth.tar, from which --resume goes on, and model_best.pth.tar,
+which the line printed at the end publishes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+from timm.data import create_dataset, create_transform, resolve_model_data_config
+from timm.models import load_checkpoint, resume_checkpoint
+from timm.scheduler import create_scheduler_v2
+from timm.utils import CheckpointSaver, ModelEmaV3
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from nfnet_timm.optim import create_optimizer
+
+
+def main() -> None:
+    """Train, and keep the best epoch."""
+    args = parse()
+    seeded = DataLoaderConfiguration(use_seedable_sampler=True)  # so that the order of the images depends on the epoch
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu, dataloader_config=seeded)
+    set_seed(args.seed)
+    images = {split: create_dataset(args.dataset, args.data_dir, split) for split in (args.train_split, args.val_split)}
+    names = class_names(images[args.train_split])
+    # `nfnet-timm publish` reads the options, and says on the card what trained.
+    args.num_classes, args.model_ema, args.script = len(names), True, "examples/fine_tune.py of nfnet_timm"
+    model = timm.create_model(args.model, pretrained=args.pretrained, num_classes=len(names), drop_path_rate=0.1)
+    config = resolve_model_data_config(model, {"img_size": args.img_size})
+    for split, dataset in images.items():
+        dataset.transform = create_transform(**config, is_training=split == args.train_split)
+    loaders = [
+        DataLoader(dataset, args.batch_size, shuffle=split == args.train_split, num_workers=args.workers)
+        for split, dataset in images.items()
+    ]
+    optimizer = create_optimizer(model, "sgd", lr=args.lr, weight_decay=1e-5, clip_factor=args.clip_factor)
+    ema = ModelEmaV3(model, decay=0.9999, use_warmup=True, device=accelerator.device)
+    first, last = 0, Path(args.output) / "last.pth.tar"
+    if args.resume and last.exists():
+        first = resume_checkpoint(model, str(last), optimizer, log_info=accelerator.is_main_process) or 0
+        load_checkpoint(ema.module, str(last), use_ema=True)
+    bare = model
+    model, optimizer, train, validation = accelerator.prepare(model, optimizer, *loaders)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        "cosine",
+        num_epochs=args.epochs,
+        warmup_epochs=min(1, args.epochs - 1),
+        warmup_prefix=False,
+        step_on_epochs=False,
+        updates_per_epoch=len(train),
+    )
+    if accelerator.is_main_process:
+        last.parent.mkdir(parents=True, exist_ok=True)
+        saver = CheckpointSaver(bare, optimizer, args, ema, checkpoint_dir=args.output, max_history=1)
+    for epoch in range(first, args.epochs):
+        set_seed(args.seed + epoch)
+        train.set_epoch(epoch)
+        loss = train_epoch(model, train, optimizer, schedule, ema, accelerator, epoch)
+        top1 = accuracy(ema.module, validation, accelerator)
+        accelerator.print(f"epoch {epoch + 1} of {args.epochs}: loss {loss:.3f}, accuracy of the EMA {top1:.1f} %")
+        if accelerator.is_main_process:
+            saver.save_checkpoint(epoch, metric=top1)
+    accelerator.print(f"Classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
+    best = Path(args.output) / "model_best.pth.tar"
+    accelerator.print(f"To publish the best epoch:\n  nfnet-timm publish {best} ORG/NAME --license apache-2.0")
+    accelerator.end_training()
+
+
+def parse() -> argparse.Namespace:
+    """Return the options, named as train.py's are."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data_dir", metavar="DATA", help="folder of the images")
+    parser.add_argument("--dataset", default="", help="hfds/ORG/NAME: a dataset of the Hub instead")
+    parser.add_argument("--train-split", default="train", help="(%(default)s)")
+    parser.add_argument("--val-split", default="validation", help="(%(default)s)")
+    parser.add_argument("--model", default="nfnet_f0", help="(%(default)s)")
+    parser.add_argument("--pretrained", action="store_true", help="start from published weights")
+    parser.add_argument("--img-size", type=int, help="pixels (those that the network was trained at)")
+    parser.add_argument("--batch-size", type=int, default=32, help="of one process (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="(%(default)s)")
+    parser.add_argument("--lr", type=float, default=0.02, help="(%(default)s)")
+    parser.add_argument("--clip-factor", type=float, default=0.05, help="larger for smaller batches (%(default)s)")
+    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16"), help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that load images (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--output", default="fine_tuned", help="folder of the checkpoints (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from last.pth.tar there, if it is")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    args = parser.parse_args()
+    if not args.dataset and not (Path(args.data_dir) / args.train_split).is_dir():
+        parser.error(
+            f"there is no folder {Path(args.data_dir) / args.train_split}: expected one folder in it per class"
+        )
+    if not timm.is_model(args.model):
+        parser.error(f"--model {args.model}: expected a name of timm.list_models(), such as nfnet_f0")
+    return args
+
+
+def class_names(dataset: Any) -> list[str]:
+    """Return the names of the classes in the order of the labels."""
+    by_folder = getattr(dataset.reader, "class_to_idx", None)
+    if by_folder:
+        return sorted(by_folder, key=by_folder.get)
+    return list(dataset.reader.dataset.features["label"].names)
+
+
+def train_epoch(
+    model: Any, loader: Any, optimizer: Any, schedule: Any, ema: Any, accelerator: Accelerator, epoch: int
+) -> float:
+    """Train for one epoch and return the mean loss."""
+    model.train()
+    losses = []
+    bar = tqdm(loader, desc=f"epoch {epoch + 1}", unit="step", disable=not accelerator.is_local_main_process)
+    for step, (images, labels) in enumerate(bar, epoch * len(loader)):
+        schedule.step_update(step)
+        with accelerator.autocast():
+            loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+        accelerator.backward(loss)
+        optimizer.step()  # which clips before
+        optimizer.zero_grad()
+        ema.update(accelerator.unwrap_model(model), step)
+        losses.append(loss.detach())
+    return accelerator.gather(torch.stack(losses)).mean().item()
+
+
+@torch.no_grad()
+def accuracy(model: Any, loader: Any, accelerator: Accelerator) -> float:
+    """Return how many percent of the images are classified rightly."""
+    model.eval()
+    right = total = 0
+    for images, labels in loader:
+        with accelerator.autocast():
+            guesses = model(images).argmax(1)
+        guesses, labels = accelerator.gather_for_metrics((guesses, labels))
+        right, total = right + int((guesses == labels).sum()), total + len(labels)
+    return 100 * right / total
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; --resume goes on from the last epoch that was complete")

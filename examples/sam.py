@@ -1,0 +1,97 @@
+"""Train a small NFNet on handwritten digits with sharpness-aware minimization (SAM) and adaptive gradient clipping.
+
+    pip install 'nfnet-timm[demo]'
+    python sam.py
+
+The digits are scikit-learn's, 1,797 scans, of which few are used, so that there is something to overfit. Three runs:
+without SAM, with its ascent on each whole batch, and with the ascent on a fifth of it, as for the published NFNet-F6
+(arXiv 2102.06171, appendix A.4). Prints the test accuracy of each, of one seed, and how long it took. A minute on two
+cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nfnet_timm.optim import SAM, create_optimizer
+
+Data = tuple[Tensor, Tensor]
+
+
+def main() -> None:
+    """Train three times, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--epochs", type=int, default=40, help="(%(default)s)")
+    parser.add_argument("--images", type=int, default=300, help="to train with, at most 1437 (%(default)s)")
+    parser.add_argument("--rho", type=float, default=0.05, help="length of the ascent (%(default)s)")
+    args = parser.parse_args()
+    if args.epochs < 1 or not 50 <= args.images <= 1437:
+        parser.error(f"--epochs {args.epochs} --images {args.images}: expected at least 1, and from 50 to 1437")
+    train, test = digits(args.images)
+    for label, share in (("without SAM", None), ("SAM", 1.0), ("SAM, ascent on a fifth", 0.2)):
+        start = time.perf_counter()
+        accuracy = run(train, test, args.epochs, args.rho, share, label)
+        print(f"{label:24} test accuracy {accuracy:.1%} after {time.perf_counter() - start:.0f} s")
+
+
+def run(train: Data, test: Data, epochs: int, rho: float, share: float | None, label: str) -> float:
+    """Train with the ascent on a share of each batch, or without one, and return the test accuracy."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "nfnet_f0", depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), group_size=8, in_chans=1, num_classes=10
+    )
+    optimizer = create_optimizer(model, "sgd", lr=0.2, momentum=0.9, weight_decay=2e-5, clip_factor=0.02)
+    sam = SAM(optimizer, rho) if share else None
+    for _ in tqdm(range(epochs), desc=label, unit="epoch", leave=False):
+        model.train()
+        for batch in torch.randperm(len(train[0])).split(50):
+            images, classes = train[0][batch], train[1][batch]
+            descent = gradients_of(model, images, classes)
+            if sam is not None and share is not None:
+                few = int(len(images) * share)  # of the same images: with others the gain is lost
+                sam.step(descent, ascent=gradients_of(model, images[:few], classes[:few]))
+            else:
+                optimizer.zero_grad()
+                descent()
+                optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return (model(test[0]).argmax(1) == test[1]).float().mean().item()
+
+
+def gradients_of(model: nn.Module, images: Tensor, classes: Tensor) -> Callable[[], Tensor]:
+    """Return a closure that adds the gradients of these images to the parameters' and returns the loss."""
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(model(images), classes)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def digits(count: int) -> tuple[Data, Data]:
+    """Return the digits, (N, 1, 32, 32), and their classes: ``count`` to train with, and the last fifth to test."""
+    data = load_digits()
+    images = F.interpolate(torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1, size=32, mode="bilinear")
+    classes = torch.tensor(data.target)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, test = order[:count], order[1437:]
+    return (images[train], classes[train]), (images[test], classes[test])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")

@@ -1,0 +1,137 @@
+"""Libraries that take a network apart, adapt it, quantize it, or run it elsewhere."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from compat_table import images_and_labels
+from timm.utils import reparameterize_model
+from torch import nn
+
+import nfnet_timm
+from nfnet_timm.optim import create_optimizer
+
+
+def trained(tiny, epochs=20):
+    """A tiny network that knows the digits, so that classes are far apart, and images it has not seen."""
+    x, y = images_and_labels(1200, size=32)
+    model = tiny(num_classes=10).train()
+    optimizer = create_optimizer(model, "sgd", lr=0.1, momentum=0.9, clip_factor=0.05)
+    for _ in range(epochs):
+        for batch in torch.randperm(1000).split(100):
+            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model.eval(), x[1000:], y[1000:]
+
+
+@pytest.mark.library("segmentation-models-pytorch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_segmentation_models_train_on_its_feature_maps():
+    """segmentation_models_pytorch has the networks as encoders, `tu-nfnet_f0`, and trains a U-Net on them."""
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="scripts/compat.sh has segmentation_models_pytorch")
+    torch.manual_seed(0)
+    model = smp.Unet("tu-dm_nf_regnet_b0", encoder_weights=None, classes=1).train()
+    assert type(model.encoder.model).__module__.startswith(("nfnet_timm", "timm.models._features"))
+    x, _ = images_and_labels(8, size=64)
+    masks = (x[:, :1] > 0.5).float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(8):
+        loss = F.binary_cross_entropy_with_logits(model(x), masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.library("peft")
+def test_low_rank_adapters_train_and_merge(tiny):
+    """peft's LoRA on the convolutions of a reparameterized network trains, and merges within 1e-5."""
+    peft = pytest.importorskip("peft", reason="scripts/compat.sh has peft")
+    x, y = images_and_labels(32, size=32)
+    model = tiny(num_classes=10)
+    plain = copy.deepcopy(model)
+    folded = reparameterize_model(model)
+    targets = [name for name, m in folded.named_modules() if type(m) is nn.Conv2d and m.groups == 1]
+    assert {name.split(".")[-1] for name in targets} >= {"conv1", "conv3", "conv"}
+    adapted = peft.get_peft_model(folded, peft.LoraConfig(r=4, target_modules=targets))
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    adapted.train()
+    losses = []
+    for _ in range(8):
+        loss = F.cross_entropy(adapted(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    adapted.eval()
+    with torch.no_grad():
+        logits = adapted(x)
+        merged = adapted.merge_and_unload()(x)
+        assert not torch.allclose(logits, plain(x), atol=1e-2)
+    torch.testing.assert_close(merged, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.library("torchao")
+def test_int8_agrees_on_the_class(tiny):
+    """torchao quantizes a reparameterized network to int8 weights; of digits not seen, over 99 % get the same class."""
+    torchao = pytest.importorskip("torchao", reason="scripts/compat.sh has torchao")
+    model, x, _ = trained(tiny)
+    with torch.no_grad():
+        expected = model(x).argmax(1)
+        folded = reparameterize_model(model)
+        torchao.quantization.quantize_(folded, torchao.quantization.Int8WeightOnlyConfig())
+        agreement = (folded(x).argmax(1) == expected).float().mean().item()
+    assert agreement > 0.99
+    assert any("Int8" in type(p).__name__ or "Affine" in type(p).__name__ for p in folded.parameters())
+
+
+@pytest.mark.library("openvino")
+@pytest.mark.parametrize("reparameterize", [False, True])
+def test_openvino_gives_the_logits(tiny, reparameterize):
+    """OpenVINO converts a network, as trained or reparameterized, and gives its logits in float32 within 1e-4."""
+    openvino = pytest.importorskip("openvino", reason="scripts/compat.sh has OpenVINO")
+    model, x, _ = trained(tiny, epochs=2)
+    if reparameterize:
+        model = nfnet_timm.reparameterize(model)
+    x = x[:8]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracing that it does
+        converted = openvino.convert_model(model, example_input=x)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    found = next(iter(openvino.compile_model(converted, "CPU", settings)([x.numpy()]).values()))
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.library("onnxruntime")
+def test_onnx_runtime_gives_the_logits(tiny, tmp_path):
+    """ONNX Runtime gives the logits of what torch.onnx exports, within 1e-4."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="scripts/compat.sh has ONNX Runtime")
+    pytest.importorskip("onnxscript", reason="scripts/compat.sh has onnxscript")
+    model, x, _ = trained(tiny, epochs=2)
+    x = x[:4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.library("torchvision")
+def test_torchvision_cannot_trace_them_and_timm_can(tiny):
+    """create_feature_extractor does NOT take them, nor timm's own; timm's `features_only=True` is for that."""
+    extraction = pytest.importorskip("torchvision.models.feature_extraction", reason="timm brings torchvision")
+    for model in (tiny(), timm.create_model("dm_nfnet_f0", device="meta")):
+        with pytest.raises(Exception, match=r"."):
+            extraction.create_feature_extractor(model, ["stages.1"])
+    assert len(timm.create_model("dm_nf_regnet_b0", features_only=True)(torch.randn(1, 3, 64, 64))) == 5
