@@ -1,11 +1,12 @@
 """Where training is stable, without and with adaptive gradient clipping: the picture of arXiv 2102.06171, section 4.
 
-    python scripts/agc_stability.py                about ten minutes on two cores
-    python scripts/agc_stability.py --full         the whole grid, more epochs, three seeds: hours
+    python scripts/agc_stability.py                a quarter of an hour on two cores
+    python scripts/agc_stability.py --full         the whole grid, more epochs: hours
+    python scripts/agc_stability.py --ablation     what is clipped: which stages, the classifier's weight or not
 
 Trains a small NF-ResNet on scikit-learn's handwritten digits over a grid of batch sizes and learning rates, with SGD
-and Nesterov momentum, and writes agc_stability.json and agc_stability.png: the best test accuracy over the learning
-rates for each batch size, and the accuracy over the learning rates for each batch size.
+and Nesterov momentum and three seeds, and draws the best test accuracy over the learning rates for each batch size, and
+the accuracy over the learning rates for each batch size.
 
 Expect that without clipping training breaks down above some learning rate, and that the smaller the clip factor, the
 higher the rate that still trains. These runs are short: hundreds of steps, where the published ones have 112,000. Under
@@ -16,47 +17,60 @@ lose in a full training; compare where the lines end, more than how high they ar
 from __future__ import annotations
 
 import argparse
-import json
 import math
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import figures
 import timm
 import torch
 import torch.nn.functional as F
+from benchmark import positive
 from matplotlib.figure import Figure
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from nfnet_timm.demo import Digits, load_images
-from nfnet_timm.optim import create_optimizer
+from nfnet_timm import adaptive_clip_grad_
+from nfnet_timm.demo import load_images
 
 SMALL: dict[str, Any] = {"depths": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "in_chans": 1, "num_classes": 10}
+# What is clipped, by what the names of the parameters begin with. The classifier's bias always is, as published.
+CLIPPED = {
+    "as published": ("stem", "stages", "final_conv", "head.fc.bias"),
+    "the classifier's weight, too": ("",),
+    "not the stem": ("stages", "final_conv", "head.fc.bias"),
+    "stages 1 and 2 only": ("stages.0", "stages.1"),
+    "stages 3 and 4 only": ("stages.2", "stages.3"),
+}
+COLORS = ("tab:red", "#08306b", "#2171b5", "#6baed6")
+COLORS_OF_ABLATION = ("black", "tab:red", "tab:orange", "tab:blue", "tab:green")
 
 
-def train(digits: Digits, clip_factor: float | None, batch: int, lr: float, epochs: int, seed: int) -> float:
+def train(setting: dict[str, Any], epochs: int) -> float:
     """Return the test accuracy after training; that of guessing, where the loss has become NaN."""
-    torch.manual_seed(seed)
+    torch.manual_seed(setting["seed"])
+    digits = load_images()
     model = timm.create_model("dm_nf_resnet50", **SMALL)
-    settings: dict[str, Any] = {"lr": lr, "momentum": 0.9, "weight_decay": 1e-4}
-    if clip_factor is None:
-        optimizer = create_optimizer_v2(model, "sgd", **settings)
-    else:
-        optimizer = create_optimizer(model, "sgd", clip_factor=clip_factor, **settings)
-    steps = math.ceil(len(digits.train) / batch)
+    optimizer = create_optimizer_v2(model, "sgd", lr=setting["lr"], momentum=0.9, weight_decay=1e-4)
+    steps = math.ceil(len(digits.train) / setting["batch"])
     scheduler, _ = create_scheduler_v2(
         optimizer, "cosine", num_epochs=epochs, warmup_epochs=1, step_on_epochs=False, updates_per_epoch=steps
     )
+    clipped = chosen(model, setting["clipped"])
     step = 0
     for _ in range(epochs):
-        for index in torch.randperm(len(digits.train)).split(batch):
+        for index in torch.randperm(len(digits.train)).split(setting["batch"]):
             scheduler.step_update(step)
             loss = F.cross_entropy(model(digits.train[index]), digits.train_classes[index])
             if not loss.isfinite():
                 return 0.1
             optimizer.zero_grad()
             loss.backward()
+            if setting["clip_factor"] is not None:
+                adaptive_clip_grad_(clipped, setting["clip_factor"])
             optimizer.step()
             step += 1
     model.eval()
@@ -64,77 +78,105 @@ def train(digits: Digits, clip_factor: float | None, batch: int, lr: float, epoc
         return float((model(digits.test).argmax(1) == digits.test_classes).float().mean())
 
 
+def chosen(model: nn.Module, what: str) -> list[Tensor]:
+    """Return the parameters that are clipped."""
+    return [p for name, p in model.named_parameters() if name.startswith(CLIPPED[what])]
+
+
 def main() -> None:
     """Run the grid, then write the figures and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--full", action="store_true", help="more batch sizes, learning rates, factors, epochs and seeds"
-    )
-    parser.add_argument("--out", type=Path, default=Path("agc-stability"), help="folder for the results (%(default)s)")
-    args = parser.parse_args()
-    factors = [None, 0.01, 0.04, 0.16]
+    parser.add_argument("--full", action="store_true", help="more batch sizes, learning rates and epochs")
+    parser.add_argument("--ablation", action="store_true", help="what is clipped, at a batch of 256")
+    parser.add_argument("--seeds", type=positive, default=3, help="(%(default)s)")
+    parser.add_argument("--processes", type=positive, default=2, help="runs at a time (%(default)s)")
+    ablation = parser.parse_known_args()[0].ablation
+    record = figures.run(parser, "agc_ablation" if ablation else "agc_stability", measure, draw)
+    for line in lines_of(record):
+        for batch in batches_of(record):
+            best = max(curve(record, line, batch), key=lambda point: mean(point[1]))
+            print(f"{label_of(line):32} batch {batch:4}: {100 * mean(best[1]):.1f} % at learning rate {best[0]:g}")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the test accuracy of each run."""
     batches = [16, 64, 256, 1024] if args.full else [16, 64, 256]
     lrs = [0.0125 * 2**i for i in range(10)] if args.full else [0.0125 * 4**i for i in range(5)]
-    epochs, seeds = (16, 3) if args.full else (8, 1)
-    digits = load_images()
-    grid = [(f, b, lr) for f in factors for b in batches for lr in lrs]
-    results = []
-    for factor, batch, lr in tqdm(grid, unit="run"):
-        accuracies = [train(digits, factor, batch, lr, epochs, seed) for seed in range(seeds)]
-        results.append({"clip_factor": factor, "batch": batch, "lr": lr, "accuracy": sum(accuracies) / seeds})
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "agc_stability.json").write_text(
-        json.dumps({"epochs": epochs, "seeds": seeds, "runs": results}, indent=1)
-    )
-    plot(results, args.out / "agc_stability.png")
-    print("| clip factor | " + " | ".join(f"batch {b}" for b in batches) + " |")
-    print("|---|" + "---|" * len(batches))
-    for factor in factors:
-        best = [
-            max((r for r in results if (r["clip_factor"], r["batch"]) == (factor, b)), key=accuracy) for b in batches
-        ]
-        print(f"| {factor or 'none'} | " + " | ".join(f"{accuracy(r):.1%} at lr {r['lr']:g}" for r in best) + " |")
-    print(f"Written to {args.out}")
+    epochs = 16 if args.full else 8
+    lines = [(factor, "as published") for factor in (None, 0.01, 0.04, 0.16)]
+    if args.ablation:
+        lines, batches = [(0.04, what) for what in CLIPPED], [256]
+    settings = [
+        {"clip_factor": factor, "clipped": what, "batch": batch, "lr": lr, "seed": seed}
+        for factor, what in lines
+        for batch in batches
+        for lr in lrs
+        for seed in range(args.seeds)
+    ]
+    found = figures.in_processes(partial(train, epochs=epochs), settings, args.processes)
+    runs = [{**setting, "accuracy": accuracy} for setting, accuracy in zip(settings, found, strict=True)]
+    return {"epochs": epochs, "seeds": args.seeds, "runs": runs}
 
 
-def accuracy(run: dict[str, Any]) -> float:
-    """Return the accuracy of a run, for sorting."""
-    return run["accuracy"]
+def lines_of(record: dict[str, Any]) -> list[tuple[float | None, str]]:
+    """Return each clip factor with what is clipped, in the order of the runs."""
+    return list(dict.fromkeys((run["clip_factor"], run["clipped"]) for run in record["runs"]))
 
 
-def plot(results: list[dict[str, Any]], path: Path) -> None:
+def batches_of(record: dict[str, Any]) -> list[int]:
+    """Return the batch sizes."""
+    return sorted({run["batch"] for run in record["runs"]})
+
+
+def label_of(line: tuple[float | None, str]) -> str:
+    """Return what a line is called."""
+    factor, what = line
+    if factor is None:
+        return "without AGC"
+    return f"AGC, clip factor {factor:g}" + ("" if what == "as published" else f", {what}")
+
+
+def curve(record: dict[str, Any], line: tuple[float | None, str], batch: int) -> list[tuple[float, list[float]]]:
+    """Return the accuracies of all seeds at each learning rate."""
+    runs = [run for run in record["runs"] if (run["clip_factor"], run["clipped"], run["batch"]) == (*line, batch)]
+    return [(lr, [r["accuracy"] for r in runs if r["lr"] == lr]) for lr in sorted({run["lr"] for run in runs})]
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
     """Draw the best accuracy by batch size, and the accuracy by learning rate at each batch size."""
-    batches = sorted({r["batch"] for r in results})
-    factors = list(dict.fromkeys(r["clip_factor"] for r in results))
-    figure = Figure(figsize=(4.2 * (len(batches) + 1), 4), layout="constrained")
-    best_axes, *by_batch = figure.subplots(1, len(batches) + 1, sharey=True)
-    colors = {
-        f: "tab:red" if f is None else color
-        for f, color in zip(factors, ["", "#08306b", "#2171b5", "#6baed6"], strict=False)
-    }
-    for factor in factors:
-        label = "without AGC" if factor is None else f"AGC, clip factor {factor:g}"
-        best = [max(r["accuracy"] for r in results if (r["clip_factor"], r["batch"]) == (factor, b)) for b in batches]
-        best_axes.plot(batches, [100 * a for a in best], "o-", color=colors[factor], label=label)
-        for batch, axes in zip(batches, by_batch, strict=True):
-            runs = sorted(
-                (r["lr"], r["accuracy"]) for r in results if (r["clip_factor"], r["batch"]) == (factor, batch)
-            )
-            axes.plot([lr for lr, _ in runs], [100 * a for _, a in runs], "o-", color=colors[factor])
-            axes.set(title=f"batch {batch}", xlabel="learning rate", xscale="log")
-    best_axes.set(
-        title="best learning rate", xlabel="batch size", xscale="log", ylabel="test accuracy (%)", ylim=(0, 102)
+    batches, lines = batches_of(record), lines_of(record)
+    is_ablation = len({what for _, what in lines}) > 1
+    figure = Figure(figsize=(4.2 * (len(batches) + (not is_ablation)), 4.6), layout="constrained")
+    figure.suptitle(
+        "What is clipped decides up to which learning rate training is stable"
+        if is_ablation
+        else f"Clipping is what lets large learning rates train (mean and range of {record['seeds']} seeds)",
+        fontsize=8 if is_ablation else 11,
     )
-    best_axes.legend(frameon=False, loc="lower left")
-    best_axes.set_xticks(batches, labels=[str(b) for b in batches], minor=False)
-    for axes in by_batch:
-        ticks = sorted({r["lr"] for r in results})[:: 2 if len({r["lr"] for r in results}) > 6 else 1]
-        axes.set_xticks(ticks, labels=[f"{lr:g}" for lr in ticks], minor=False)
-    for axes in (best_axes, *by_batch):
+    every = figure.subplots(1, len(batches) + (not is_ablation), sharey=True, squeeze=False)[0]
+    by_batch = every if is_ablation else every[1:]
+    for line, color in zip(lines, COLORS_OF_ABLATION if is_ablation else COLORS, strict=True):
+        for batch, axes in zip(batches, by_batch, strict=True):
+            lrs, found = zip(*curve(record, line, batch), strict=True)
+            percent = [[100 * accuracy for accuracy in seeds] for seeds in found]
+            axes.fill_between(lrs, list(map(min, percent)), list(map(max, percent)), color=color, alpha=0.12, linewidth=0)
+            axes.plot(lrs, list(map(mean, percent)), "o-", color=color, label=label_of(line), markersize=4)
+            axes.set(title=f"batch {batch}", xlabel="learning rate", xscale="log")
+            ticks = list(lrs)[:: 2 if len(lrs) > 6 else 1]
+            axes.set_xticks(ticks, labels=[f"{lr:g}" for lr in ticks], minor=False)
+        if not is_ablation:
+            best = [max((seeds for _, seeds in curve(record, line, batch)), key=mean) for batch in batches]
+            every[0].plot(batches, [100 * mean(seeds) for seeds in best], "o-", color=color, label=label_of(line))
+    if not is_ablation:
+        every[0].set(title="best learning rate", xlabel="batch size", xscale="log")
+        every[0].set_xticks(batches, labels=[str(b) for b in batches], minor=False)
+    every[0].set(ylabel="test accuracy (%)", ylim=(0, 102))
+    for axes in every:
         axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+        figures.clean(axes)
+    handles, labels = by_batch[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=1 if is_ablation else len(lines), frameon=False)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -83,13 +83,13 @@ def ratios(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
 def growth(args: argparse.Namespace) -> dict[str, float]:
     """Return how many MiB the peak grows by with each image more, from one to two batches of ``args.batch``."""
     found = {}
-    wraps: dict[str, Callable[[nn.Module], Any]] = {
-        "without privacy": lambda model: model,
+    wraps: dict[str, Callable[..., Any]] = {
+        "without privacy": network,
         "ghost clipping's norms": GradSampleModuleFastGradientClipping,
         "per-sample gradients": GradSampleModule,
     }
     for label, wrap in wraps.items():
-        step = step_of(wrap(network(args.name)))
+        step = step_of(wrap(args.name if wrap is network else network(args.name)))
         step(1, args.pixels)
         peaks = [
             memory(lambda n=n, step=step: step(n, args.pixels), "cpu")["peak_mib"] for n in (args.batch, 2 * args.batch)
@@ -116,8 +116,9 @@ def plain_network(name: str) -> nn.Module:
     for parent in list(model.modules()):
         for key, conv in list(parent.named_children()):
             if isinstance(conv, (WSConv2d, PixelConv2d)):
-                shape: Any = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride)
-                setattr(parent, key, nn.Conv2d(*shape, padding=conv.kernel_size[0] // 2, groups=conv.groups))
+                size, stride, half = conv.kernel_size[0], conv.stride[0], conv.kernel_size[0] // 2
+                plain = nn.Conv2d(conv.in_channels, conv.out_channels, size, stride, half, groups=conv.groups)
+                setattr(parent, key, plain)
     return model
 
 

@@ -1,0 +1,69 @@
+"""What the scripts that draw a picture have in common: figures into JSON, and the picture from that alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from tqdm import tqdm
+
+__all__ = ["clean", "in_processes", "run"]
+
+Record = dict[str, Any]
+
+matplotlib.rcParams["savefig.dpi"] = 120
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    name: str,
+    measure: Callable[[argparse.Namespace], Record],
+    draw: Callable[[Record, Path], None],
+) -> Record:
+    """Measure, write ``name``.json, draw ``name``.png from it, and return the figures.
+
+    With --from-json nothing is measured. Ctrl-C ends the program, and nothing is written then.
+    """
+    parser.add_argument("--out", type=Path, default=Path(name.replace("_", "-")), help="folder (%(default)s)")
+    parser.add_argument("--from-json", action="store_true", help="draw again from the figures that are there")
+    args = parser.parse_args()
+    figures, picture = args.out / f"{name}.json", args.out / f"{name}.png"
+    if args.from_json and not figures.exists():
+        parser.error(f"--from-json: there is no {figures}; leave the option out to make it")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out {args.out} is a file: expected a folder, new or there")
+    try:
+        if not args.from_json:
+            record = measure(args)
+            args.out.mkdir(parents=True, exist_ok=True)
+            figures.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = json.loads(figures.read_text(encoding="utf-8"))
+        draw(record, picture)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; nothing was written")
+    print(f"picture: {picture}, figures: {figures}")
+    return record
+
+
+def in_processes(function: Callable[[Record], float], settings: list[Record], processes: int) -> list[float]:
+    """Return what ``function`` gives for each setting, several at a time, with a thread each and a progress bar."""
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            return list(tqdm(pool.map(function, settings), total=len(settings), unit="run"))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def clean(axes: Axes) -> None:
+    """Take away what is not data."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Two hosts on one machine, to try what needs a network between: two network namespaces, joined by a cable.
+#   bash scripts/two_hosts.sh up                     makes them; as root, with Debian's iproute2
+#   bash scripts/two_hosts.sh on 0 COMMAND...        runs a command on host 0 (10.77.0.1) or 1 (10.77.0.2)
+#   bash scripts/two_hosts.sh kill 1                 ends all that runs on a host, as a power cut would
+#   bash scripts/two_hosts.sh down                   removes them
+# TWO_HOSTS names them, so that several pairs may be there at a time.
+set -euo pipefail
+name=${TWO_HOSTS:-nfnet}
+case "${1:-}" in
+up)
+    for host in 0 1; do
+        ip netns add "$name$host"
+    done
+    ip link add "$name-0" netns "${name}0" type veth peer name "$name-1" netns "${name}1"
+    for host in 0 1; do
+        ip -n "$name$host" link set lo up
+        ip -n "$name$host" address add "10.77.0.$((host + 1))/24" dev "$name-$host"
+        ip -n "$name$host" link set "$name-$host" up
+    done
+    ;;
+on)
+    host=$2
+    shift 2
+    GLOO_SOCKET_IFNAME="$name-$host" exec ip netns exec "$name$host" "$@"
+    ;;
+kill)
+    ip netns pids "$name$2" | xargs --no-run-if-empty kill -KILL
+    ;;
+down)
+    for host in 0 1; do
+        ip netns pids "$name$host" 2>/dev/null | xargs --no-run-if-empty kill -KILL || true
+        ip netns delete "$name$host" 2>/dev/null || true
+    done
+    ;;
+*)
+    sed -n 's/^# \{0,1\}//p' "$0" | sed 1d
+    exit 2
+    ;;
+esac

@@ -1,0 +1,43 @@
+"""Two hosts on this machine, by scripts/two_hosts.sh, and torchrun on both."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "two_hosts.sh"
+
+
+def two_hosts(*args, check=True):
+    return subprocess.run(["bash", SCRIPT, *args], env=environment(), check=check, capture_output=True, text=True)
+
+
+def environment():
+    return {**os.environ, "TWO_HOSTS": f"t{os.getpid()}"}  # an interface's name has at most 15 letters
+
+
+@contextmanager
+def hosts():
+    """Make two hosts for as long as this lasts."""
+    made = two_hosts("up", check=False)
+    try:
+        if made.returncode:
+            pytest.skip(f"two hosts need root and iproute2's network namespaces: {made.stderr.strip()[-200:]}")
+        yield
+    finally:
+        two_hosts("down", check=False)
+
+
+def torchrun(host, *command, restarts=0, cwd=None):
+    """Start torchrun on a host; the rendezvous is on host 0."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=10.77.0.1:29500", "--rdzv-id=test"]
+    launcher += [f"--rdzv-conf=is_host={int(host == 0)},join_timeout=120", f"--local-addr=10.77.0.{host + 1}"]
+    launcher += [f"--max-restarts={restarts}"]
+    command = ["bash", str(SCRIPT), "on", str(host), *launcher, *map(str, command)]
+    return subprocess.Popen(
+        command, env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
