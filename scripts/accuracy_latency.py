@@ -4,16 +4,15 @@
     python scripts/accuracy_latency.py --all           NFNet-F0 to F6, EfficientNet-B0 to B7 and others: an hour there
     python scripts/accuracy_latency.py --all --device cuda --dtype bfloat16 --batch 32
 
-Each network trains at its own image size, by SGD; NFNets with adaptive clipping. Accuracies are published ones, or those
-that timm measured (hub/checkpoints.toml and hub/peers.toml), never measured here. Prints how many times as long as
-NFNet-F1 EfficientNet-B7 takes, which has the same published top-1: 8.7 on TPUv3 in the paper.
+Each network trains at its own image size, by SGD; NFNets with adaptive clipping. Accuracies are published ones, or
+those that timm measured (hub/checkpoints.toml and hub/peers.toml), never measured here. Prints how many times as long
+as NFNet-F1 EfficientNet-B7 takes, which has the same published top-1: 8.7 on TPUv3 in the paper.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -53,14 +52,13 @@ def main() -> None:
     rows = {row["name"]: row for row in record["rows"]}
     for row in record["rows"]:
         times = row["milliseconds"]
-        print(
-            f"{row['name']:20} {row['pixels']:4} px {median(times):8.0f} ms an image ({min(times):.0f} to {max(times):.0f})"
-        )
+        spread = f"({min(times):.0f} to {max(times):.0f})"
+        print(f"{row['name']:20} {row['pixels']:4} px {median(times):8.0f} ms an image {spread}")
     pairs = zip(rows["tf_efficientnet_b7"]["milliseconds"], rows["nfnet_f1"]["milliseconds"], strict=True)
     ratios = sorted(b7 / f1 for b7, f1 in pairs)
     print(
-        f"EfficientNet-B7 takes {median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) times as long as NFNet-F1, of "
-        "the same published top-1 of 84.7; the paper: 8.7 on TPUv3"
+        f"EfficientNet-B7 takes {median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) times as long as NFNet-F1, "
+        "of the same published top-1 of 84.7; the paper: 8.7 on TPUv3"
     )
 
 

@@ -159,7 +159,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
         for batch, axes in zip(batches, by_batch, strict=True):
             lrs, found = zip(*curve(record, line, batch), strict=True)
             percent = [[100 * accuracy for accuracy in seeds] for seeds in found]
-            axes.fill_between(lrs, list(map(min, percent)), list(map(max, percent)), color=color, alpha=0.12, linewidth=0)
+            axes.fill_between(
+                lrs, list(map(min, percent)), list(map(max, percent)), color=color, alpha=0.12, linewidth=0
+            )
             axes.plot(lrs, list(map(mean, percent)), "o-", color=color, label=label_of(line), markersize=4)
             axes.set(title=f"batch {batch}", xlabel="learning rate", xscale="log")
             ticks = list(lrs)[:: 2 if len(lrs) > 6 else 1]

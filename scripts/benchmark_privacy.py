@@ -17,6 +17,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +83,17 @@ def ratios(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
 
 def growth(args: argparse.Namespace) -> dict[str, float]:
     """Return how many MiB the peak grows by with each image more, from one to two batches of ``args.batch``."""
-    found = {}
-    wraps: dict[str, Callable[..., Any]] = {
-        "without privacy": network,
-        "ghost clipping's norms": GradSampleModuleFastGradientClipping,
-        "per-sample gradients": GradSampleModule,
+    models: dict[str, Any] = {
+        "without privacy": network(args.name),
+        "ghost clipping's norms": GradSampleModuleFastGradientClipping(network(args.name)),
+        "per-sample gradients": GradSampleModule(network(args.name)),
     }
-    for label, wrap in wraps.items():
-        step = step_of(wrap(args.name if wrap is network else network(args.name)))
+    found = {}
+    for label, model in models.items():
+        step = step_of(model)
         step(1, args.pixels)
-        peaks = [
-            memory(lambda n=n, step=step: step(n, args.pixels), "cpu")["peak_mib"] for n in (args.batch, 2 * args.batch)
-        ]
-        found[label] = (peaks[1] - peaks[0]) / args.batch
+        once, twice = (memory(partial(step, n, args.pixels), "cpu")["peak_mib"] for n in (args.batch, 2 * args.batch))
+        found[label] = (twice - once) / args.batch
     return found
 
 

@@ -9,14 +9,14 @@ clipped_layers.json and, from that alone, clipped_layers.png.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import figures
 import timm
 import torch
 import torch.nn.functional as F
+from benchmark import positive
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -28,18 +28,8 @@ from nfnet_timm.optim import create_optimizer
 def main() -> None:
     """Train, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("clipped-layers"), help="folder (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=4, help="(%(default)s)")
-    parser.add_argument("--from-json", action="store_true", help="draw again from the figures that are there")
-    args = parser.parse_args()
-    figures = args.out / "clipped_layers.json"
-    if args.from_json and not figures.exists():
-        parser.error(f"--from-json: there is no {figures}; leave the option out to make it")
-    args.out.mkdir(parents=True, exist_ok=True)
-    if not args.from_json:
-        figures.write_text(json.dumps(train(args.epochs)) + "\n", encoding="utf-8")
-    draw(json.loads(figures.read_text(encoding="utf-8")), args.out / "clipped_layers.png")
-    print(f"picture: {args.out / 'clipped_layers.png'}, figures: {figures}")
+    parser.add_argument("--epochs", type=positive, default=4, help="(%(default)s)")
+    figures.run(parser, "clipped_layers", lambda args: train(args.epochs), draw)
 
 
 def train(epochs: int) -> dict[str, Any]:
@@ -87,11 +77,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axis.set(title=kind, xlabel="step")
         axis.set_yticks(range(len(names)), [name.removesuffix(".weight") for name in names], fontsize=5)
     figure.colorbar(image, ax=figure.axes, label="share of the units whose gradient is scaled down")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; nothing was written")
+    main()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_launches
+import scale
 import timm
 from benchmark import markdown, ratios
 from benchmark_memory import largest_batch
@@ -181,6 +182,12 @@ def render() -> dict[Path, str]:
         "README.md": {"weights": weights_table()},
         "docs/networks.md": {"networks": networks_table()},
         "docs/privacy.md": {"privacy": privacy_table(privacy)},
+        "docs/scale.md": {
+            "communication": scale.communication_table(scale.Cluster()),
+            "sharded": scale.memory_table(),
+            "scaling": scale.scaling_table(scale.Cluster(), scale.published_steps()),
+            "tpus": scale.tpu_table(images=32),
+        },
         "docs/compat.md": {"compat": compat_table(compat)},
         "docs/speed.md": {
             "speed": speed_table(records),

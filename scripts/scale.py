@@ -146,7 +146,9 @@ def main() -> None:
     parser.add_argument("--network-gbps", type=float, default=assumed.network_gbps, help="of a machine (%(default)s)")
     parser.add_argument("--hidden", type=float, default=assumed.hidden, help="share of backward (%(default)s)")
     parser.add_argument("--latency-us", type=float, default=assumed.latency_us, help="of a collective (%(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of gradients (%(default)s)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of gradients (%(default)s)"
+    )
     parser.add_argument("--images", type=positive, default=32, help="on each TPU core (%(default)s)")
     args = parser.parse_args()
     for option in ("nvlink_gbs", "network_gbps"):
@@ -158,7 +160,11 @@ def main() -> None:
     cluster = Cluster(args.per_machine, args.nvlink_gbs, args.network_gbps, args.hidden, args.latency_us, size)
     print("What a step sends\n", communication_table(cluster), sep="\n")
     print("Memory under FSDP2, without activations\n", memory_table(), sep="\n")
-    print("A step under DDP\n", scaling_table(cluster, dict(args.step_ms) if args.step_ms else published_steps()), sep="\n")
+    print(
+        "A step under DDP\n",
+        scaling_table(cluster, dict(args.step_ms) if args.step_ms else published_steps()),
+        sep="\n",
+    )
     print("What the paper's 32 TPUv3 cores imply\n", tpu_table(args.images), sep="\n")
 
 

@@ -65,7 +65,8 @@ def without(network: str, control: str) -> Any:
     """Return a network at initialisation that lacks what ``control`` names."""
     model: Any = timm.create_model(network, drop_path_rate=0.0).eval()
     _, gamma = activation("gelu_tanh" if network.startswith("nfnet") else "relu")
-    for block in (m for m in model.modules() if isinstance(m, NormFreeBlock)):
+    blocks: list[Any] = [m for m in model.modules() if isinstance(m, NormFreeBlock)]
+    for block in blocks:
         nn.init.constant_(block.skipinit_gain, 0.0 if control == "skip gain of zero" else 1.0)
         if control == "without beta":
             # These two read the block's input: their scale is gamma * beta.
@@ -89,7 +90,7 @@ class _Unstandardized(WSConv2d):
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draw a column for each network and a row for each statistic, a line for each control."""
     figure = Figure(figsize=(12, 8), layout="constrained")
-    figure.suptitle("Each ingredient keeps one statistic in place, through any depth", fontweight="bold")
+    figure.suptitle("What each ingredient is for: the signal at initialisation, with it missing", fontweight="bold")
     grid = figure.subplots(len(ROWS), len(NETWORKS), sharex="col")
     for column, network in enumerate(NETWORKS):
         for row, (statistic, label) in enumerate(ROWS.items()):
@@ -104,7 +105,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
                 axes.set_ylabel(label)
         grid[0, column].set_title(network)
         grid[-1, column].set_xlabel("block, 0 is the stem")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(CONTROLS), frameon=False)
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(CONTROLS), frameon=False
+    )
     figure.savefig(path)
 
 

@@ -16,7 +16,9 @@ def two_hosts(*args, check=True):
 
 
 def environment():
-    return {**os.environ, "TWO_HOSTS": f"t{os.getpid()}"}  # an interface's name has at most 15 letters
+    # An interface's name has at most 15 letters. Without the other one a host that comes back waits for an address that
+    # host 0 publishes in the first round alone (torch 2.14).
+    return {**os.environ, "TWO_HOSTS": f"t{os.getpid()}", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 @contextmanager
@@ -35,7 +37,10 @@ def torchrun(host, *command, restarts=0, cwd=None):
     """Start torchrun on a host; the rendezvous is on host 0."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=10.77.0.1:29500", "--rdzv-id=test"]
-    launcher += [f"--rdzv-conf=is_host={int(host == 0)},join_timeout=120", f"--local-addr=10.77.0.{host + 1}"]
+    launcher += [
+        f"--rdzv-conf=is_host={int(host == 0)},keep_alive_interval=1,join_timeout=120",
+        f"--local-addr=10.77.0.{host + 1}",
+    ]
     launcher += [f"--max-restarts={restarts}"]
     command = ["bash", str(SCRIPT), "on", str(host), *launcher, *map(str, command)]
     return subprocess.Popen(
