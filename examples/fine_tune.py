@@ -6,8 +6,8 @@
 
 DATA is a folder with train/ and val/, in each a folder of images for each class. With --dataset hfds/ORG/NAME it is
 where that dataset of the Hub is kept. Prints, after each epoch, the mean loss and the accuracy of the moving average
-(EMA) of the weights. The folder of --output gets last.pth.tar, from which --resume goes on, and model_best.pth.tar,
-which the line printed at the end publishes.
+(EMA) of the weights. The folder of --output gets last.pth.tar, from which --resume goes on, and model_best.pth.tar and
+class_names.txt, which the line printed at the end publishes.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main() -> None:
     )
     if accelerator.is_main_process:
         last.parent.mkdir(parents=True, exist_ok=True)
+        last.with_name("class_names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
         saver = CheckpointSaver(bare, optimizer, args, ema, checkpoint_dir=args.output, max_history=1)
     for epoch in range(first, args.epochs):
         set_seed(args.seed + epoch)
@@ -79,8 +80,10 @@ def main() -> None:
         if accelerator.is_main_process:
             saver.save_checkpoint(epoch, metric=top1)
     accelerator.print(f"Classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
-    best = Path(args.output) / "model_best.pth.tar"
-    accelerator.print(f"To publish the best epoch:\n  nfnet-timm publish {best} ORG/NAME --license apache-2.0")
+    best, listed = (Path(args.output) / name for name in ("model_best.pth.tar", "class_names.txt"))
+    accelerator.print(
+        f"To publish the best epoch:\n  nfnet-timm publish {best} ORG/NAME --license apache-2.0 --class-names {listed}"
+    )
     accelerator.end_training()
 
 

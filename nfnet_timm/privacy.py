@@ -105,6 +105,11 @@ def _keep_branch(block: NormFreeBlock, out: Tensor, gate: Tensor) -> None:
     gain = block.skipinit_gain
     if not (block.training and gain.requires_grad and torch.is_grad_enabled() and hasattr(gain, "grad_sample")):
         return
+    if hasattr(block, "ft_compute_sample_grad"):
+        raise ValueError(
+            'grad_sample_mode="functorch" would count what is inside of a block twice, as nfnet_timm.privacy has '
+            'samplers for it: expected "hooks" or "ghost", which are faster'
+        )
     place = len(getattr(block, "activations", []))
     _branches.setdefault(block, {})[place] = out.detach(), gate.detach()
 

@@ -1,6 +1,7 @@
 """Each program in examples/ runs on real images, and says what it prints."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,13 +76,24 @@ def test_fine_tune_ends_with_the_line_that_publishes(digits, tmp_path):
     line = out.splitlines()[-1].split()
     assert line[:2] == ["nfnet-timm", "publish"]
     line[3] = "org/name"
-    command = [PROGRAM, *line[1:], "--dry-run", "--yes"]
+    command = [PROGRAM, *line[1:], "--dry-run"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert result.returncode == 0, result.stderr
     card = (tmp_path / "hub-repos" / "name" / "README.md").read_text()
     assert "digit 0, digit 1" in card
     assert "By examples/fine_tune.py of nfnet_timm; what is published here is the moving average" in card
     assert re.search(r"Top-1 accuracy in percent at 32 pixels", card)
+
+
+@pytest.mark.library("datasets")
+def test_fine_tune_takes_a_dataset_of_the_hub(digits, tmp_path):
+    """fine_tune.py takes a dataset of the Hub's library by its name, in bfloat16."""
+    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    pytest.importorskip("datasets", reason="scripts/compat.sh has datasets")
+    shutil.copytree(digits, tmp_path / "org" / "digits")  # by which datasets knows a name that is a folder, offline
+    out = fine_tune("cache", tmp_path, "--dataset", "hfds/org/digits", "--epochs", 1, "--mixed-precision", "bf16")
+    assert "Classes: digit 0, digit 1, digit 2" in out
+    assert (tmp_path / "fine_tuned" / "class_names.txt").read_text().splitlines() == [f"digit {i}" for i in range(10)]
 
 
 @pytest.mark.library("accelerate")

@@ -182,6 +182,11 @@ def test_nothing_is_kept_after_a_step_and_nothing_at_all_without_opacus():
     loss.backward()
 
 
+def test_the_mode_that_would_count_twice_is_refused():
+    with pytest.raises(ValueError, match='"functorch" would count what is inside of a block twice'):
+        GradSampleModule(network(), force_functorch=True)(batch()[0])
+
+
 def peak(function):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
