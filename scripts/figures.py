@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,13 @@ def run(
 
 def in_processes(function: Callable[[Record], float], settings: list[Record], processes: int) -> list[float]:
     """Return what ``function`` gives for each setting, several at a time, with a thread each and a progress bar."""
-    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            return list(tqdm(pool.map(function, settings), total=len(settings), unit="run"))
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with multiprocessing.get_context("spawn").Pool(processes, _alone) as pool:  # which ends them where this is left
+        return list(tqdm(pool.imap(function, settings), total=len(settings), unit="run"))
+
+
+def _alone() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    torch.set_num_threads(1)
 
 
 def clean(axes: Axes) -> None:
