@@ -36,7 +36,8 @@ class OverwritingReLU(nn.ReLU):
         """Activate ``x``."""
         if torch.jit.is_scripting():
             return F.relu(x)
-        return F.relu(x, inplace=torch.compiler.is_compiling() or not x._is_view())
+        is_traced = not isinstance(x, Tensor)  # by torch.fx
+        return F.relu(x, inplace=not is_traced and (torch.compiler.is_compiling() or not x._is_view()))
 
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are

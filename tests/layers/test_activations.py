@@ -39,3 +39,9 @@ def test_relu_overwrites_what_is_no_view():
     assert OverwritingReLU()(y) is y
     z = x * 1
     assert OverwritingReLU()(z[:2]).data_ptr() != z.data_ptr()
+
+
+def test_fx_traces_it():
+    relu = torch.fx.symbolic_trace(OverwritingReLU())
+    x = torch.randn(2, 4)
+    assert relu(x.clone()).equal(x.relu())
