@@ -17,7 +17,6 @@ lose in a full training; compare where the lines end, more than how high they ar
 from __future__ import annotations
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -26,11 +25,10 @@ from typing import Any
 import figures
 import timm
 import torch
-import torch.nn.functional as F
 from benchmark import positive
+from digits_training import accuracy_after_training
 from matplotlib.figure import Figure
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from nfnet_timm import adaptive_clip_grad_
@@ -55,27 +53,13 @@ def train(setting: dict[str, Any], epochs: int) -> float:
     digits = load_images()
     model = timm.create_model("dm_nf_resnet50", **SMALL)
     optimizer = create_optimizer_v2(model, "sgd", lr=setting["lr"], momentum=0.9, weight_decay=1e-4)
-    steps = math.ceil(len(digits.train) / setting["batch"])
-    scheduler, _ = create_scheduler_v2(
-        optimizer, "cosine", num_epochs=epochs, warmup_epochs=1, step_on_epochs=False, updates_per_epoch=steps
-    )
-    clipped = chosen(model, setting["clipped"])
-    step = 0
-    for _ in range(epochs):
-        for index in torch.randperm(len(digits.train)).split(setting["batch"]):
-            scheduler.step_update(step)
-            loss = F.cross_entropy(model(digits.train[index]), digits.train_classes[index])
-            if not loss.isfinite():
-                return 0.1
-            optimizer.zero_grad()
-            loss.backward()
-            if setting["clip_factor"] is not None:
-                adaptive_clip_grad_(clipped, setting["clip_factor"])
-            optimizer.step()
-            step += 1
-    model.eval()
-    with torch.no_grad():
-        return float((model(digits.test).argmax(1) == digits.test_classes).float().mean())
+    clipped, clip_factor = chosen(model, setting["clipped"]), setting["clip_factor"]
+
+    def clip() -> None:
+        if clip_factor is not None:
+            adaptive_clip_grad_(clipped, clip_factor)
+
+    return accuracy_after_training(model, optimizer, digits, len(digits.train), setting["batch"], epochs, clip)
 
 
 def chosen(model: nn.Module, what: str) -> list[Tensor]:

@@ -13,7 +13,6 @@ was found that ships a small set of natural images.)
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,9 @@ from typing import Any
 import figures
 import timm
 import torch
-import torch.nn.functional as F
 from benchmark import positive
+from digits_training import accuracy_after_training
 from matplotlib.figure import Figure
-from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from nfnet_timm.demo import load_images
@@ -123,33 +121,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def train(setting: dict[str, Any], images: int, epochs: int) -> float:
     """Return the test accuracy of a run; that of guessing, where the loss has become NaN."""
     torch.manual_seed(setting["seed"])
-    digits = load_images()
-    x, y = digits.train[:images], digits.train_classes[:images]
-    model = NETWORKS[setting["network"]]().train()
+    model = NETWORKS[setting["network"]]()
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.SGD(
         params, lr=setting["lr"], momentum=0.9, nesterov=True, weight_decay=5e-5
     )
     if "clipped" in setting["network"]:
         optimizer = create_optimizer(model, "sgd", setting["lr"], 5e-5, CLIP_FACTOR, momentum=0.9)
-    steps = math.ceil(images / setting["batch"])
-    schedule, _ = create_scheduler_v2(
-        optimizer, "cosine", num_epochs=epochs, warmup_epochs=1, step_on_epochs=False, updates_per_epoch=steps
-    )
-    step = 0
-    for _ in range(epochs):
-        for index in torch.randperm(images).split(setting["batch"]):
-            schedule.step_update(step)
-            loss = F.cross_entropy(model(x[index]), y[index])
-            if not loss.isfinite():
-                return 0.1
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-    model.eval()
-    with torch.no_grad():
-        return float((model(digits.test).argmax(1) == digits.test_classes).float().mean())
+    return accuracy_after_training(model, optimizer, load_images(), images, setting["batch"], epochs)
 
 
 def accuracies(record: dict[str, Any], network: str, batch: int) -> list[float]:

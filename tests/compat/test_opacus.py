@@ -3,11 +3,13 @@
 import copy
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from benchmark_networks import memory
 from compat_table import images_and_labels
 from torch import nn
 
@@ -187,17 +189,6 @@ def test_the_mode_that_would_count_twice_is_refused():
         GradSampleModule(network(), force_functorch=True)(batch()[0])
 
 
-def peak(function):
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = profiler.profiler.kineto_results.events()
-    total = highest = 0
-    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
-        total += size
-        highest = max(highest, total)
-    return highest
-
-
 @pytest.mark.parametrize(("name", "pixels"), [("nfnet_f0", 65), ("dm_nf_resnet50", 64)])
 def test_memory_of_ghost_clipping_grows_with_the_batch_no_faster_than_without_privacy(name, pixels):
     """With ghost clipping the peak of memory grows with the batch no faster than without privacy."""
@@ -210,8 +201,25 @@ def test_memory_of_ghost_clipping_grows_with_the_batch_no_faster_than_without_pr
             wrapped.zero_grad(set_to_none=True)
 
         step(1)
-        growth[label] = peak(lambda step=step: step(24)) - peak(lambda step=step: step(12))
+        once, twice = (memory(partial(step, n), "cpu")["peak_mib"] for n in (12, 24))
+        growth[label] = twice - once
     assert growth["ghost"] <= 1.02 * growth["plain"]
+
+
+def made_private(model, optimizer, x, y, max_grad_norm, mode):
+    """The network, the optimizer, the loss and batches of 8 in order, without noise."""
+    criterion = nn.CrossEntropyLoss()
+    private, optimizer, *criteria, loader = PrivacyEngine().make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8),
+        noise_multiplier=0.0,
+        max_grad_norm=max_grad_norm,
+        poisson_sampling=False,
+        grad_sample_mode=mode,
+        **({"criterion": criterion} if mode == "ghost" else {}),
+    )
+    return private, optimizer, criteria[0] if criteria else criterion, loader
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
@@ -219,25 +227,14 @@ def test_memory_of_ghost_clipping_grows_with_the_batch_no_faster_than_without_pr
 def test_make_private_without_noise_and_with_a_wide_bound_is_plain_training(mode, opt):
     """PrivacyEngine.make_private (hooks and ghost) without noise, and a bound out of reach, trains as a plain loop."""
     x, y = images_and_labels(24, size=32)
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
     model = network()
     plain = copy.deepcopy(model)
 
     def optimizer_of(network):
         return timm.optim.create_optimizer_v2(network, opt, lr=0.05, momentum=0.9)
 
-    optimizer, criterion = optimizer_of(model), nn.CrossEntropyLoss()
-    private, optimizer, *criteria, loader = PrivacyEngine().make_private(
-        module=model,
-        optimizer=optimizer,
-        data_loader=data,
-        noise_multiplier=0.0,
-        max_grad_norm=1e6,
-        poisson_sampling=False,
-        grad_sample_mode=mode,
-        **({"criterion": criterion} if mode == "ghost" else {}),
-    )
-    loss_of = criteria[0] if criteria else criterion
+    optimizer = optimizer_of(model)
+    private, optimizer, loss_of, loader = made_private(model, optimizer, x, y, 1e6, mode)
     plain_optimizer = optimizer_of(plain)
     for images, labels in loader:
         optimizer.zero_grad()
@@ -257,19 +254,8 @@ def test_make_private_bounds_what_one_sample_does(mode):
     x, y = images_and_labels(8, size=32)
     model = network()
     before = copy.deepcopy(model.state_dict())
-    optimizer, criterion = torch.optim.SGD(model.parameters(), lr=1.0), nn.CrossEntropyLoss(reduction="mean")
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
-    private, optimizer, *criteria, loader = PrivacyEngine().make_private(
-        module=model,
-        optimizer=optimizer,
-        data_loader=data,
-        noise_multiplier=0.0,
-        max_grad_norm=0.01,
-        poisson_sampling=False,
-        grad_sample_mode=mode,
-        **({"criterion": criterion} if mode == "ghost" else {}),
-    )
-    loss_of = criteria[0] if criteria else criterion
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    private, optimizer, loss_of, loader = made_private(model, optimizer, x, y, 0.01, mode)
     ((images, labels),) = list(loader)
     optimizer.zero_grad()
     loss_of(private(images), labels).backward()
