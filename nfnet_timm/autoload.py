@@ -12,15 +12,16 @@ import os
 import sys
 import warnings
 from functools import partial
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 import wrapt
 
 __all__ = ["install", "torch_is_being_imported", "watch_timm"]
 
-# The module that is watched is also the group that is loaded after it.
-GROUPS = ("timm.models", "timm.optim")
+# The module that is watched, which is also the group that is loaded after it, and what this package adds to it. Named
+# here too, as a package that is on the path without being installed has no entry points.
+OURS = {"timm.models": "nfnet_timm.models.nfnet", "timm.optim": "nfnet_timm.optim.twins"}
 
 _watched: set[str] = set()
 _loaded: set[str] = set()
@@ -44,7 +45,7 @@ def torch_is_being_imported() -> bool:
 
 def watch_timm() -> None:
     """Load the plugins of each watched module of timm after its import, at once if it is imported already."""
-    for group in GROUPS:
+    for group in OURS:
         if group in _watched:
             continue
         _watched.add(group)
@@ -58,7 +59,8 @@ def _load(group: str, module: ModuleType) -> None:
     if group in _loaded:
         return
     _loaded.add(group)
-    for plugin in entry_points(group=group):
+    ours = EntryPoint("nfnet_timm", OURS[group], group)
+    for plugin in {plugin.value: plugin for plugin in (ours, *entry_points(group=group))}.values():
         try:
             plugin.load()
         except Exception as error:

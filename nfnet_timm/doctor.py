@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires, ver
 
 from packaging.requirements import Requirement
 
-from nfnet_timm.autoload import GROUPS
+from nfnet_timm.autoload import OURS
 
 __all__ = ["Finding", "examine"]
 
@@ -71,7 +71,7 @@ def _switches() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
-    for group in GROUPS:
+    for group in OURS:
         try:
             import_module(group)
         except Exception as error:

@@ -44,6 +44,7 @@ save_for_hf(timm.create_model(name), repo / "snapshots" / commit, safe_serializa
 # Runs in a fresh process: seconds from the call to the model, and the peak of the process's memory in MiB.
 COLD_START = """
 import json, resource, sys, time
+import nfnet_timm
 import timm
 start = time.perf_counter()
 model = timm.create_model(sys.argv[1], pretrained=True)

@@ -19,6 +19,7 @@ from timm.utils import dispatch_clip_grad, reparameterize_model
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+import nfnet_timm  # noqa: F401  registers the networks, also where the package is not installed
 from nfnet_timm.kernels.standardize import standardize
 
 

@@ -43,6 +43,17 @@ def test_timm_has_our_networks_silently_whatever_is_imported_first(run_python, f
     assert lines(run_python(f"{first}\n{OURS}", args=("-W", "error"))) == ["nfnet_timm.models.nfnet"]
 
 
+def test_a_package_that_is_on_the_path_without_being_installed_registers_on_import(run_python):
+    hidden = (
+        "import importlib.metadata as m\n"
+        "every = m.entry_points\n"
+        "m.entry_points = lambda **k: [] if k.get('group', '').startswith('timm.') else every(**k)\n"
+    )
+    optimizers = "from timm.optim import list_optimizers; print('agc-sgd' in list_optimizers())"
+    out = run_python(f"{hidden}import nfnet_timm\n{OURS}\n{optimizers}", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert lines(out) == ["nfnet_timm.models.nfnet", "True"]
+
+
 @pytest.mark.parametrize("switch", ["TORCH_DEVICE_BACKEND_AUTOLOAD", "NFNET_TIMM_AUTOLOAD"])
 def test_switched_off_timm_has_its_own(run_python, switch):
     out = run_python(f"{OURS}; print(timm.list_models('dm_nf_resnet*'))", **{switch: "0"})

@@ -83,7 +83,8 @@ def test_weight_and_gradients_are_those_of_the_formula_in_float64(fan_in, dtype,
     out = forward(weight, gain, 1.7, EPS, dtype)
     assert out.dtype == dtype
     assert error(out[[0, 2, 3, 4, 5]], expected[[0, 2, 3, 4, 5]]) < 2e-6 + rounding
-    assert not out[1].any()  # of a row without variance
+    # A row without variance leaves the rounding of its mean alone, which a GPU divides to 2 units in the last place.
+    assert float(out[1].abs().max()) < 1.7 * 1.5 * EPS**-0.5 * 2 * torch.finfo(torch.float32).eps * 0.25
     grad_weight, grad_gain = backward(grad, weight, gain, 1.7, EPS)
     assert (grad_weight.dtype, grad_gain.dtype) == (dtype, dtype)
     assert error(grad_weight, grads[0]) < 5e-6 + rounding
