@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,30 +23,67 @@ __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with ``argv`` and return its exit status."""
+    """Run the command with ``argv`` and return its exit status.
+
+    It is 0 after success, 1 after an error, 2 for wrong usage, and 128 + the signal's number after a signal.
+    """
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with _interrupted_by_signals():
+            args.run(args)
+            print(end="", flush=True)  # so that what is wrong with stdout is found here
+    except BrokenPipeError:  # whoever read the output has read enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE
     except (ValueError, OSError, ModuleNotFoundError, SafetensorError) as error:
         print(f"nfnet-timm: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("nfnet-timm: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        with suppress(OSError):  # after SIGHUP there may be no terminal to print to
+            print(f"nfnet-timm: interrupted{args.again}", file=sys.stderr)
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: raise KeyboardInterrupt, here with their number.
+
+    Once: `timeout` and terminals send them twice, and the second must not disturb the cleaning up after the first.
+    Where they are ignored, as under `nohup`, they stay so.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def interrupt(number: int, _: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfnet-timm", description="Normalizer-Free networks for timm, as their authors published them."
     )
+    parser.set_defaults(again="; run the same command again to go on")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="train a small NFNet with and without AGC, save it and load it again")
     demo.add_argument("--out", type=Path, default=Path("nfnet-demo"), help="folder for the results (%(default)s)")
     demo.add_argument("--epochs", type=_positive, default=10, help="epochs of each of the two runs (%(default)s)")
     demo.add_argument("--overwrite", action="store_true", help="replace the results that folder has")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, again="")
 
     recipe = commands.add_parser(
         "recipe", help="print the published training recipe of a network, for train.py --config"

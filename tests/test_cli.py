@@ -13,10 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nfnet_timm.hub.convert
+import nfnet_timm.hub.folder
 from nfnet_timm.cli import main
 
 COMMAND = Path(sys.executable).parent / "nfnet-timm"
 SOURCE = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def hears_ctrl_c():
@@ -96,7 +101,7 @@ def test_nothing_that_is_there_is_replaced_without_overwrite(tmp_path, capsys):
     assert main(["convert", SOURCE, "--out", str(mine)]) == 1
     assert "model.safetensors would change: pass --overwrite" in capsys.readouterr().err
     assert main(["convert", str(mine), "--out", str(file)]) == 1
-    assert "is there: pass --overwrite" in capsys.readouterr().err
+    assert "exists: pass --overwrite" in capsys.readouterr().err
     assert (mine / "model.safetensors").read_bytes() == before
     assert file.read_bytes() == b"mine"
     assert main(["convert", str(mine), "--out", str(file), "--overwrite"]) == 0
@@ -119,6 +124,79 @@ def test_a_file_that_is_to_be_replaced_is_as_it_was_when_writing_fails(tmp_path,
     assert main(["convert", str(mine), "--out", str(file), "--overwrite"]) in (1, 130)
     assert file.read_bytes() == b"mine"
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("out", ["new", "old", "deep/file.npz"])
+def test_a_signal_cleans_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, out):
+    """Terminals and `timeout` send SIGHUP and SIGTERM twice."""
+    number = getattr(signal, how)
+    source = SOURCE if "." not in out else str(converted(tmp_path, torch.float32))
+    if out == "old":
+        assert main(["convert", SOURCE, "--out", str(tmp_path / out)]) == 0
+        (tmp_path / out / "config.json").write_text("{}")
+    before = contents(tmp_path)
+    moved = []
+
+    def interrupted(a, b):
+        moved.append(a)
+        os.kill(os.getpid(), number)
+
+    real = os.unlink
+
+    def again(*args, **kwargs):
+        if how != "SIGINT":
+            os.kill(os.getpid(), number)
+        real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nfnet_timm.hub.folder.os.replace", interrupted)
+        patch.setattr("os.unlink", again)
+        assert main(["convert", source, "--out", str(tmp_path / out), "--overwrite"]) == 128 + number
+    assert moved
+    assert "interrupted" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, monkeypatch):
+    """As under nohup."""
+    write = nfnet_timm.hub.folder.write_weights
+
+    def hung_up(*args):
+        os.kill(os.getpid(), signal.SIGHUP)
+        write(*args)
+
+    monkeypatch.setattr(nfnet_timm.hub.folder, "write_weights", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["convert", SOURCE, "--out", str(tmp_path / "out")]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    process = subprocess.Popen([COMMAND, "recipe", "nfnet_f0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk to write to")
+def test_output_that_cannot_be_written_is_an_error():
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([COMMAND, "recipe", "nfnet_f0"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert "No space left" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_folder_of_a_new_file_is_made(tmp_path):
+    folder = converted(tmp_path, torch.float32)
+    assert main(["convert", str(folder), "--out", str(tmp_path / "no" / "such" / "x.npz")]) == 0
+    assert [p.name for p in (tmp_path / "no" / "such").iterdir()] == ["x.npz"]
 
 
 def test_the_demo_asks_before_it_replaces_and_before_it_trains(tmp_path, capsys):

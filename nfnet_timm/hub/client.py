@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from nfnet_timm.hub.fingerprints import file_hashes
+from nfnet_timm.hub.lock import names_in
 
 __all__ = ["check_destination", "explained", "push", "recorded_hash", "tag"]
 
@@ -63,7 +64,7 @@ def push(
     if not get_token():
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
-    hashes = {path.name: file_hashes(path) for path in sorted(folder.iterdir())}
+    hashes = {name: file_hashes(folder / name) for name in names_in(folder)}
     with explained(f"making {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
     with explained(f"reading {repo_id}"):

@@ -11,6 +11,7 @@ from huggingface_hub.file_download import http_get
 
 from nfnet_timm.hub.client import explained
 from nfnet_timm.hub.fingerprints import identify
+from nfnet_timm.hub.lock import locked
 from nfnet_timm.hub.published import load_published
 
 __all__ = ["download"]
@@ -28,7 +29,7 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
 
     What has arrived when the connection breaks stays beside it, and the next call goes on from there. It is moved into
     place when its size, where that is known, and its MD5 are the recorded ones. A file that is there and right is not
-    fetched again.
+    fetched again. While another run fetches the same file into ``folder``, this one waits.
 
     Args:
         name: A name of hub/checkpoints.toml, such as "nfnet_f0.dm_in1k", or its short form "f0".
@@ -37,16 +38,35 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
         OSError: If the server cannot be reached or refuses, or the disk is full.
     """
     released = _released(name)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder, name one with --to")
     path = folder / released["file"]
-    if path.exists():
-        if _md5(path) != released["md5"]:
-            raise ValueError(f"{path} is there, and is not the released file: move it away, or choose another folder")
+    if _is_there(path, released["md5"]):
         return path, False
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, path.name):
+        if _is_there(path, released["md5"]):  # another run has fetched it meanwhile
+            return path, False
+        _fetch_checked(released, path)
+    return path, True
+
+
+def _is_there(path: Path, md5: str) -> bool:
+    if not path.exists():
+        return False
+    found = _md5(path)
+    if found != md5:
+        raise ValueError(
+            f"{path} exists and is not the released file: its MD5 is {found}, expected {md5}. Move it away, or choose "
+            "another folder with --to"
+        )
+    return True
+
+
+def _fetch_checked(released: dict[str, Any], path: Path) -> None:
     partial = path.with_name(f"{path.name}.part")
     resumed = partial.exists()
     _fetch(released, partial)
-    if resumed and _md5(partial) != released["md5"]:  # its beginning may have been another file's
+    if resumed and _md5(partial) != released["md5"]:  # its beginning may be another file's
         partial.unlink()
         _fetch(released, partial)
     found = _md5(partial)
@@ -56,7 +76,6 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
             f"{released['url']} sends another file: its MD5 is {found}, expected {released['md5']}. It was not kept"
         )
     os.replace(partial, path)
-    return path, True
 
 
 def _released(name: str) -> dict[str, Any]:

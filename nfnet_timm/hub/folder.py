@@ -6,9 +6,8 @@ import filecmp
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import timm
 from torch import nn
 
 from nfnet_timm.formats.safetensors_writer import write_weights
+from nfnet_timm.hub.lock import OURS, locked, names_in
 from nfnet_timm.layers.timm_private import save_config
 
 __all__ = ["DEFAULTS", "FILES", "load_folder", "save_folder", "written_beside"]
@@ -23,7 +23,9 @@ __all__ = ["DEFAULTS", "FILES", "load_folder", "save_folder", "written_beside"]
 # Arguments of timm.create_model that say nothing at these values.
 DEFAULTS = {"num_classes": 1000, "in_chans": 3, "global_pool": "avg"}
 FILES = ("model.safetensors", "config.json", "README.md")
-_STAGED = ".nfnet-timm-"  # begins the names of folders that hold what is not complete yet
+# Folders that a run needs while it writes: for new files, for old ones that are being moved away, for all old ones
+# while the new ones are moved in, and for all old ones once the new ones are in place.
+_STAGED, _OLD, _REPLACED, _DONE = (f"{OURS}{name}" for name in ("new", "old", "replaced", "done"))
 
 
 def save_folder(
@@ -38,6 +40,8 @@ def save_folder(
 ) -> None:
     """Write ``model`` to ``folder`` as weights, config.json and README.md: all or none, always the same bytes.
 
+    While another run writes ``folder``, this one waits. What a run that was killed has left in it is removed.
+
     Args:
         model_args: Arguments of ``create_model`` beside the name, needed to build the model again.
         metadata: Strings for the header of model.safetensors, beside ``format: pt``.
@@ -49,14 +53,14 @@ def save_folder(
         ValueError: If ``folder`` holds anything else, or other content and ``overwrite`` is not set. A config.json that
             repeats what it says elsewhere, as those of timm and of earlier versions do, is replaced.
         OSError: If the disk is full or not writable.
-        In both cases, and after Ctrl-C, ``folder`` is as it was.
+        In both cases, and after Ctrl-C, ``folder`` is as it was. After SIGKILL the next call restores it.
     Differs from timm: ``save_for_hf`` writes no metadata, without which some readers refuse the file, and by default a
         pickle beside it.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a folder, new or empty")
-    others = sorted(name for name in _names(folder) if name not in FILES)
+    others = sorted(name for name in names_in(folder) if name not in FILES)
     if others:
         raise ValueError(f"{folder} holds other files ({', '.join(others[:3])}): expected a folder, new or empty")
     try:
@@ -68,13 +72,13 @@ def save_folder(
             if check is not None:
                 check(staged)
             changed = _changed(folder, staged)
-            if changed and _names(folder) and not overwrite and not _is_mended(folder, staged, changed):
+            if changed and names_in(folder) and not overwrite and not _is_mended(folder, staged, changed):
                 raise ValueError(
                     f"{folder} is there, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
                     "choose another folder with --out"
                 )
             if changed:
-                _put_in_place(staged, folder)
+                _put_in_place(folder)
     except OSError as error:
         raise OSError(f"cannot write {folder}: {error}. Nothing was changed") from None
 
@@ -106,39 +110,52 @@ def load_folder(folder: str | Path) -> Any:
 def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a path to write to, and move what was written there to ``file``: it is complete or as it was.
 
+    While another run writes ``file``, this one waits. The folder of ``file`` is made if it is new.
+
     Raises:
-        ValueError: If ``file`` is there and ``overwrite`` is not set.
+        ValueError: If ``file`` exists and ``overwrite`` is not set.
     """
-    if file.exists() and not overwrite:
-        raise ValueError(f"{file} is there: pass --overwrite to replace it, or choose another name with --out")
-    partial = file.with_name(f"{_STAGED}{file.name}")
-    try:
-        yield partial
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with locked(file.parent, file.name):
+        if file.exists() and not overwrite:
+            raise ValueError(f"{file} exists: pass --overwrite to replace it, or choose another name with --out")
+        partial = file.with_name(f"{OURS}{file.name}")
+        try:
+            yield partial
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """Give an empty folder on the disk of ``folder``, which may be a mount point or a link to another one."""
-    place = folder if folder.exists() else folder.parent
-    place.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=place))
+    """Give an empty folder inside of ``folder``, which is made if it is new and removed if it stays empty.
+
+    Inside, as ``folder`` may be a mount point or a link to another disk. One run at a time: it first repairs what a run
+    that was killed has left.
+    """
+    is_new = not folder.exists()
     try:
-        yield staged
+        with locked(folder):
+            _put_back(folder)
+            for left in folder.glob(f"{OURS}*"):
+                if left.is_dir():
+                    shutil.rmtree(left)
+            staged = folder / _STAGED
+            staged.mkdir()
+            try:
+                yield staged
+            finally:
+                for name in (_STAGED, _OLD, _REPLACED, _DONE):
+                    shutil.rmtree(folder / name, ignore_errors=True)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def _names(folder: Path) -> list[str]:
-    """Return what is in ``folder``, but for what a run that was killed left half-written."""
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(_STAGED)) if folder.exists() else []
+        if is_new:
+            with suppress(OSError):  # it has files now, or another run waits in it
+                folder.rmdir()
 
 
 def _changed(folder: Path, staged: Path) -> list[str]:
     """Return the names of files that ``folder`` would lose, get, or get other content of."""
-    theirs, ours = set(_names(folder)), set(_names(staged))
+    theirs, ours = set(names_in(folder)), set(names_in(staged))
     both = theirs & ours
     return sorted(
         (theirs ^ ours) | {name for name in both if not filecmp.cmp(folder / name, staged / name, shallow=False)}
@@ -154,27 +171,31 @@ def _is_mended(folder: Path, staged: Path, changed: list[str]) -> bool:
     return {**ours, "model_args": ours.get("model_args", {})} == theirs
 
 
-def _put_in_place(staged: Path, folder: Path) -> None:
-    """Move the files of ``staged`` into ``folder``; whatever goes wrong, leave what was there."""
-    is_new = not folder.exists()
-    folder.mkdir(exist_ok=True)
-    moved: list[str] = []
+def _put_in_place(folder: Path) -> None:
+    """Exchange the files of ``folder`` for the staged ones; whatever goes wrong, leave what was there.
+
+    The old files wait in a folder whose name says how far this has come, also to a later run.
+    """
+    old = folder / _OLD
+    old.mkdir()
     try:
-        with _staged(folder) as before:
-            kept = _names(folder)
-            try:
-                for name in kept:
-                    os.replace(folder / name, before / name)
-                for name in _names(staged):
-                    os.replace(staged / name, folder / name)
-                    moved.append(name)
-            except BaseException:
-                for name in moved:
-                    (folder / name).unlink()
-                for name in _names(before):
-                    os.replace(before / name, folder / name)
-                raise
+        for name in FILES:
+            if (folder / name).exists():
+                os.replace(folder / name, old / name)
+        os.replace(old, folder / _REPLACED)
+        for name in names_in(folder / _STAGED):
+            os.replace(folder / _STAGED / name, folder / name)
+        os.replace(folder / _REPLACED, folder / _DONE)
     except BaseException:
-        if is_new:
-            folder.rmdir()
+        _put_back(folder)
         raise
+
+
+def _put_back(folder: Path) -> None:
+    """Undo what ``_put_in_place`` has begun and not completed."""
+    if (folder / _REPLACED).exists():
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        os.replace(folder / _REPLACED, folder / _OLD)
+    for name in names_in(folder / _OLD):
+        os.replace(folder / _OLD / name, folder / name)

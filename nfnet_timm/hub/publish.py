@@ -15,6 +15,7 @@ from nfnet_timm.hub.check import check_folder
 from nfnet_timm.hub.fingerprints import logits_of
 from nfnet_timm.hub.folder import save_folder
 from nfnet_timm.hub.known_model import KnownModel
+from nfnet_timm.hub.lock import names_in
 from nfnet_timm.hub.published import released_checkpoints
 from nfnet_timm.hub.verify import Report, verify
 
@@ -62,7 +63,7 @@ def build_repo(
 def show_repo(folder: Path, repo_id: str, revision: str) -> str:
     """Return what would be pushed where: files, sizes, and the card's metadata."""
     lines = [f"{constants.ENDPOINT}/{repo_id}, branch {revision}:"]
-    lines += [f"  {path.stat().st_size:>13,} bytes  {path.name}" for path in sorted(folder.iterdir())]
+    lines += [f"  {(folder / name).stat().st_size:>13,} bytes  {name}" for name in names_in(folder)]
     return "\n".join([*lines, "", str(ModelCard.load(folder / "README.md").data)])
 
 

@@ -1,6 +1,7 @@
 """Pushing and verifying against faults: the repo is as before or complete, and the same command finishes the job."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from test_cli import COMMAND, hears_ctrl_c
 from nfnet_timm.cli import main
 from nfnet_timm.hub.client import push, tag
 from nfnet_timm.hub.known_model import open_model
-from nfnet_timm.hub.publish import build_repo
+from nfnet_timm.hub.publish import build_repo, show_repo
 from nfnet_timm.hub.verify import remove_cached, verify
 
 SOURCE = golden.DATA / "nfnet_tiny_haiku_2021.npz"
@@ -50,6 +51,16 @@ def is_complete(hub, folder, revision="main"):
 
 def is_untouched(hub):
     return "org/tiny" not in hub.repos or set(hub.files("org/tiny")) == {".gitattributes"}
+
+
+def test_what_a_killed_run_has_left_in_the_folder_is_not_pushed(hub, built, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(built, folder)
+    (folder / ".nfnet-timm-zg6sgyq4").mkdir()
+    (folder / ".nfnet-timm-.lock").touch()
+    assert "zg6sgyq4" not in show_repo(folder, "org/tiny", "main")
+    push(folder, "org/tiny")
+    assert set(hub.files("org/tiny")) == {".gitattributes", *FILES}
 
 
 def test_pushing_the_same_again_makes_no_commit(hub, built):

@@ -1,11 +1,14 @@
 """A download is the released file or is not there, whatever the server does; it goes on where it was cut."""
 
 import hashlib
+import os
 import re
-import resource
+import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning  # Python 3.11's own from there on
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -37,10 +40,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        half = len(body) // 2
+        self.wfile.write(body[:half])
+        server.half_sent.set()
+        server.go_on.wait(60)
         if fault == "cut":
-            body = body[: len(body) // 2]
             self.close_connection = True
-        self.wfile.write(body)
+        else:
+            self.wfile.write(body[half:])
         return None
 
     def log_message(self, *_):
@@ -52,6 +59,8 @@ def server(monkeypatch, tmp_path):
     """Serve what is taken for the released F0."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.faults, server.log = CONTENT, [], []
+        server.half_sent, server.go_on = threading.Event(), threading.Event()
+        server.go_on.set()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         released = load_published()["checkpoints"]["nfnet_f0.dm_in1k"]
         monkeypatch.setitem(released, "url", "http://{}:{}/F0_haiku.npz".format(*server.server_address))
@@ -126,7 +135,7 @@ def test_another_content_is_not_kept(server, tmp_path, capsys):
 def test_another_file_in_its_place_is_left_alone(server, tmp_path, capsys):
     (tmp_path / "F0_haiku.npz").write_text("precious")
     assert main(["download", "f0"]) == 1
-    assert "is there, and is not the released file: move it away" in capsys.readouterr().err
+    assert "F0_haiku.npz exists and is not the released file" in capsys.readouterr().err
     assert (tmp_path / "F0_haiku.npz").read_text() == "precious"
     assert server.log == []
 
@@ -161,20 +170,66 @@ def test_ctrl_c_leaves_a_part_to_go_on_from(server, tmp_path, monkeypatch, capsy
     assert main(["download", "f0"]) == 0
 
 
-def test_a_full_disk_is_told_and_the_next_run_goes_on(server, tmp_path):
-    url, md5 = (load_published()["checkpoints"]["nfnet_f0.dm_in1k"][key] for key in ("url", "md5"))
+@pytest.mark.parametrize("faults", [[], ["cut", 503]], ids=["first succeeds", "first fails"])
+def test_of_two_runs_at_once_one_fetches_and_the_other_waits(server, tmp_path, capsys, faults):
+    server.faults = list(faults)
+    server.go_on.clear()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(main, ["download", "f0"])
+        assert server.half_sent.wait(60)
+        second = pool.submit(main, ["download", "f0"])
+        with pytest.raises(StillRunning):
+            second.result(0.5)
+        server.go_on.set()
+        assert (first.result(), second.result()) == (1 if faults else 0, 0)
+    out, err = capsys.readouterr()
+    assert out.count("has the recorded MD5") == (1 if faults else 2)
+    assert out.count("fetched") == 1
+    assert err.count("F0_haiku.npz") >= 1  # what it waits for
+    assert server.log == ([0, len(CONTENT) // 2, len(CONTENT) // 2] if faults else [0])
+    assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]
+    assert (tmp_path / "F0_haiku.npz").read_bytes() == CONTENT
+
+
+def in_another_process(before="pass"):
+    """Arguments of subprocess for `nfnet-timm download f0` of what is taken for F0 here."""
+    released = {key: load_published()["checkpoints"]["nfnet_f0.dm_in1k"][key] for key in ("url", "md5", "bytes")}
     code = (
-        "import resource, sys; from nfnet_timm.cli import main; from nfnet_timm.hub.published import load_published\n"
-        f"load_published()['checkpoints']['nfnet_f0.dm_in1k'].update(url={url!r}, md5={md5!r}, bytes={len(CONTENT)})\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1)); sys.exit(main(['download', 'f0']))"
+        "import resource, sys; from huggingface_hub import constants; from nfnet_timm.cli import main\n"
+        "from nfnet_timm.hub.published import load_published\n"
+        f"load_published()['checkpoints']['nfnet_f0.dm_in1k'].update({released!r})\n"
+        "constants.DOWNLOAD_CHUNK_SIZE = 1 << 16\n"
+        f"{before}\nsys.exit(main(['download', 'f0']))"
     )
-    env = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "PATH": ""}
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    env = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
+    return [sys.executable, "-c", code], {**env, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "PATH": ""}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_after_a_run_that_was_ended_the_next_one_goes_on_and_nothing_else_remains(server, tmp_path, how):
+    server.go_on.clear()
+    command, env = in_another_process()
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    assert server.half_sent.wait(60)
+    partial = tmp_path / "F0_haiku.npz.part"
+    while not partial.exists() or not partial.stat().st_size:
+        server.half_sent.wait()
+    process.send_signal(how)
+    assert process.wait(60) == (-9 if how == signal.SIGKILL else 143)
+    server.go_on.set()
+    arrived = partial.stat().st_size
+    assert main(["download", "f0"]) == 0
+    assert server.log == [0, arrived]
+    assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(server, tmp_path):
+    command, env = in_another_process("resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))")
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "File too large" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz.part"]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     assert main(["download", "f0"]) == 0
     assert server.log[-1] > 0
 

@@ -2,7 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import golden
@@ -10,7 +15,8 @@ import pytest
 import timm
 from safetensors import safe_open
 
-from nfnet_timm.hub.folder import save_folder
+from nfnet_timm.hub.folder import save_folder, written_beside
+from nfnet_timm.hub.lock import locked
 
 
 def test_a_folder_holds_weights_and_config_alone_and_loads(tiny, tmp_path):
@@ -72,7 +78,7 @@ def test_a_failed_write_leaves_nothing(tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("at", range(9))
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
 @pytest.mark.parametrize("existing", [False, True])
 def test_whatever_fails_while_files_are_moved_the_folder_is_as_it_was(tiny, tmp_path, monkeypatch, at, error, existing):
@@ -96,7 +102,7 @@ def test_whatever_fails_while_files_are_moved_the_folder_is_as_it_was(tiny, tmp_
         except (OSError, KeyboardInterrupt):
             assert contents(tmp_path) == before
         else:
-            assert at >= (6 if existing else 3)
+            assert at >= (8 if existing else 5)
     assert [p.name for p in tmp_path.rglob(".*")] == []
 
 
@@ -136,10 +142,131 @@ def test_a_folder_on_another_disk_is_written(tiny, tmp_path, how):
         assert bool((loaded.head.fc.bias == 2).all())
 
 
-def test_what_a_run_that_was_killed_left_is_no_obstacle(tiny, tmp_path):
+KILLED = """
+import os, shutil
+from pathlib import Path
+import timm
+from nfnet_timm.hub.folder import save_folder, written_beside
+from nfnet_timm.hub.lock import locked
+
+ARGS = dict(depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), group_size=8, num_classes=10)
+first, second = (timm.create_model("nfnet_f0", **ARGS) for _ in range(2))
+save_folder(first, "first", ARGS, card="mine")
+replace, calls = os.replace, []
+
+
+def killed(a, b):
+    calls.append(a)
+    if len(calls) == at:
+        os._exit(9)  # nothing is cleaned up
+    replace(a, b)
+
+
+for at in range(1, 20):
+    shutil.rmtree("out", ignore_errors=True)
+    shutil.copytree("first", "out")
+    child = os.fork()
+    if not child:
+        os.replace = killed
+        save_folder(second, "out", ARGS, overwrite=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    try:
+        save_folder(first, "out", ARGS, card="mine")
+    except ValueError as error:  # all new files are in place
+        assert "--overwrite" in str(error), error
+        print("new")
+    else:
+        print("old")
+        assert all((Path("out") / f.name).read_bytes() == f.read_bytes() for f in Path("first").iterdir())
+    print(at, sorted(f.name for f in Path("out").iterdir()))
+    save_folder(second, "out", ARGS, overwrite=True)
+    assert sorted(f.name for f in Path("out").iterdir()) == ["config.json", "model.safetensors"]
+"""
+
+
+def test_a_run_that_is_killed_while_files_are_moved_loses_none_and_stops_nobody(tmp_path):
+    result = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("old") >= 6
+    assert "\n7 ['README.md', 'config.json', 'model.safetensors']" in result.stdout
+
+
+def test_what_killed_runs_have_left_is_ignored_and_removed_by_the_next_run(tiny, tmp_path):
     (tmp_path / "out" / ".nfnet-timm-abc").mkdir(parents=True)
+    (tmp_path / "out" / ".nfnet-timm-abc" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "out" / ".nfnet-timm-.lock").touch()
+    (tmp_path / ".nfnet-timm-file.npz").write_bytes(b"half")
     save_folder(tiny(), tmp_path / "out", golden.TINY)
-    assert {"config.json", "model.safetensors"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    with written_beside(tmp_path / "file.npz") as partial:
+        partial.write_bytes(b"whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.npz", "out"]
+
+
+def test_two_runs_at_once_write_one_folder_after_the_other(tiny, tmp_path, capsys):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(folder):
+        entered.set()
+        assert go_on.wait(60)
+
+    other = tiny()
+    other.head.fc.bias.data.fill_(3)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY, card="first", check=slow)
+        assert entered.wait(60)
+        second = pool.submit(save_folder, other, tmp_path / "out", golden.TINY, card="second")
+        while str(tmp_path / "out") not in capsys.readouterr().err:  # it says what it waits for
+            time.sleep(0.01)
+        assert not second.done()
+        go_on.set()
+        first.result()
+        with pytest.raises(ValueError, match="--overwrite"):
+            second.result()
+    assert (tmp_path / "out" / "README.md").read_text() == "first"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_run_that_waited_for_one_that_failed_writes(tiny, tmp_path):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def unfit(folder):
+        entered.set()
+        assert go_on.wait(60)
+        raise ValueError("unfit")
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY, check=unfit)
+        assert entered.wait(60)
+        second = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY)
+        time.sleep(0.3)
+        go_on.set()
+        with pytest.raises(ValueError, match="unfit"):
+            first.result()
+        second.result()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_many_runs_at_once_never_hold_one_lock_together(tmp_path):
+    inside, most = [0], [0]
+
+    def run():
+        for _ in range(50):
+            with locked(tmp_path / "out"):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(1e-4)
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_folder_has_the_usual_permissions(tiny, tmp_path):
