@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from packaging.requirements import Requirement
 
@@ -122,16 +124,39 @@ def _hub() -> Iterator[Finding]:
     try:
         from huggingface_hub import constants, get_token
     except Exception as error:
-        yield Finding("Hub", f"not looked at: {_told(error)}")
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_"))) or "none"
+        remedy = f"reinstall huggingface_hub, or unset a variable that has a wrong value; set are: {names}"
+        yield Finding("Hub", f"not looked at: {_told(error)}", remedy)
         return
-    yield Finding("Hub", constants.ENDPOINT + (", offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""))
-    cache = constants.HF_HUB_CACHE
-    place = cache
-    while not os.path.exists(place):
-        place = os.path.dirname(place)
-    is_writable = os.access(place, os.W_OK)
-    yield Finding("Hub's cache", cache, None if is_writable else "name a folder that you may write to with HF_HOME")
-    yield Finding("access token", "there" if get_token() else "none; `hf auth login` makes one known, to publish")
+    endpoint = constants.ENDPOINT
+    is_address = endpoint.startswith(("https://", "http://"))
+    offline = ", offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""
+    remedy = "unset HF_ENDPOINT, or set it to an address such as https://huggingface.co"
+    yield Finding("Hub", (endpoint or "no address") + offline, None if is_address else remedy)
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    problem = _cannot_write(cache)
+    remedy = "set HF_HOME, or HF_HUB_CACHE if you use that, to a folder that you may write to"
+    yield Finding(
+        "Hub's cache", f"{cache} cannot be written: {problem}" if problem else str(cache), remedy if problem else None
+    )
+    try:
+        found, wrong = "there" if get_token() else "none; `hf auth login` stores one, to publish", None
+    except (OSError, ValueError) as error:
+        found, wrong = (
+            f"cannot be read: {_told(error)}",
+            "log in again with `hf auth login`, or set HF_TOKEN_PATH to a file",
+        )
+    yield Finding("access token", found, wrong)
+
+
+def _cannot_write(folder: Path) -> str | None:
+    """Return why nothing can be written in ``folder``, which may not exist yet."""
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    try:
+        with TemporaryFile(dir=there):
+            return None
+    except OSError as error:
+        return f"{there}: {error.strerror}"
 
 
 def _told(error: Exception) -> str:

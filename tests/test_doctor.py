@@ -1,12 +1,14 @@
 """``nfnet-timm doctor`` finds what is wrong with an environment, also where torch or timm is missing or too old."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from nfnet_timm.cli import main
 
@@ -56,6 +58,60 @@ def test_the_token_is_not_shown(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "access token: there" in out
     assert "hf_not" not in out
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out the fresh process that imports timm."""
+    result = subprocess.CompletedProcess([], 0, "nfnet_timm.models.nfnet\n", "")
+    monkeypatch.setattr("nfnet_timm.doctor.subprocess.run", lambda *_, **__: result)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("cache", ["relative/hub", "hub", ""])
+def test_a_relative_cache_is_reported_by_its_full_path(capsys, monkeypatch, tmp_path, cache):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    assert main(["doctor"]) == 0
+    assert f"Hub's cache: {tmp_path / cache}\n" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("cache", ["file/hub", "file", "dangling/hub", "/proc/none/hub"])
+def test_a_cache_that_cannot_be_written_is_wrong(capsys, monkeypatch, tmp_path, cache):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    assert main(["doctor"]) == 1
+    assert re.search(rf"{tmp_path / cache} .*\n    WRONG.*HF_HOME", capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("endpoint", ["", "garbage", "huggingface.co"])
+def test_an_endpoint_that_is_no_address_is_wrong(capsys, monkeypatch, endpoint):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    assert main(["doctor"]) == 1
+    assert re.search(rf"Hub: {endpoint}.*\n    WRONG.*HF_ENDPOINT", capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_token_that_cannot_be_read_is_wrong_and_ends_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path))
+    assert main(["doctor"]) == 1
+    out, error = capsys.readouterr()
+    assert re.search(rf"access token: .*{tmp_path}.*\n    WRONG.*HF_TOKEN_PATH", out)
+    assert "1 thing is wrong" in error
+
+
+@pytest.mark.slow
+def test_a_wrong_variable_of_the_hubs_client_is_named(environment):
+    status, out, error = environment()(HF_HUB_ETAG_TIMEOUT="abc")
+    assert status == 1
+    assert "HF_HUB_ETAG_TIMEOUT" in out
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("name", ["torch", "timm"])
