@@ -5,6 +5,7 @@ Importing this package registers its models and optimizers with timm; after inst
 
     cli             the ``nfnet-timm`` command; demo and doctor, of its commands
     autoload, lazy  how timm finds this package; names that are imported on first use
+    installation    the command that installs it, for messages and cards
     hub/            weights onto the Hugging Face Hub, with all that is known of them
     models/         the networks: the table, the block, the network, its registration
     optim/          adaptive gradient clipping, and optimizers that clip

@@ -17,6 +17,8 @@ from types import ModuleType
 
 import wrapt
 
+from nfnet_timm.installation import to_upgrade
+
 __all__ = ["install", "torch_is_being_imported", "watch_timm"]
 
 # The module that is watched, which is also the group that is loaded after it, and what this package adds to it. Named
@@ -67,7 +69,8 @@ def _load(group: str, module: ModuleType) -> None:
             package = plugin.dist.name if plugin.dist else plugin.value
             _warn(
                 f"the timm plugin {plugin.name!r} ({plugin.value}, of {package}) failed to load and timm goes on "
-                f"without it: {error!r}. Try `pip install --upgrade timm {package}`, or uninstall {package}"
+                f"without it: {error!r}. Try `pip install --upgrade timm`, then {to_upgrade(package)}, or uninstall "
+                f"{package}"
             )
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from nfnet_timm.installation import to_install
+
 if TYPE_CHECKING:
     from nfnet_timm.hub.known_model import KnownModel
     from nfnet_timm.hub.verify import Report
@@ -176,7 +178,7 @@ def _demo(args: argparse.Namespace) -> None:
     try:
         from nfnet_timm import demo
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: the demo needs `pip install 'nfnet-timm[demo]'`") from None
+        raise ModuleNotFoundError(f"{error}: the demo needs {to_install('demo')}") from None
     demo.run(args.out, args.epochs, args.overwrite)
 
 

@@ -19,6 +19,7 @@ from tempfile import TemporaryFile
 from packaging.requirements import Requirement
 
 from nfnet_timm.autoload import OURS
+from nfnet_timm.installation import to_install, to_upgrade
 
 __all__ = ["Finding", "examine"]
 
@@ -50,7 +51,7 @@ def _packages() -> Iterator[Finding]:
     try:
         yield Finding("nfnet-timm", version("nfnet-timm"))
     except PackageNotFoundError:  # a folder on the path: torch calls the entry points of installed packages alone
-        yield Finding("nfnet-timm", "not installed, though Python finds its modules", "pip install nfnet-timm")
+        yield Finding("nfnet-timm", "not installed, though Python finds its modules", to_install())
         return
     for requirement in map(Requirement, requires("nfnet-timm") or []):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -85,9 +86,7 @@ def _plugins() -> Iterator[Finding]:
             try:
                 plugin.load()
             except Exception as error:
-                yield Finding(
-                    subject, f"{package}: {_told(error)}", f"pip install --upgrade {package}, or uninstall it"
-                )
+                yield Finding(subject, f"{package}: {_told(error)}", f"{to_upgrade(package)}, or uninstall it")
             else:
                 yield Finding(subject, f"{package}: loads")
 
@@ -101,7 +100,7 @@ def _whose_nfnet() -> Finding:
     if module.startswith("nfnet_timm."):
         return Finding(subject, "ours")
     said = result.stderr.strip().replace("\n", " ")
-    remedy = "pip install --force-reinstall --no-deps nfnet-timm, and look above whether autoload is on"
+    remedy = f"{to_install()}, and look above whether autoload is on"
     return Finding(subject, f"not ours, but of {module}{': ' + said if said else ''}", remedy)
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nfnet_timm.installation import to_install
 from nfnet_timm.layers.same import Conv2dSame
 from nfnet_timm.layers.squeeze_excite import PixelConv2d
 from nfnet_timm.layers.ws_conv import WSConv2d
@@ -29,7 +30,7 @@ from nfnet_timm.models.block import NormFreeBlock
 try:
     from opacus.grad_sample import register_grad_sampler, register_norm_sampler
 except ImportError as error:
-    raise ImportError(f"nfnet_timm.privacy needs Opacus ({error}): pip install 'nfnet-timm[privacy]'") from error
+    raise ImportError(f"nfnet_timm.privacy needs Opacus ({error}): {to_install('privacy')}") from error
 
 __all__: list[str] = []
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nfnet_timm.formats.haiku_reader import Tree
+from nfnet_timm.installation import to_install
 
 __all__ = ["is_orbax", "read_orbax"]
 
@@ -37,7 +38,7 @@ def read_orbax(path: Path) -> Tree:
         import orbax.checkpoint as ocp
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{path} is an Orbax checkpoint, and {error.name} is not installed: pip install 'nfnet-timm[orbax]'"
+            f"{path} is an Orbax checkpoint, and {error.name} is not installed: {to_install('orbax')}"
         ) from None
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:

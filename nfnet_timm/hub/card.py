@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nfnet_timm.hub.known_model import KnownModel
 from nfnet_timm.hub.published import data_file, load_published, released_checkpoints
+from nfnet_timm.installation import PLACE, pip_install
 from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
 
@@ -94,6 +95,7 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
         data,
         template_path=str(data_file("card.md")),
         repo_id=repo_id,
+        install=f"# {PLACE}\n{pip_install()}",
         title=VARIANTS[name].title if plain else f"a relative of {VARIANTS[name].title}, with other widths or depths",
         architecture=name,
         arguments=", ".join(f"{key}={value!r}" for key, value in known.model_args.items() if key != "num_classes"),

@@ -107,7 +107,7 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "jax", None)
     (tmp_path / "_METADATA").touch()
     assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert "pip install 'nfnet-timm[orbax]'" in capsys.readouterr().err
+    assert "pip install '.[orbax]'" in capsys.readouterr().err
 
 
 def test_weights_of_ones_own_need_a_licence_and_a_claim_is_checked(write, capsys, tmp_path, monkeypatch):

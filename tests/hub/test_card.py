@@ -77,9 +77,9 @@ def test_each_use_begins_with_the_line_that_installs():
         "Without nfnet_timm",
     ]
     for use in uses:
-        packages = {"Without nfnet_timm": "timm", "With transformers": "nfnet-timm transformers"}
-        assert re.findall(r"```bash\n(.*?)\n```", use) == [
-            f"pip install {packages.get(use.splitlines()[0], 'nfnet-timm')}"
+        packages = {"Without nfnet_timm": "timm", "With transformers": ". transformers"}
+        assert re.findall(r"```bash\n(?:#.*clone.*\n)?(.*?)\n```", use) == [
+            f"pip install {packages.get(use.splitlines()[0], '.')}"
         ]
 
 
