@@ -1,6 +1,6 @@
 """Turn images into vectors that tell alike from different: the nearest neighbours of handwritten digits.
 
-    pip install 'nfnet-timm[demo]'
+    pip install '.[demo]'     in a clone of nfnet_timm
     nfnet-timm demo
     python features.py --model local-dir:nfnet-demo/model     a network that was trained on digits
     python features.py --model nfnet_f0                       one that has never seen any
@@ -15,14 +15,17 @@ import argparse
 import sys
 from pathlib import Path
 
-import timm
-import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
-from timm.data import resolve_model_data_config
-from torch import Tensor, nn
-from tqdm import tqdm
+try:
+    import timm
+    import torch
+    import torch.nn.functional as F
+    from matplotlib.figure import Figure
+    from sklearn.datasets import load_digits
+    from timm.data import resolve_model_data_config
+    from torch import Tensor, nn
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm")
 
 
 def main() -> None:
@@ -33,11 +36,13 @@ def main() -> None:
     args = parser.parse_args()
     if not args.out.parent.is_dir():
         parser.error(f"--out {args.out}: there is no folder {args.out.parent}; make it first")
+    if args.out.suffix not in (".png", ".pdf", ".svg") or args.out.is_dir():
+        parser.error(f"--out {args.out}: expected a file that ends in .png, .pdf or .svg")
     data = load_digits()
     images, classes = torch.tensor(data.images, dtype=torch.float32) / 16, torch.tensor(data.target)
     try:
         model = timm.create_model(args.model, pretrained=True, num_classes=0).eval()
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         parser.error(f"--model {args.model}: {' '.join(str(error).split())[:200]}")
     vectors = F.normalize(embeddings(model, images))
     queries = torch.arange(0, 1800, 6)[:300].clamp(max=len(images) - 1)

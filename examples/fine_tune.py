@@ -1,6 +1,6 @@
 """Fine-tune a network on your images, with adaptive gradient clipping: on a CPU, a GPU, or several.
 
-    pip install 'nfnet-timm[examples]'
+    pip install '.[examples]'     in a clone of nfnet_timm
     python fine_tune.py DATA --model nfnet_f0 --pretrained
     accelerate launch --num_processes 8 fine_tune.py DATA --model nfnet_f0 --pretrained --mixed-precision bf16
 
@@ -13,23 +13,29 @@ class_names.txt, which the line printed at the end publishes.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import set_seed
-from timm.data import create_dataset, create_transform, resolve_model_data_config
-from timm.models import load_checkpoint, resume_checkpoint
-from timm.scheduler import create_scheduler_v2
-from timm.utils import CheckpointSaver, ModelEmaV3
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+MISSING = "error: {} is not installed: `pip install '.[examples]'` in a clone of nfnet_timm"
 
-from nfnet_timm.optim import create_optimizer
+try:
+    import timm
+    import torch
+    import torch.nn.functional as F
+    from accelerate import Accelerator, DataLoaderConfiguration
+    from accelerate.utils import set_seed
+    from timm.data import create_dataset, create_transform, resolve_model_data_config
+    from timm.models import load_checkpoint, resume_checkpoint
+    from timm.scheduler import create_scheduler_v2
+    from timm.utils import CheckpointSaver, ModelEmaV3
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from nfnet_timm.optim import create_optimizer
+except ModuleNotFoundError as error:
+    sys.exit(MISSING.format(error.name))
 
 
 def main() -> None:
@@ -38,7 +44,13 @@ def main() -> None:
     seeded = DataLoaderConfiguration(use_seedable_sampler=True)  # so that the order of the images depends on the epoch
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu, dataloader_config=seeded)
     set_seed(args.seed)
-    images = {split: create_dataset(args.dataset, args.data_dir, split) for split in (args.train_split, args.val_split)}
+    splits = (args.train_split, args.val_split)
+    try:
+        images = {split: create_dataset(args.dataset, args.data_dir, split) for split in splits}
+    except ModuleNotFoundError as error:  # of datasets, which timm imports when it is needed
+        sys.exit(MISSING.format(error.name))
+    except (RuntimeError, OSError, ValueError) as error:  # of timm and of datasets
+        sys.exit(f"error: {args.dataset or args.data_dir}: {' '.join(str(error).split())[:200]}")
     names = class_names(images[args.train_split])
     # `nfnet-timm publish` reads the options, and says on the card what trained.
     args.num_classes, args.model_ema, args.script = len(names), True, "examples/fine_tune.py of nfnet_timm"
@@ -108,6 +120,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from last.pth.tar there, if it is")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     args = parser.parse_args()
+    for name, least in (("img_size", 1), ("batch_size", 1), ("epochs", 1), ("workers", 0), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and not least <= value < 2**31:
+            parser.error(f"--{name.replace('_', '-')} {value}: expected a number from {least} to {2**31 - 1}")
+    for name in ("lr", "clip_factor"):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected a number above 0")
+    if Path(args.output).is_file():
+        parser.error(f"--output {args.output} is a file: expected a folder, new or there")
     if not args.dataset and not (Path(args.data_dir) / args.train_split).is_dir():
         parser.error(
             f"there is no folder {Path(args.data_dir) / args.train_split}: expected one folder in it per class"

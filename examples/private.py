@@ -1,6 +1,6 @@
 """Train a small NF-ResNet on handwritten digits with differential privacy, by DP-SGD with Opacus.
 
-    pip install 'nfnet-timm[privacy,demo]'
+    pip install '.[privacy,demo]'     in a clone of nfnet_timm
     python private.py
     python private.py --epsilon 3 --ghost
 
@@ -13,20 +13,24 @@ that start at one. Prints the accuracy after each epoch and the privacy that was
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import warnings
 from typing import Any
 
-import timm
-import torch
-import torch.nn.functional as F
-from opacus import PrivacyEngine
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from tqdm import tqdm
+try:
+    import timm
+    import torch
+    import torch.nn.functional as F
+    from opacus import PrivacyEngine
+    from sklearn.datasets import load_digits
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader, TensorDataset
+    from tqdm import tqdm
 
-import nfnet_timm.privacy  # noqa: F401  # so that Opacus knows our layers
+    import nfnet_timm.privacy  # noqa: F401  # so that Opacus knows our layers
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: `pip install '.[privacy,demo]'` in a clone of nfnet_timm")
 
 # Of torch, about the first layer, whose input needs no gradient; of Opacus, about the random numbers of an example, and
 # that its bound may be a little above the best one.
@@ -44,8 +48,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--ghost", action="store_true", help="ghost clipping: less memory, as much time")
     args = parser.parse_args()
-    if args.epsilon <= 0 or args.epochs < 1:
-        parser.error(f"--epsilon {args.epsilon} --epochs {args.epochs}: expected more than 0, and at least 1")
+    for name in ("epsilon", "lr"):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"--{name} {getattr(args, name)}: expected a number above 0")
+    if args.epochs < 1 or args.batch_size < 1:
+        parser.error(f"--epochs {args.epochs} --batch-size {args.batch_size}: expected at least 1")
     torch.manual_seed(0)
     train, test, test_classes = digits()
     delta = 1 / len(train) ** 1.1
@@ -57,17 +64,20 @@ def main() -> None:
             nn.init.ones_(p)
     criterion = nn.CrossEntropyLoss()
     engine = PrivacyEngine()
-    private, optimizer, *criteria, loader = engine.make_private_with_epsilon(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.0),
-        data_loader=DataLoader(train, args.batch_size),
-        criterion=criterion,
-        epochs=args.epochs,
-        target_epsilon=args.epsilon,
-        target_delta=delta,
-        max_grad_norm=1.0,
-        grad_sample_mode="ghost" if args.ghost else "hooks",
-    )
+    try:
+        private, optimizer, *criteria, loader = engine.make_private_with_epsilon(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.0),
+            data_loader=DataLoader(train, args.batch_size),
+            criterion=criterion,
+            epochs=args.epochs,
+            target_epsilon=args.epsilon,
+            target_delta=delta,
+            max_grad_norm=1.0,
+            grad_sample_mode="ghost" if args.ghost else "hooks",
+        )
+    except ValueError as error:  # such as a budget that no noise keeps
+        parser.error(f"--epsilon {args.epsilon}: {error}")
     train_privately(private, optimizer, criteria[0] if criteria else criterion, loader, test, test_classes, args.epochs)
     spent = engine.get_epsilon(delta)
     print(

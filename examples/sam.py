@@ -1,6 +1,6 @@
 """Train a small NFNet on handwritten digits with sharpness-aware minimization (SAM) and adaptive gradient clipping.
 
-    pip install 'nfnet-timm[demo]'
+    pip install '.[demo]'     in a clone of nfnet_timm
     python sam.py
 
 The digits are scikit-learn's, 1,797 scans, of which few are used, so that there is something to overfit. Three runs:
@@ -12,18 +12,22 @@ cores.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
 
-import timm
-import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from tqdm import tqdm
+try:
+    import timm
+    import torch
+    import torch.nn.functional as F
+    from sklearn.datasets import load_digits
+    from torch import Tensor, nn
+    from tqdm import tqdm
 
-from nfnet_timm.optim import SAM, create_optimizer
+    from nfnet_timm.optim import SAM, create_optimizer
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm")
 
 Data = tuple[Tensor, Tensor]
 
@@ -35,6 +39,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300, help="to train with, at most 1437 (%(default)s)")
     parser.add_argument("--rho", type=float, default=0.05, help="length of the ascent (%(default)s)")
     args = parser.parse_args()
+    if not 0 < args.rho < math.inf:
+        parser.error(f"--rho {args.rho}: expected a number above 0")
     if args.epochs < 1 or not 50 <= args.images <= 1437:
         parser.error(f"--epochs {args.epochs} --images {args.images}: expected at least 1, and from 50 to 1437")
     train, test = digits(args.images)

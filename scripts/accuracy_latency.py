@@ -22,8 +22,9 @@ import figures
 import timm
 import torch
 import torch.nn.functional as F
-from benchmark import has_cuda, positive
+from benchmark import has_cuda
 from benchmark_networks import autocast, now
+from common import positive
 from matplotlib.figure import Figure
 from timm.optim import create_optimizer_v2
 from tqdm import tqdm

@@ -25,7 +25,7 @@ from typing import Any
 import figures
 import timm
 import torch
-from benchmark import positive
+from common import positive
 from digits_training import accuracy_after_training
 from matplotlib.figure import Figure
 from timm.optim import create_optimizer_v2
@@ -69,12 +69,13 @@ def chosen(model: nn.Module, what: str) -> list[Tensor]:
 
 def main() -> None:
     """Run the grid, then write the figures and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("--ablation", action="store_true", help="what is clipped, at a batch of 256")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], parents=[which])
     parser.add_argument("--full", action="store_true", help="more batch sizes, learning rates and epochs")
-    parser.add_argument("--ablation", action="store_true", help="what is clipped, at a batch of 256")
     parser.add_argument("--seeds", type=positive, default=3, help="(%(default)s)")
     parser.add_argument("--processes", type=positive, default=2, help="runs at a time (%(default)s)")
-    ablation = parser.parse_known_args()[0].ablation
+    ablation = which.parse_known_args()[0].ablation  # before --out, whose default depends on it
     record = figures.run(parser, "agc_ablation" if ablation else "agc_stability", measure, draw)
     for line in lines_of(record):
         for batch in batches_of(record):

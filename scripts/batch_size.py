@@ -22,7 +22,7 @@ from typing import Any
 import figures
 import timm
 import torch
-from benchmark import positive
+from common import positive
 from digits_training import accuracy_after_training
 from matplotlib.figure import Figure
 from torch import nn

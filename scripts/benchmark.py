@@ -24,8 +24,9 @@ import subprocess
 import sys
 import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
+
+from common import add_record, positive, records_file
 
 # Puts a repository as timm publishes it, with random weights, into a Hub cache. In a process of its own, as the peak
 # memory of a process counts from that of its parent.
@@ -81,7 +82,7 @@ def main() -> None:
         command.add_argument("--repeat", type=positive, default=15, help="repetitions of each (%(default)s)")
     for command in (coldstart, agc, forward, train):
         command.add_argument("--size", default="f0", choices=[f"f{i}" for i in range(7)], help="(%(default)s)")
-        command.add_argument("--json", type=Path, help="file to add the figures to")
+        command.add_argument("--json", type=records_file, help="file to add the figures to")
     coldstart.set_defaults(size="f3", device="cpu")
     launches = commands.add_parser("launches", help="operations that a GPU is asked for, counted on any machine")
     launches.add_argument("--size", default="f0", choices=[f"f{i}" for i in range(7)], help="(%(default)s)")
@@ -95,16 +96,12 @@ def main() -> None:
     if args.command in ("launches", "memory"):
         print(predicted(args, parser))
         return
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
     if args.device == "cuda" and not has_cuda():
         parser.error("--device cuda: torch finds no GPU here; leave it out to measure on the CPU")
     record = args.run(args)
     print(markdown(record))
     if args.json:
-        records = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
-        records = [r for r in records if identity(r) != identity(record)]
-        args.json.write_text(json.dumps([*records, record], indent=1) + "\n", encoding="utf-8")
+        add_record(args.json, record, lambda earlier: identity(earlier) == identity(record))
 
 
 def predicted(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
@@ -119,13 +116,6 @@ def predicted(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
     if args.name not in VARIANTS:
         parser.error(f"--name {args.name}: expected one of {', '.join(VARIANTS)}")
     return benchmark_memory.table(args)
-
-
-def positive(text: str) -> int:
-    """Return the number that ``text`` is, of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
 
 
 def has_cuda() -> bool:

@@ -3,6 +3,7 @@
 # hour on two cores. scripts/render_tables.py then puts the figures there.
 #   bash scripts/benchmark_all.sh
 set -euo pipefail
+[[ $# -eq 0 || $1 = -h || $1 = --help ]] || { echo "error: $0 takes no arguments, got: $*" >&2 && exit 2; }
 EXTRAS=test source "$(dirname "$0")/setup_env.sh"
 measure() { python scripts/benchmark.py "$@" --json benchmarks/cpu.json; }
 mkdir -p benchmarks

@@ -4,6 +4,16 @@
 # What ten minutes leave no time for is left out, and said. Writes benchmarks/cuda.json and benchmarks/cuda.md.
 #   bash scripts/benchmark_gpu.sh
 set -euo pipefail
+case "${1:-}" in
+-h | --help)
+    sed -n '/^#!/d; /^[^#]/q; s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+?*)
+    echo "error: $0 takes no arguments, got: $*" >&2
+    exit 2
+    ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$PWD:$PWD/scripts" HF_HUB_OFFLINE=1

@@ -15,6 +15,7 @@ from unittest import mock
 
 import timm
 import torch
+from common import explain_module
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -119,3 +120,7 @@ def table(args: argparse.Namespace) -> str:
         frequent = ", ".join(f"{name} {count}" for name, count in found.names.most_common(8))
         lines.append(f"- {part}: {frequent}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    explain_module(__doc__, "scripts/benchmark.py launches")

@@ -17,6 +17,7 @@ from typing import Any
 import timm
 import torch
 from benchmark_launches import on_a_gpu
+from common import parse_nothing, write_text
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -143,13 +144,14 @@ def table(args: argparse.Namespace) -> str:
 
 def main() -> None:
     """Predict what each NFNet takes, and write it."""
+    parse_nothing(__doc__)
     found = {}
     for i in range(8):
         for way in WAYS[:2]:
             found[f"nfnet_f{i}, {way}"] = footprint(f"nfnet_f{i}", way)
             print(f"nfnet_f{i}, {way}", found[f"nfnet_f{i}, {way}"], flush=True)
     path = Path(__file__).parent.parent / "benchmarks" / "memory.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from common import explain_module
 from timm.layers import Conv2dSame, ScaledStdConv2dSame
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2
@@ -175,3 +176,7 @@ def memory(function: Callable[[], None], device: str) -> dict[str, float]:
         if forward and time_ns < forward[0]:
             kept = total
     return {"peak_mib": peak / 2**20, **({"kept_mib": kept / 2**20} if forward else {})}
+
+
+if __name__ == "__main__":
+    explain_module(__doc__, "scripts/benchmark.py inference or train")

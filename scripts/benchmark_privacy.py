@@ -1,6 +1,6 @@
 """Measures per-sample gradients with Opacus: time beside plain convolutions, and how memory grows with the batch.
 
-    pip install 'nfnet-timm[privacy]'
+    pip install '.[privacy]'                            in a clone
     python scripts/benchmark_privacy.py                 some minutes: dm_nf_resnet50, batch 8, 96 pixels
     python scripts/benchmark_privacy.py --name nfnet_f0 --batch 4
 
@@ -12,27 +12,31 @@ the figures to a file.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from benchmark import positive
 from benchmark_networks import memory
-from opacus import GradSampleModule
-from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from common import add_record, missing, positive, records_file
 from torch import nn
 
-import nfnet_timm.privacy  # noqa: F401  # registers
 from nfnet_timm.layers.squeeze_excite import PixelConv2d
 from nfnet_timm.layers.ws_conv import WSConv2d
+
+try:
+    from opacus import GradSampleModule
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+    import nfnet_timm.privacy  # noqa: F401  # registers
+except ModuleNotFoundError as error:
+    sys.exit(missing(error, "privacy"))
 
 # What torch says of its own hooks where a network's input needs no gradient, as none does.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -45,7 +49,7 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=8, help="images (%(default)s)")
     parser.add_argument("--pixels", type=positive, default=96, help="height and width of the images (%(default)s)")
     parser.add_argument("--repeat", type=positive, default=21, help="repetitions of each (%(default)s)")
-    parser.add_argument("--json", type=Path, help="file to add the figures to")
+    parser.add_argument("--json", type=records_file, help="file to add the figures to")
     args = parser.parse_args()
     if not args.name.startswith(("nfnet_", "dm_nf_")) or not timm.is_model(args.name):
         parser.error(f"--name {args.name}: expected a network of this package, such as nfnet_f0 or dm_nf_resnet50")
@@ -56,9 +60,7 @@ def main() -> None:
     for label, mib in record["growth"].items():
         print(f"{label:38} {mib:6.1f} MiB more at the peak for each image more")
     if args.json:
-        records = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
-        records = [r for r in records if r["what"]["name"] != args.name]
-        args.json.write_text(json.dumps([*records, record], indent=1) + "\n", encoding="utf-8")
+        add_record(args.json, record, lambda earlier: earlier["what"]["name"] == args.name)
 
 
 def ratios(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:

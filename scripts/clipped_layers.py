@@ -16,7 +16,7 @@ import figures
 import timm
 import torch
 import torch.nn.functional as F
-from benchmark import positive
+from common import positive
 from matplotlib.figure import Figure
 from tqdm import tqdm
 

@@ -4,7 +4,6 @@
 #   bash scripts/compat.sh
 set -euo pipefail
 NFNET_TIMM_VENV=${NFNET_TIMM_COMPAT_VENV:-.cache/compat}
-mkdir -p "$(dirname "$0")/../.cache"
 EXTRAS=compat source "$(dirname "$0")/setup_env.sh"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 if [ "${1:-}" = --record ]; then

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from common import explain_module
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
@@ -47,3 +48,7 @@ def accuracy_after_training(
     model.eval()
     with torch.no_grad():
         return float((model(digits.test).argmax(1) == digits.test_classes).float().mean())
+
+
+if __name__ == "__main__":
+    explain_module(__doc__, "scripts/agc_stability.py or scripts/batch_size.py")

@@ -11,10 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from matplotlib.axes import Axes
-from tqdm import tqdm
+from common import explain_module, missing, write_text
+
+from nfnet_timm.hub.folder import written_beside
+
+try:
+    import matplotlib
+    import sklearn  # noqa: F401  # the digits
+    from matplotlib.axes import Axes
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(missing(error, "demo"))
 
 __all__ = ["clean", "in_processes", "run"]
 
@@ -37,17 +45,20 @@ def run(
     parser.add_argument("--from-json", action="store_true", help="draw again from the figures that are there")
     args = parser.parse_args()
     figures, picture = args.out / f"{name}.json", args.out / f"{name}.png"
-    if args.from_json and not figures.exists():
-        parser.error(f"--from-json: there is no {figures}; leave the option out to make it")
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"--out {args.out} is a file: expected a folder, new or there")
+    if args.from_json and not figures.exists():
+        parser.error(f"--from-json: there is no {figures}; leave the option out to make it")
     try:
-        if not args.from_json:
-            record = measure(args)
-            args.out.mkdir(parents=True, exist_ok=True)
-            figures.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        record = json.loads(figures.read_text(encoding="utf-8"))
-        draw(record, picture)
+        text = figures.read_text(encoding="utf-8") if args.from_json else json.dumps(measure(args), indent=1) + "\n"
+        try:
+            record = json.loads(text)  # in any case, so that the same figures give the same picture
+        except ValueError as error:
+            parser.error(f"--from-json: {figures} is not JSON ({error}); leave the option out to make it")
+        with written_beside(picture, overwrite=True) as partial:
+            draw(record, partial)
+            if not args.from_json:
+                write_text(figures, text)
     except KeyboardInterrupt:
         sys.exit("\nstopped; nothing was written")
     print(f"picture: {picture}, figures: {figures}")
@@ -69,3 +80,7 @@ def clean(axes: Axes) -> None:
     """Take away what is not data."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    explain_module(__doc__, "scripts/agc_stability.py or another script that draws")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from common import parse_nothing, write_text
 from torch import nn
 
 from nfnet_timm.formats.haiku_names import from_haiku
@@ -31,6 +32,7 @@ def error(model: nn.Module, reference: str) -> float:
 
 def main() -> None:
     """Measure all, and write the figures with two digits."""
+    parse_nothing(__doc__)
     found: dict[str, float] = {}
     for path in sorted(golden.DATA.glob("nf*[0-9]x[0-9]*.npz")):
         network = path.stem.rsplit("_", 1)[0]
@@ -44,7 +46,7 @@ def main() -> None:
             found["timm, dm_nfnet_f0_64x64"] = error(timms, path.stem)
         print(path.stem, f"{found[path.stem]:.1e}", flush=True)
     rounded = {name: float(f"{value:.1e}") for name, value in found.items()}
-    (ROOT / "benchmarks" / "parity.json").write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
+    write_text(ROOT / "benchmarks" / "parity.json", json.dumps(rounded, indent=2) + "\n")
 
 
 if __name__ == "__main__":

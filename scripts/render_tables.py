@@ -3,9 +3,9 @@
 The tables between comments in README.md and docs, the numbers of lines in docs/inside.md, benchmarks/cpu.md, and the
 cards in hub/cards.
 
-python scripts/render_tables.py            write them
-python scripts/render_tables.py --check    fail if any is not up to date
-python scripts/render_tables.py --measured write the lists of benchmarks alone
+    python scripts/render_tables.py               write them
+    python scripts/render_tables.py --check       fail if any is not up to date
+    python scripts/render_tables.py --measured    only the lists of benchmarks
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import scale
 import timm
 from benchmark import markdown, ratios
 from benchmark_memory import largest_batch
+from common import write_text
 
 from nfnet_timm.hub.card import render_card
 from nfnet_timm.hub.known_model import KnownModel
@@ -217,14 +218,18 @@ def render() -> dict[Path, str]:
 
 def main() -> int:
     """Render, or check, and return the exit status."""
-    files = measured() if "--measured" in sys.argv else render()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if any is not up to date")
+    parser.add_argument("--measured", action="store_true", help="only the lists of benchmarks")
+    args = parser.parse_args()
+    files = measured() if args.measured else render()
     stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
-        if "--check" in sys.argv:
+        if args.check:
             print(f"{path.name} is not up to date: run python scripts/render_tables.py", file=sys.stderr)
         else:
-            path.write_text(files[path], encoding="utf-8")
-    return bool(stale and "--check" in sys.argv)
+            write_text(path, files[path])
+    return bool(stale and args.check)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 from dataclasses import dataclass
 
 import timm
-from benchmark import positive
+from common import positive
 
 from nfnet_timm.hub.published import load_published
 from nfnet_timm.models.variants import VARIANTS

@@ -1,7 +1,15 @@
 # Sourced by the other scripts: a virtual environment in .venv with this package and the extras named by the caller.
 #   EXTRAS=test source scripts/setup_env.sh
 # PYTHON picks the interpreter (3.10 or newer), NFNET_TIMM_VENV another place for the environment.
+# With --help, the calling script prints the comment that begins it.
 
+case "${1:-}" in
+-h | --help)
+    sed -n '/^#!/d; /^[^#]/q; s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+esac
+: "${EXTRAS:?name the extras to install: EXTRAS=test source scripts/setup_env.sh}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 venv=${NFNET_TIMM_VENV:-.venv}

@@ -17,7 +17,7 @@ from typing import Any
 import figures
 import timm
 import torch
-from benchmark import positive
+from common import positive
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm

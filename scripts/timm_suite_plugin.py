@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 import pytest
+from common import explain_module
 
 from nfnet_timm.models.variants import VARIANTS
 
@@ -74,3 +75,7 @@ def _adopt_names(module: Any) -> None:
 
     module._create_optimizer = create_deterministic
     module.adopted = True
+
+
+if __name__ == "__main__":
+    explain_module(__doc__, "scripts/timm_suite.sh")

@@ -7,8 +7,19 @@
 # TWO_HOSTS names them, so that several pairs may be there at a time.
 set -euo pipefail
 name=${TWO_HOSTS:-nfnet}
+usage() {
+    sed -n '/^#!/d; /^[^#]/q; s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+}
+host() { # of an argument
+    [[ ${1:-} = [01] ]] || { echo "error: host '${1:-}': expected 0 or 1" >&2 && usage; }
+}
 case "${1:-}" in
+-h | --help)
+    (usage) 2>&1 || true
+    ;;
 up)
+    [ $# -eq 1 ] || usage
     for host in 0 1; do
         ip netns add "$name$host"
     done
@@ -20,21 +31,25 @@ up)
     done
     ;;
 on)
+    host "${2:-}"
+    [ $# -gt 2 ] || usage
     host=$2
     shift 2
     GLOO_SOCKET_IFNAME="$name-$host" exec ip netns exec "$name$host" "$@"
     ;;
 kill)
+    host "${2:-}"
+    [ $# -eq 2 ] || usage
     ip netns pids "$name$2" | xargs --no-run-if-empty kill -KILL
     ;;
 down)
+    [ $# -eq 1 ] || usage
     for host in 0 1; do
         ip netns pids "$name$host" 2>/dev/null | xargs --no-run-if-empty kill -KILL || true
         ip netns delete "$name$host" 2>/dev/null || true
     done
     ;;
 *)
-    sed -n 's/^# \{0,1\}//p' "$0" | sed 1d
-    exit 2
+    usage
     ;;
 esac

@@ -76,3 +76,12 @@ def test_nothing_is_explained_that_is_not_said():
     said = list(messages())
     timms = "No pretrained weights exist"
     assert [by for by in EXPLAINED if not by.startswith(timms) and not any(is_explained(m, by) for m in said)] == []
+
+
+def test_nobody_is_told_to_install_from_a_package_index():
+    """It is on none yet: a command there would find nothing, or another package."""
+    folders = ("docs", "examples", "hub", "nfnet_timm", "scripts")
+    pages = [*PAGES, *(page for folder in folders for page in (ROOT / folder).rglob("*.*"))]
+    texts = {page: page.read_text() for page in pages if page.suffix in (".md", ".py", ".sh", ".toml", ".yaml")}
+    found = [page for page, text in texts.items() if re.search(r"pip install[^\n]* '?nfnet[-_]timm", text)]
+    assert found == []

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -118,3 +119,15 @@ def test_each_network_is_measured_and_a_later_run_takes_the_place_of_an_earlier(
     assert [row["network"] for row in record["rows"]] == networks
     assert all(len(row["milliseconds"]) == 2 and min(row["milliseconds"]) > 0 for row in record["rows"])
     assert f"torch {torch.__version__}" in capsys.readouterr().out
+
+
+def test_runs_that_end_at_the_same_time_lose_no_figures(tmp_path):
+    from common import add_record
+
+    file = tmp_path / "figures.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: add_record(file, {"run": i}, lambda earlier: False), range(16)))
+    assert sorted(record["run"] for record in json.loads(file.read_text())) == list(range(16))
+    add_record(file, {"run": "last"}, lambda earlier: earlier["run"] != 3)
+    assert json.loads(file.read_text()) == [{"run": 3}, {"run": "last"}]
+    assert list(tmp_path.iterdir()) == [file]
