@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nfnet_timm.kernels.clip import unit_length
+from nfnet_timm.kernels.clip import Clipping, settings_of_each, unit_length
 
 __all__ = ["clip_"]
 
@@ -73,19 +73,14 @@ def clip_kernel(
             tl.store(grad + at + cols, (g * ratio).to(GRAD), mask=inside)
 
 
-def clip_(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    clip_factors: list[float],
-    eps: list[float],
-    grad_scale: Tensor | None,
-) -> None:
-    """Clip all tensors; a launch for each pair of dtypes and each setting."""
-    alike: dict[tuple[torch.dtype, torch.dtype, float, float], list[int]] = {}
-    for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+def clip_(weights: list[Tensor], grads: list[Tensor], settings: list[float], grad_scale: Tensor | None) -> None:
+    """Clip all tensors; a launch for each pair of dtypes and each ``Clipping``."""
+    alike: dict[tuple[torch.dtype, torch.dtype, tuple[float, ...]], list[int]] = {}
+    for i, (w, g, own) in enumerate(zip(weights, grads, settings_of_each(settings), strict=True)):
         if g.numel():
-            alike.setdefault((w.dtype, g.dtype, clip_factors[i], eps[i]), []).append(i)
-    for (weight_dtype, grad_dtype, clip_factor, least), members in alike.items():
+            alike.setdefault((w.dtype, g.dtype, own), []).append(i)
+    for (weight_dtype, grad_dtype, own), members in alike.items():
+        clipping = Clipping(*own)
         entries, units = [], 0
         for i in members:
             length = unit_length(weights[i])
@@ -96,8 +91,8 @@ def clip_(
         clip_kernel[(units,)](
             table,
             len(members),
-            clip_factor,
-            least,
+            clipping.clip_factor,
+            clipping.clip_eps,
             table if grad_scale is None else grad_scale.float(),
             HAS_SCALE=grad_scale is not None,
             WEIGHT=_DTYPES[weight_dtype],
