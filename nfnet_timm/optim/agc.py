@@ -67,9 +67,9 @@ def adaptive_clip_grad_(
 
     ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` per unit; see ``unitwise_norm`` for units. All parameters
     that are passed are clipped: leave out the classifier's weight, as the authors do; they clip its bias. Norms are
-    at least float32. Parameters that are sharded over processes on dim 0 (FSDP2) get the same result: each process clips
-    its own rows, and the norms of all vectors take one collective. On a GPU with Triton this is one launch; on a GPU
-    without, units of one length are copied into one matrix for the time of the call.
+    at least float32. Parameters that are sharded over processes on dim 0 (FSDP2) get the same result: each process
+    clips its own rows, and the norms of all vectors take one collective. On a GPU with Triton this is one launch; on a
+    GPU without, units of one length are copied into one matrix for the time of the call.
 
     Args:
         clip_factor: Largest ratio of gradient norm to weight norm (lambda in the paper); 0.01 suits batches of 1024
