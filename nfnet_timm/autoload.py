@@ -63,11 +63,12 @@ def _load(group: str, module: ModuleType) -> None:
     _loaded.add(group)
     ours = EntryPoint("nfnet_timm", OURS[group], group)
     for plugin in {plugin.value: plugin for plugin in (ours, *entry_points(group=group))}.values():
-        if plugin.value == ours.value and _is_too_old(sys.modules["timm"].__version__):
+        timm_version = getattr(sys.modules["timm"], "__version__", "0")
+        if plugin.value == ours.value and _is_too_old(timm_version):
             if len(_loaded) == 1:  # one warning for both groups
                 _warn(
-                    f"nfnet_timm does nothing, as timm is {sys.modules['timm'].__version__}: expected {OLDEST_TIMM} or "
-                    "newer. Try `pip install --upgrade timm`"
+                    f"nfnet_timm does nothing, as timm is {timm_version}: expected {OLDEST_TIMM} or newer. Try "
+                    "`pip install --upgrade timm`"
                 )
             continue
         try:

@@ -1,21 +1,21 @@
-"""Adaptive gradient clipping of many tensors: one operation on a GPU, torch's operations elsewhere.
+"""Adaptive gradient clipping of many tensors: one kernel on a GPU with Triton, torch's operations elsewhere.
 
-``nfnet_timm::clip_`` has an implementation in Triton, and one of torch's operations for a GPU without Triton. Source of
-the rule: arXiv 2102.06171, section 4.
+On the meta device, or under a dispatch mode, the operation ``nfnet_timm::clip_`` counts as one. Source of the rule:
+arXiv 2102.06171, section 4.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from nfnet_timm.kernels.check import has_right_kernel
 from nfnet_timm.kernels.dispatch import is_on_a_device
-from nfnet_timm.kernels.torch_private import foreach_copy_
+from nfnet_timm.kernels.torch_private import foreach_copy_, has_dispatch_modes
 
 __all__ = ["CLIP_EPS", "CLIP_FACTOR", "Clipping", "clip_", "is_dense", "is_one_unit", "settings_of_each", "unit_norm"]
 
@@ -75,8 +75,16 @@ def clip_(weights: list[Tensor], grads: list[Tensor], clippings: list[Clipping],
     All tensors are on one device and dense, see ``is_dense``; ``unitwise_norm`` defines a unit.
     """
     settings = [value for clipping in clippings for value in clipping]
-    by: Any = torch.ops.nfnet_timm.clip_ if is_on_a_device(grads[0]) else clip_by_torch_
-    by(weights, grads, settings, grad_scale)
+    first = grads[0]
+    if not is_on_a_device(first):
+        clip_by_torch_(weights, grads, settings, grad_scale)
+    elif first.is_cuda and not has_dispatch_modes() and has_right_kernel("clip", first.device):
+        from nfnet_timm.kernels import clip_triton  # not above: it needs Triton
+
+        with torch.cuda.device(first.device):  # Triton launches on the current device
+            clip_triton.clip_(weights, grads, settings, grad_scale)
+    else:
+        torch.ops.nfnet_timm.clip_(weights, grads, settings, grad_scale)
 
 
 def settings_of_each(settings: list[float]) -> list[tuple[float, ...]]:
@@ -151,12 +159,3 @@ def _(*args: Any) -> None:
 
 
 torch.library.impl("nfnet_timm::clip_", "CompositeExplicitAutograd", clip_by_torch_)
-
-if find_spec("triton") is not None:
-
-    @torch.library.impl("nfnet_timm::clip_", "CUDA")
-    def _(weights: list[Tensor], grads: list[Tensor], *settings: Any) -> None:
-        from nfnet_timm.kernels import clip_triton  # not above: it takes a GPU
-
-        with torch.cuda.device_of(grads[0]):  # Triton launches on the current device
-            clip_triton.clip_(weights, grads, *settings)

@@ -141,3 +141,12 @@ def test_more_tensors_than_a_halving_of_the_table_are_each_found():
         clip_triton.clip_(weights, grads, [0.5, 1e-3] * count, None)
         for weight, grad in zip(weights, grads, strict=True):
             torch.testing.assert_close(grad, 0.5 * weight)
+
+
+@runs_kernels
+def test_the_first_use_finds_every_kernel_right():
+    from nfnet_timm.kernels.check import KERNELS, compare
+
+    for name in KERNELS:
+        result = compare(name, torch.device(DEVICE))
+        assert result.is_right, f"{name}: {result}"
