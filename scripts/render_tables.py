@@ -1,6 +1,6 @@
 """Renders what is made from hub/checkpoints.toml, the networks themselves and what was measured in benchmarks/.
 
-The tables between comments in README.md and docs, the numbers of lines in docs/inside.md, and the cards in hub/cards.
+The tables between comments in README.md and docs, and the cards in hub/cards.
 
 python scripts/render_tables.py            write them
 python scripts/render_tables.py --check    fail if any is not up to date
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -114,19 +113,6 @@ def insert(text: str, name: str, table: str) -> str:
     return head + begin + table + end + rest.split(end)[1]
 
 
-def number_lines(text: str) -> str:
-    """Return ``text`` with the number of its line in each link to one: [`the line`](../path#L0)."""
-
-    def number(link: re.Match[str]) -> str:
-        lines = (ROOT / link[2]).read_text(encoding="utf-8").splitlines()
-        found = [i for i, line in enumerate(lines, start=1) if link[1] in line]
-        if not found:
-            raise ValueError(f"docs/inside.md: {link[2]} has no line with {link[1]!r}")
-        return f"[`{link[1]}`](../{link[2]}#L{found[0]})"
-
-    return re.sub(r"\[`([^`]+)`\]\(\.\./([^#)]+)#L\d+\)", number, text)
-
-
 def batches_table(footprints: dict[str, dict[str, float]]) -> str:
     """Return the table of the largest batches, from what scripts/benchmark_memory.py predicted."""
     rows = []
@@ -182,8 +168,6 @@ def render() -> dict[Path, str]:
         for name, content in named.items():
             text = insert(text, name, content)
         files[ROOT / page] = text
-    inside = ROOT / "docs" / "inside.md"
-    files[inside] = number_lines(inside.read_text(encoding="utf-8"))
     published = load_published()
     for checkpoint in published["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
