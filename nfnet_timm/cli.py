@@ -9,13 +9,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from nfnet_timm.installation import to_install
+from nfnet_timm.recipes import recipe
 
 if TYPE_CHECKING:
     from nfnet_timm.hub.known_model import KnownModel
@@ -183,10 +183,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> None:
-    recipes = {Path(file.name).stem: file for file in files("nfnet_timm").joinpath("recipes").iterdir()}
-    if args.name not in recipes:
-        raise ValueError(f"no recipe for {args.name!r}: expected one of {', '.join(sorted(recipes))}")
-    print(recipes[args.name].read_text(), end="")
+    print(recipe(args.name), end="")
 
 
 def _download(args: argparse.Namespace) -> None:
