@@ -23,7 +23,8 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nfnet_timm.hub.folder import save_folder
+from nfnet_timm.hub.folder import save_folder, written_beside
+from nfnet_timm.hub.lock import locked
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.optim.agc import adaptive_clip_grad_
 
@@ -65,16 +66,35 @@ class Curves:
 def run(out: Path, epochs: int, overwrite: bool = False) -> None:
     """Run the whole demo and leave curves.png and model/ in ``out``.
 
+    Then classify a photograph with pretrained weights, if they can be loaded. While another run writes ``out``, this
+    one waits.
+
     Raises:
         ValueError: If ``out`` has results and ``overwrite`` is not set, before anything is trained.
+        OSError: If ``out`` cannot be written.
     """
-    there = [str(path) for path in (out / "curves.png", out / "model") if path.exists()]
-    if there and not overwrite:
-        raise ValueError(
-            f"{' and '.join(there)} would be replaced: pass --overwrite to do so, or choose another folder with --out"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    _list_networks()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: expected a folder, name one with --out")
+    with locked(out):
+        existing = [str(path) for path in (out / "curves.png", out / "model") if path.exists()]
+        if existing and not overwrite:
+            raise ValueError(
+                f"{' and '.join(existing)} would be replaced: pass --overwrite to do so, or choose another folder with "
+                "--out"
+            )
+        _list_networks()
+        _compare(out, epochs, overwrite)
+    _classify_photo()
+    print(
+        "\nNext:\n"
+        '  timm.create_model("nfnet_f0", pretrained=True, num_classes=YOURS)    fine-tune the released weights\n'
+        "  nfnet-timm convert F0_haiku.npz --out nfnet_f0                       use the authors' own file\n"
+        "  README.md                                                            all networks, figures, caveats"
+    )
+
+
+def _compare(out: Path, epochs: int, overwrite: bool) -> None:
+    """Train without and with clipping; write the curves and the second model, and load it again."""
     digits = load_images()
     print(
         f"\nTraining a small NFNet on {len(digits.train)} handwritten digits, testing on {len(digits.test)}; "
@@ -84,11 +104,11 @@ def run(out: Path, epochs: int, overwrite: bool = False) -> None:
     model, clipped = _train(digits, epochs, clip_factor=CLIP_FACTOR)
     for label, curves in (("without AGC", plain), ("with AGC", clipped)):
         print(f"  {label:12} test accuracy {curves.accuracies[-1]:6.1%}, last loss {curves.losses[-1]:.3g}")
-    _plot(plain, clipped, out / "curves.png")
-    print(f"Curves: {out / 'curves.png'}")
-
     folder = out / "model"
-    save_folder(model, folder, ARGS, overwrite=overwrite)
+    with written_beside(out / "curves.png", overwrite) as curves_file:  # an interrupted run leaves neither
+        _plot(plain, clipped, curves_file)
+        save_folder(model, folder, ARGS, overwrite=overwrite)
+    print(f"Curves: {out / 'curves.png'}")
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         logits, again = model(digits.test), loaded(digits.test)
@@ -99,14 +119,6 @@ def run(out: Path, epochs: int, overwrite: bool = False) -> None:
     )
     if not identical:
         raise ValueError(f"the loaded model's logits differ by up to {(logits - again).abs().max():.3g}, expected 0")
-
-    _classify_photo()
-    print(
-        "\nNext:\n"
-        '  timm.create_model("nfnet_f0", pretrained=True, num_classes=YOURS)    fine-tune the released weights\n'
-        "  nfnet-timm convert F0_haiku.npz --out nfnet_f0                       use the authors' own file\n"
-        "  README.md                                                            all networks, figures, caveats"
-    )
 
 
 def _list_networks() -> None:
@@ -204,13 +216,31 @@ def _plot(plain: Curves, clipped: Curves, path: Path) -> None:
 
 
 def _classify_photo() -> None:
-    repo = "timm/dm_nfnet_f0.dm_in1k"
-    if not isinstance(try_to_load_from_cache(repo, "model.safetensors"), str):
+    """Classify a photograph with pretrained weights; whatever keeps them away is reported and raises nothing."""
+    repo, file = "timm/dm_nfnet_f0.dm_in1k", "model.safetensors"
+    if not isinstance(try_to_load_from_cache(repo, file), str):
         try:
-            get_hf_file_metadata(hf_hub_url(repo, "model.safetensors"), timeout=5)
-        except Exception as error:  # whatever the network does wrong, the demo goes on
+            size = get_hf_file_metadata(hf_hub_url(repo, file), timeout=5).size or 0
+        except Exception as error:
             print(f"The Hub cannot be reached ({type(error).__name__}): no photograph is classified.")
             return
+        print(
+            f"Downloading pretrained weights, {size / 1e6:.0f} MB, to classify a photograph. Ctrl-C skips this, and "
+            "so does HF_HUB_OFFLINE=1.",
+            flush=True,
+        )
+    try:
+        print(f"The pretrained nfnet_f0 on scikit-learn's photograph china.jpg: {_guesses()}.")
+    except KeyboardInterrupt as error:
+        if error.args:  # SIGTERM or SIGHUP
+            raise
+        print("Skipped: no photograph is classified.")
+    except Exception as error:  # of the network, of the Hub's client, or of a damaged file in its cache
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        print(f"The pretrained weights cannot be loaded ({reason}): no photograph is classified.")
+
+
+def _guesses() -> str:
     from PIL import Image
 
     model = timm.create_model("nfnet_f0", pretrained=True).eval()
@@ -219,5 +249,4 @@ def _classify_photo() -> None:
     with torch.no_grad():
         probabilities, classes = model(transform(photo).unsqueeze(0)).softmax(1)[0].topk(3)
     names = [ImageNetInfo().index_to_description(int(i)).split(",")[0] for i in classes]
-    guesses = ", ".join(f"{name} {p:.0%}" for name, p in zip(names, probabilities.tolist(), strict=True))
-    print(f"The pretrained nfnet_f0 on scikit-learn's photograph china.jpg: {guesses}.")
+    return ", ".join(f"{name} {p:.0%}" for name, p in zip(names, probabilities.tolist(), strict=True))

@@ -1,0 +1,125 @@
+"""The demo's results stand whatever happens while it fetches pretrained weights."""
+
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+from hub_server import Fault
+
+from nfnet_timm import demo
+from nfnet_timm.cli import main
+
+REPO = "timm/dm_nfnet_f0.dm_in1k"
+GET = ("GET", r"/resolve/.*/model.safetensors")
+
+
+@pytest.fixture
+def run(hub, tmp_path, monkeypatch, capfd):
+    """Run a demo of a few images; return its exit status, and what it printed."""
+    digits = demo.load_images()
+    few = replace(
+        digits,
+        train=digits.train[:64],
+        train_classes=digits.train_classes[:64],
+        test=digits.test[:64],
+        test_classes=digits.test_classes[:64],
+    )
+    monkeypatch.setattr(demo, "load_images", lambda: few)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits before it tries again
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        status = main(["demo", "--epochs", "1", *arguments])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def are_complete(folder):
+    assert sorted(p.name for p in folder.iterdir()) == ["curves.png", "model"]
+    assert sorted(p.name for p in (folder / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        None,  # a file that is no safetensors file
+        Fault(*GET, "half", times=99),
+        Fault(*GET, "short", times=99),
+        Fault(*GET, 500, times=99),
+        Fault(*GET, "lost", times=99),
+        Fault("HEAD", ".*", 500, times=99),
+        Fault("HEAD", ".*", "lost", times=99),
+    ],
+    ids=["garbage", "cut", "short", "error 500", "lost", "no answer to HEAD", "HEAD lost"],
+)
+def test_whatever_the_network_does_the_results_stand(hub, run, tmp_path, fault):
+    hub.push(REPO, "model.safetensors", b"x" * 3_000_000)
+    hub.push(REPO, "config.json", b"{}")
+    hub.faults += [fault] if fault else []
+    status, out, error = run()
+    assert status == 0
+    assert "Traceback" not in error
+    assert "no photograph is classified" in out
+    assert out.rstrip().endswith("caveats")
+    are_complete(tmp_path / "nfnet-demo")
+
+
+def test_a_missing_repo_is_no_failure(run, tmp_path):
+    assert run()[0] == 0
+    are_complete(tmp_path / "nfnet-demo")
+
+
+def test_size_and_the_way_to_skip_it_are_announced_before_the_download(hub, run):
+    announced = []
+    hub.push(REPO, "model.safetensors", b"x" * 3_000_000)
+    hub.faults.append(Fault(*GET, lambda: announced.append("GET")))
+    _, out, _ = run()
+    assert announced == ["GET"]
+    assert "3 MB" in out
+    assert "Ctrl-C" in out
+    assert "HF_HUB_OFFLINE" in out
+
+
+@pytest.mark.parametrize(("how", "status"), [("SIGINT", 0), ("SIGTERM", 143)])
+def test_an_interrupted_download_gives_no_advice_that_fails(hub, run, tmp_path, how, status):
+    """Ctrl-C skips the photograph; SIGTERM ends the program."""
+
+    def interrupt():
+        signal.pthread_kill(threading.main_thread().ident, getattr(signal, how))
+
+    hub.push(REPO, "model.safetensors", b"x" * 3_000_000)
+    hub.faults.append(Fault(*GET, interrupt, times=9))
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests
+    try:
+        found, out, error = run()
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert found == status
+    assert "same command" not in out + error
+    are_complete(tmp_path / "nfnet-demo")
+
+
+def test_ctrl_c_while_training_leaves_nothing_in_the_way_of_the_next_run(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr(demo, "save_folder", interrupt)
+        assert run()[0] == 130
+    assert list((tmp_path / "nfnet-demo").iterdir()) == []
+    assert run()[0] == 0
+    assert run()[0] == 1
+    assert run("--overwrite")[0] == 0
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(run, tmp_path):
+    (tmp_path / "nfnet-demo").touch()
+    status, _, error = run()
+    assert status == 1
+    assert "nfnet-demo" in error
+    assert error.count("\n") == 1
+    assert os.path.getsize(tmp_path / "nfnet-demo") == 0
