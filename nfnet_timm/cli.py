@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -37,14 +38,21 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has read enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE
-    except (ValueError, OSError, ModuleNotFoundError, SafetensorError) as error:
-        print(f"nfnet-timm: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        print(f"nfnet-timm: error: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         with suppress(OSError):  # after SIGHUP there may be no terminal to print to
             print(f"nfnet-timm: interrupted{args.again}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message of an error of any library, without line breaks, colours and other codes for terminals."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
 
 
 @contextmanager

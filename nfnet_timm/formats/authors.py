@@ -27,7 +27,8 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict in one of the authors' files, or in the directory of an Orbax checkpoint.
 
     Raises:
-        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``) or holds no network (see ``from_haiku``).
+        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``), holds no network (see ``from_haiku``) or
+            an array without values.
         OSError: If there is nothing, or it cannot be opened.
         ModuleNotFoundError: If it takes ``orbax-checkpoint``, and that is not installed.
     """
@@ -35,6 +36,10 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     read = next((read for is_it, read in _FORMATS if is_it(path)), read_tree)
     tree = read(path)
     try:
+        for module, params in tree.items():
+            for name, array in params.items():
+                if not array.size:
+                    raise ValueError(f"{module}/{name} has shape {array.shape}: expected sizes of at least 1")
         return from_haiku(tree)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

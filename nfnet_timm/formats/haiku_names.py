@@ -40,14 +40,16 @@ _OUTER = {
 # The root module, and the name of its blocks.
 _ROOTS = {"NFNet": "nf_block", "NF_ResNet": "nf_res_block", "NF_RegNet": "nf_block"}
 _PARAMS = {"w": "weight", "b": "bias", "gain": "gain", "bias": "bias"}
+_LINEAR = ("fc", "fc1", "fc2")  # end our names of modules whose weight is a matrix; others have kernels
+_DIMS = {"w": 4, "b": 1, "gain": 1, "bias": 1, "skip_gain": 0}
 
 
 def from_haiku(tree: Tree) -> dict[str, Tensor]:
     """Return the state dict of ``tree``: our names, OIHW and OI layouts, new float32 tensors.
 
     Raises:
-        ValueError: If an array has a name that none of the three networks has, two would get the same name, or one has
-            values that are NaN or infinite.
+        ValueError: If an array has a name or a number of dimensions that none of the three networks has, two would get
+            the same name, or one has values that are NaN or infinite.
     """
     roots = {module.split("/")[0] for module in tree}
     if len(roots) != 1 or not roots <= set(_ROOTS):
@@ -64,6 +66,9 @@ def from_haiku(tree: Tree) -> dict[str, Tensor]:
                 name = f"{ours}.{_PARAMS[param]}"
             else:
                 raise ValueError(f"surplus array {module}/{param}: expected the parameters {', '.join(_PARAMS)}")
+            dims = 2 if param == "w" and ours.endswith(_LINEAR) else _DIMS[param]
+            if array.ndim != dims:
+                raise ValueError(f"{module}/{param} has shape {array.shape}: expected {dims} dimensions")
             if name in found:
                 raise ValueError(f"two arrays for {name}, the second is {module}/{param}")
             found[name] = f"{module}/{param}", array
@@ -100,21 +105,22 @@ def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
     Half-precision arrays become the float32 ones of the same value.
 
     Raises:
-        ValueError: If an array has a name that none of the three networks has, or is of a type that float32 cannot
-            hold.
+        ValueError: If an array has a name or a number of dimensions that none of the three networks has, or is of a
+            type that float32 cannot hold.
     """
     root = "NFNet" if "stem.conv1.weight" in state_dict else "NF_ResNet"
     if root == "NF_ResNet" and "final_conv.weight" in state_dict:
         root = "NF_RegNet"
-    blocks = sorted({tuple(map(int, key.split(".")[1:3])) for key in state_dict if key.startswith("stages.")})
+    matches = (re.match(r"stages\.(\d+)\.(\d+)\.", key) for key in state_dict)
+    blocks = sorted({(int(match[1]), int(match[2])) for match in matches if match})
     index = {f"stages.{stage}.{block}": i for i, (stage, block) in enumerate(blocks)}
     outer = {ours: haiku for haiku, ours in _OUTER.items()}
     inner = {ours: haiku for haiku, ours in _BLOCK.items()}
     tree: Tree = {}
     for key, tensor in state_dict.items():
-        ours, param = key.rsplit(".", 1)
+        ours, _, param = key.rpartition(".")
         block = ".".join(ours.split(".")[:3])
-        linear = ours.endswith(("fc", "fc1", "fc2"))
+        linear = ours.endswith(_LINEAR)
         try:
             if ours in outer:
                 module = f"{root}/~/{outer[ours]}"
@@ -132,6 +138,11 @@ def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(f"{key} is {kind}: expected float32, or bfloat16 or float16, which it can hold")
+        # Squeeze-excite has kernels of one pixel here, and timm's gains are (O, 1, 1, 1).
+        dims = {_DIMS[param], *((2,) if linear and param == "w" else (4,) if param == "gain" else ())}
+        if tensor.dim() not in dims:
+            expected = " or ".join(map(str, sorted(dims)))
+            raise ValueError(f"{key} has shape {tuple(tensor.shape)}: expected {expected} dimensions")
         tree.setdefault(module, {})[param] = _to_numpy(tensor.float(), param, linear)
     return tree
 

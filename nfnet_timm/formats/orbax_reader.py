@@ -7,6 +7,10 @@ directories, which are not at hand.
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,9 @@ from nfnet_timm.installation import to_install
 
 __all__ = ["is_orbax", "read_orbax"]
 
-# Of these, each version of Orbax has written some.
+# Each version of Orbax writes some of these.
 _MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint")
+_MOST_BYTES = 2**33  # of all arrays; those of F7+, the largest network, take 3.1 GiB
 
 
 def is_orbax(path: Path) -> bool:
@@ -40,25 +45,79 @@ def read_orbax(path: Path) -> Tree:
         raise ModuleNotFoundError(
             f"{path} is an Orbax checkpoint, and {error.name} is not installed: {to_install('orbax')}"
         ) from None
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(path.absolute()).item_metadata.tree
+    for other in path.rglob("*"):
+        if not (other.is_file() or other.is_dir()):  # Orbax would wait for a pipe
+            raise ValueError(f"{path} is not read: {other} is no file and no directory")
+    with _late_callbacks_ignored(), ocp.PyTreeCheckpointer() as checkpointer:
+        with _errors_of_orbax(path):
+            saved = checkpointer.metadata(path.absolute()).item_metadata
+        if saved is None:
+            raise ValueError(
+                f"{path} cannot be read as an Orbax checkpoint: its metadata in _METADATA or of one of its "
+                "arrays are missing or damaged. Copy it again"
+            )
+        _check(saved.tree, jax.tree.leaves(saved.tree), path)
+        with _errors_of_orbax(path):
             # As NumPy's, whatever devices they were saved from.
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
             tree: Any = checkpointer.restore(path.absolute(), restore_args=as_numpy)
+    return {
+        module: {name: np.asarray(array) for name, array in params.items()} for module, params in tree["params"].items()
+    }
+
+
+@contextmanager
+def _late_callbacks_ignored() -> Iterator[None]:
+    """Keep TensorStore's threads from printing tracebacks after an error.
+
+    Orbax closes its event loop at the first array that cannot be read. Each read that ends later than that raises in a
+    thread, which nobody can catch.
+    """
+    report = sys.unraisablehook
+
+    def ignore(raised: sys.UnraisableHookArgs) -> None:
+        if "Event loop is closed" not in str(raised.exc_value):
+            report(raised)
+
+    sys.unraisablehook = ignore
+    yield
+    sys.unraisablehook = report  # not after an error
+
+
+@contextmanager
+def _errors_of_orbax(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # whatever Orbax, TensorStore and their formats raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{path} cannot be read as an Orbax checkpoint: {reason}") from None
+
+
+def _check(tree: Any, leaves: list[Any], path: Path) -> None:
+    """Raise unless the metadata describe a tree of float32 arrays that fits in memory, before any array is read."""
     if not isinstance(tree, dict) or not isinstance(tree.get("params"), dict):
         keys = ", ".join(sorted(map(str, tree))[:5]) if isinstance(tree, dict) else type(tree).__name__
         raise ValueError(f"{path} holds {keys or 'nothing'}: expected 'params' and 'state', as jax_privacy saves them")
-    out: Tree = {}
     for module, params in tree["params"].items():
-        if not isinstance(params, dict):
-            raise ValueError(f"{path}: {module!r} holds a {type(params).__name__}: expected a dict of parameters")
+        if not isinstance(module, str) or not isinstance(params, dict):
+            raise ValueError(f"{path}: {module!r} holds a {_kind(params)}: expected a dict of parameters")
         for name, array in params.items():
-            if getattr(array, "dtype", None) != np.float32:
-                kind = getattr(array, "dtype", type(array).__name__)
-                raise ValueError(f"{path}: {module}/{name} is {kind}: expected float32")
-        out[module] = {name: np.asarray(array) for name, array in params.items()}
-    return out
+            dtype = getattr(array, "dtype", None)
+            if not isinstance(name, str) or dtype != np.float32:
+                raise ValueError(f"{path}: {module}/{name} is {dtype or _kind(array)}: expected float32")
+    needed = sum(_bytes(leaf) for leaf in leaves)
+    if needed > _MOST_BYTES:
+        raise ValueError(f"{path} is not read: its arrays need {needed:,} bytes, expected at most {_MOST_BYTES:,}")
+
+
+def _kind(saved: Any) -> str:
+    """Return the type of what metadata describe."""
+    name = type(saved).__name__
+    return "ndarray" if name == "ArrayMetadata" else name.removesuffix("Metadata")
+
+
+def _bytes(leaf: Any) -> int:
+    """Return how many bytes reading an array takes: all of it, or one chunk if chunks are larger."""
+    chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None)
+    sizes = (math.prod(getattr(leaf, "shape", None) or ()), math.prod(chunk or ()))
+    return max(sizes) * np.dtype(getattr(leaf, "dtype", None)).itemsize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import timm
 from safetensors.torch import load_file
 
 from nfnet_timm.formats.haiku_names import to_haiku
@@ -11,6 +12,7 @@ from nfnet_timm.formats.haiku_reader import Tree
 from nfnet_timm.formats.haiku_writer import write_tree
 from nfnet_timm.hub.folder import save_folder, written_beside
 from nfnet_timm.hub.known_model import KnownModel, open_authors
+from nfnet_timm.models.infer import check_state_dict, infer_variant
 
 __all__ = ["convert_to_file", "convert_to_folder"]
 
@@ -34,14 +36,20 @@ def convert_to_file(folder: Path, file: Path, overwrite: bool = False) -> Tree:
     Half-precision weights become the float32 of the same value.
 
     Raises:
-        ValueError: If the folder has no model.safetensors or other arrays than the authors' networks, or the file is
-            there and ``overwrite`` is not set.
+        ValueError: If the folder has no model.safetensors, or its arrays are not those of one of the authors' networks,
+            or the file exists and ``overwrite`` is not set.
         OSError: If it cannot be written; what was there is as it was.
     """
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise ValueError(f"{folder} has no model.safetensors: expected a folder written by `nfnet-timm convert`")
-    tree = to_haiku(load_file(weights))
+    state_dict = load_file(weights)
+    try:
+        tree = to_haiku(state_dict)
+        name, arguments = infer_variant(state_dict)
+        check_state_dict(state_dict, timm.create_model(name, device="meta", **arguments), name)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from None
     with written_beside(file, overwrite) as partial:
         write_tree(tree, partial)
     return tree

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
+from nfnet_timm.cli import main
 from nfnet_timm.formats.authors import load_state_dict
 from nfnet_timm.formats.haiku_names import from_haiku, to_haiku
 from nfnet_timm.formats.haiku_reader import read_tree
@@ -158,3 +160,66 @@ def test_a_file_of_another_variant_names_both():
     file = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
     with pytest.raises(ValueError, match=r"nfnet_tiny_haiku_2021.npz: .*does not fit nfnet_f1.*depths=\(1, 2, 2, 1\)"):
         timm.create_model("nfnet_f1", pretrained=True, pretrained_cfg_overlay={"file": file})
+
+
+@pytest.mark.parametrize(
+    ("module", "param"),
+    [
+        ("stem_conv0", "w"),
+        ("stem_conv0", "gain"),
+        ("linear", "w"),
+        ("linear", "b"),
+        ("nf_block", "skip_gain"),
+        ("nf_block/~/conv2", "w"),
+        ("nf_block/~/conv1", "bias"),
+        ("nf_block/~/squeeze_excite/~/linear", "w"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (1, 1), (2, 0), (1, 2, 3), (2, 2, 2, 2), (0, 0, 0, 0)], ids=str)
+def test_an_array_of_any_other_shape_is_one_line_that_names_it(tree, tmp_path, capsys, module, param, shape):
+    params = tree[f"NFNet/~/{module}"]
+    if params[param].shape == shape:
+        pytest.skip("it has this shape")
+    params[param] = np.ones(shape, np.float32)
+    write_tree(tree, tmp_path / "x.npz")
+    assert main(["convert", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "x.npz") in error
+    assert str(shape) in error or "shape" in error or "channels" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["stem.conv1.weight", "head.fc.bias", "stages.1.0.conv2.gain", "stages.0.0.skipinit_gain"]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (1, 2, 3), (1, 1, 1, 1, 1)], ids=str)
+def test_a_folder_with_an_array_of_another_shape_does_not_go_back(tree, tmp_path, capsys, key, shape):
+    state_dict = from_haiku(tree)
+    if state_dict[key].shape == shape:
+        pytest.skip("it has this shape")
+    state_dict[key] = torch.ones(shape)
+    save_file(state_dict, tmp_path / "model.safetensors")
+    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "x.npz")]) == 1
+    error = capsys.readouterr().err
+    assert key.removesuffix(".bias") in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x.npz").exists()
+
+
+@pytest.mark.parametrize("key", ["", "x", "stages", "stages.0", "stages.x.y.weight", "stages.9.9.conv1.weight"])
+def test_a_folder_with_an_array_of_another_name_does_not_go_back(tree, tmp_path, capsys, key):
+    save_file({**from_haiku(tree), key: torch.ones(3)}, tmp_path / "model.safetensors")
+    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "x.npz")]) == 1
+    error = capsys.readouterr().err
+    assert key in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_without_some_of_its_arrays_does_not_go_back(tree, tmp_path, capsys):
+    state_dict = from_haiku(tree)
+    del state_dict["stages.1.0.conv1.gain"]
+    for arrays in ({}, state_dict):
+        save_file(arrays, tmp_path / "model.safetensors")
+        assert main(["convert", str(tmp_path), "--out", str(tmp_path / "x.npz")]) == 1
+        assert not (tmp_path / "x.npz").exists()
+    assert "stages.1.0.conv1.gain is missing" in capsys.readouterr().err

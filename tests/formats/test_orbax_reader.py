@@ -1,5 +1,7 @@
 """Orbax checkpoints of jax_privacy's form become folders; never held against the released ones."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -150,3 +152,57 @@ def test_jax_is_not_imported_for_anything_else():
     code = "import sys, nfnet_timm.formats.haiku_names, nfnet_timm.hub.known_model; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def edited(**changes):
+    """Change what the metadata of an array say."""
+
+    def edit(checkpoint):
+        file = sorted(checkpoint.rglob(".zarray"))[0]
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return edit
+
+
+def with_a_pipe(checkpoint):
+    (checkpoint / "_METADATA").unlink()
+    os.mkfifo(checkpoint / "_METADATA")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        edited(shape=[1 << 40], chunks=[1 << 40]),  # more memory than any machine has
+        edited(shape=[1 << 20, 1 << 20]),
+        edited(chunks=[1 << 40]),
+        edited(shape=[0]),
+        edited(shape=[]),
+        edited(shape=[-3]),
+        edited(dtype="<c16"),
+        edited(dtype="|O"),
+        with_a_pipe,
+        lambda checkpoint: (checkpoint / "_METADATA").unlink(),
+        lambda checkpoint: (checkpoint / "_METADATA").write_text("{}"),
+        lambda checkpoint: (checkpoint / "_METADATA").write_text("[1, 2]"),
+        lambda checkpoint: (checkpoint / "_METADATA").write_bytes(b"\xff\x00"),
+    ],
+)
+def test_a_hostile_checkpoint_is_one_line_and_ends_soon(write, capsys, tmp_path, monkeypatch, damage):
+    monkeypatch.chdir(tmp_path)
+    damage(write({"params": mini_tree(), "state": {}}, "mini", ocdbt=False))
+    capsys.readouterr()
+    assert main(["convert", "mini", "--out", "out"]) == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("nfnet-timm: error: mini")
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("param", [("linear", "b"), ("stem_conv0", "w"), ("nf_block/~/conv2", "w")])
+def test_an_array_without_dimensions_is_one_line_that_names_it(write, capsys, tmp_path, monkeypatch, param):
+    monkeypatch.chdir(tmp_path)
+    tree = mini_tree()
+    tree[f"NFNet/~/{param[0]}"][param[1]] = np.ones((), np.float32)
+    write({"params": tree, "state": {}}, "mini")
+    assert main(["convert", "mini", "--out", "out"]) == 1
+    assert f"{param[0]}/{param[1]} has shape ()" in capsys.readouterr().err.splitlines()[-1]
