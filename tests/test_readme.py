@@ -88,11 +88,8 @@ def test_the_python_blocks_of_a_page_run_in_order(folder, page):
 @pytest.mark.parametrize("block", blocks("bash"))
 def test_the_shell_blocks_run(folder, tmp_path, block):
     """In a copy of the project; the installation itself, which downloads torch, is that of the environment in use."""
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     clone = tmp_path / "clone"
-    for file in files:
-        (clone / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, clone / file)
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".venv", ".*cache*", "__pycache__", "hub-repos"))
     (clone / "F0_haiku.npz").symlink_to(folder / "F0_haiku.npz")
     (clone / ".venv").symlink_to(sys.prefix)
     stamp = Path(sys.prefix) / "installed-demo"

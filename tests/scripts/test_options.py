@@ -133,7 +133,7 @@ def test_help_of_a_shell_script_is_its_first_comment(path):
     assert (result.returncode, result.stdout.splitlines()[0], result.stderr) == (0, first.removeprefix("# "), "")
 
 
-@pytest.mark.parametrize("name", ["benchmark_all.sh", "benchmark_gpu.sh", "check.sh", "../.ci/run"])
+@pytest.mark.parametrize("name", ["benchmark_all.sh", "benchmark_gpu.sh", "check.sh", "sdist.sh", "../.ci/run"])
 def test_a_shell_script_without_options_refuses_them(name):
     command = ["bash", ROOT / "scripts" / name, "--no-such-option"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=10)
