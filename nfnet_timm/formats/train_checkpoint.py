@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def read_train_checkpoint(path: Path) -> TrainCheckpoint:
     if is_zip:
         _check_archive(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # of the run's options
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # of the run's options
+            warnings.simplefilter("ignore")  # about what a broken or hostile file makes torch do
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # whatever torch raises of a broken or hostile pickle
         raise ValueError(f"{path} cannot be read as a checkpoint of timm's train.py: {_reason(error)}") from None

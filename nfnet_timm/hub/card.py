@@ -6,7 +6,6 @@ nfnet_timm/recipes, and what is known of the model.
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Sequence
@@ -141,8 +140,7 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
 
 def _escaped(value: Any) -> str:
     """Return a value of others as text that Markdown and HTML show as it is, in a table, too."""
-    text = " ".join(html.escape(str(value), quote=False).split()).replace("|", "&#124;")
-    return re.sub(r"([\\`*~\[\]])", r"\\\1", text).encode(errors="replace").decode()
+    return re.sub(r"[&<>|`*~\[\]\\]", lambda found: f"&#{ord(found[0])};", _plain(str(value)))
 
 
 def _by(size: Sequence[int]) -> str:

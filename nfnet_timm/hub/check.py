@@ -56,7 +56,7 @@ def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) 
     license = config["pretrained_cfg"].get("license")
     if license != metadata["license"]:
         raise ValueError(
-            f"README.md says license: {metadata['license']}, and the weights have {license}: change it in README.md, or "
+            f"README.md says license: {metadata['license']}, but the weights have {license}: change it there, or "
             "remove that file to have a new one"
         )
     if config.get("label_names") is not None:

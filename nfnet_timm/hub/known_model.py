@@ -144,7 +144,7 @@ def _from_folder(folder: Path) -> KnownModel:
     source = _source(header, weights)
     known = KnownModel(
         load_folder(folder),
-        config.model_args,
+        {**config.model_args, "num_classes": config.num_classes},
         source or identify(weights),
         computed=not source,
         logits=recorded_logits(header) if source else None,

@@ -86,8 +86,8 @@ def _check_license(card: str, license: str | None) -> None:
     stated = card_metadata(card, "README.md").get("license")
     if license not in (None, stated):
         raise ValueError(
-            f"--license {license}: the card that is there says {stated}; change it in README.md, or remove that file to "
-            "have a new one"
+            f"--license {license}: the card that is there says {stated}; change it in README.md, or remove that file "
+            "to have a new one"
         )
 
 

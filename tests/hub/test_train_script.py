@@ -1,6 +1,7 @@
 """What is published of a run of train.py is the network that it trained, with its own figure, and names by consent."""
 
 import argparse
+import html
 import json
 import os
 import pickle
@@ -136,17 +137,29 @@ def test_its_preprocessing_is_the_runs(publish, options):
         assert tuple(test_size) == tuple(found["input_size"])
 
 
-def test_the_code_of_the_card_of_a_grey_network_runs(publish, capsys):
+@pytest.mark.parametrize(
+    ("options", "embeddings"),
+    [
+        ({"input_size": [1, 32, 32], "mean": (0.5,), "std": (0.25,)}, "(2, 192)"),
+        ({"input_size": [1, 32, 32], "gp": "catavgmax"}, "(2, 384)"),
+        ({"input_size": [1, 64, 96], "gp": "avgmax"}, "(2, 192)"),
+        ({"in_chans": 1, "img_size": 32, "model_kwargs": {**golden.TINY, "num_features": 0}}, "(2, 96)"),
+    ],
+)
+def test_the_code_of_the_card_of_a_grey_network_runs_and_its_comments_are_true(publish, capsys, options, embeddings):
     from PIL import Image
 
-    publish(input_size=[1, 32, 32], mean=(0.5,), std=(0.25,), val_split="")
+    publish(**options)
     Image.new("RGB", (50, 40), "red").save("photo.jpg")
     text = (BUILT / "README.md").read_text().replace("hf-hub:org/tiny", f"local-dir:{BUILT}")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "card", "exec"), {})
-    assert "torch.Size([2, 192])" in capsys.readouterr().out
+    assert f"torch.Size([{embeddings.strip('()')}])" in capsys.readouterr().out
+    assert f"print(vectors.shape)  # {embeddings}" in text
+    height, width = options.get("input_size", [1, 32, 32])[1:]
+    assert f"| image size | {height} x {width} in training, {height} x {width} in use |" in text
 
 
 def test_a_network_that_train_script_would_not_build_is_refused(publish):
@@ -514,6 +527,48 @@ def test_the_data_set_on_the_card_is_the_runs(publish, tmp_path, options, name, 
     assert card.data.datasets == on_the_hub
     assert str(tmp_path) not in str(card)
     assert "private" not in str(card)
+
+
+def rows(text, first):
+    """The cells of the rows of tables that begin with ``first``."""
+    return [re.split(r"(?<!\\)\|", line)[2:-1] for line in text.splitlines() if line.startswith(f"| {first} |")]
+
+
+NASTY = "x | y <img src=a onerror=alert(1)> `z` [link](javascript:1) \\| **b** \n| more | cells |\n# title & \ud800"
+
+
+def test_what_a_checkpoint_says_cannot_change_the_card_around_it(publish):
+    """Names, options and the rest may be of others, and may hold Markdown, HTML or the end of a line."""
+    images(f"data {NASTY.encode(errors='ignore').decode().replace('/', '')}/train")
+    root = next(str(path) for path in Path().iterdir() if path.name.startswith("data "))
+    images(f"{root}/validation")
+    status, _, error, _ = publish(
+        data_dir=root, opt=NASTY, opt_kwargs={NASTY: NASTY}, script=NASTY, lr=torch.ones(3), sched=[NASTY], epochs=7
+    )
+    assert status == 0, error
+    text = (BUILT / "README.md").read_text()
+    body = text.split("\n---\n", 1)[1]
+    assert "<img" not in body
+    assert "](javascript" not in body
+    assert "\n# title" not in body
+    assert not any(line.startswith("| more") for line in body.splitlines())
+    for option in ("`opt`", "`opt_kwargs`", "`sched`", "`epochs`"):
+        assert [len(cells) for cells in rows(body, option)] == [1]
+    assert rows(body, "`lr`") == []
+    assert [len(cells) for cells in rows(body, "accuracy, measured in training")] == [1]
+
+
+def test_class_names_cannot_change_the_card_around_them(publish):
+    names = ["a|b", "<script>alert(1)</script>", "`c`", "[d](http://e)", "*f*", "g\\", "h & i", *"jkl"]
+    Path("names.txt").write_text("\n".join(names))
+    status, _, error, _ = publish("--class-names", "names.txt")
+    assert status == 0, error
+    assert names_of() == names
+    text = (BUILT / "README.md").read_text()
+    assert "<script>" not in text
+    assert "](http://e)" not in text
+    ((cell,),) = rows(text, "classes")
+    assert html.unescape(cell).strip() == f"10: {', '.join(names)}"
 
 
 def test_a_folder_of_windows_shows_its_last_name_alone():
