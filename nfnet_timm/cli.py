@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
+
+from nfnet_timm.recipes import recipe
 
 if TYPE_CHECKING:
     from nfnet_timm.hub.known_model import KnownModel
@@ -139,10 +140,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> None:
-    recipes = {Path(file.name).stem: file for file in files("nfnet_timm").joinpath("recipes").iterdir()}
-    if args.name not in recipes:
-        raise ValueError(f"no recipe for {args.name!r}: expected one of {', '.join(sorted(recipes))}")
-    print(recipes[args.name].read_text(), end="")
+    print(recipe(args.name), end="")
 
 
 def _download(args: argparse.Namespace) -> None:

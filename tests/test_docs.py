@@ -1,4 +1,4 @@
-"""README and docs: short enough, and their links lead somewhere."""
+"""The links of README and docs lead somewhere."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def test_the_readme_is_a_door():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 
 
 def anchors(page):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from nfnet_timm.hub.published import data_file, load_published, released_checkpo
 from nfnet_timm.hub.train_data import dataset_name, hub_dataset
 from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.recipes import recipe
 
 __all__ = ["render_card"]
 
@@ -246,9 +246,9 @@ def _base_model(known: KnownModel) -> str | None:
 
 def _recipe(name: str) -> dict[str, Any]:
     """Return the recipe of a network, with what it comes to for the authors' batch."""
-    recipe = yaml.safe_load((files("nfnet_timm") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
-    batch = recipe["batch_size"] * recipe["grad_accum_steps"] * 8  # of as many processes, as the recipe says
-    return {**recipe, "batch": batch, "lr": recipe["lr_base"] * batch / recipe["lr_base_size"]}
+    values = yaml.safe_load(recipe(name))
+    batch = values["batch_size"] * values["grad_accum_steps"] * 8  # processes, as the recipe says
+    return {**values, "batch": batch, "lr": values["lr_base"] * batch / values["lr_base_size"]}
 
 
 def _training(known: KnownModel) -> dict[str, Any]:
