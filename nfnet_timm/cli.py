@@ -191,6 +191,8 @@ def _publish(args: argparse.Namespace) -> None:
     _name_classes(known, args)
     kept = build_repo(known, args.repo, folder, args.license, args.overwrite)
     print(f"built and checked {folder}: timm loads it, with the logits of {args.source.name}")
+    if known.card:
+        print(f"the card is {args.source / 'README.md'} as it is: what it says is not checked")
     if kept:
         print(f"the card that is there is kept: remove {folder / 'README.md'} to have a new one")
     print(show_repo(folder, args.repo, args.revision))

@@ -10,7 +10,7 @@ from typing import Any
 
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from nfnet_timm.hub.train_data import library_of, reader_root
+from nfnet_timm.hub.train_data import image_types, library_of, reader_root
 
 __all__ = ["FoundNames", "check_class_names", "find_class_names", "read_class_names"]
 
@@ -37,8 +37,7 @@ def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | 
         if args.get("class_map"):
             index, place = _read_class_map(args["class_map"], folder, library_of(args)[0])
         elif folder is not None:
-            types = set(args["input_key"].split(";")) if args.get("input_key") else None
-            _, index = find_images_and_targets(str(folder), types, sort=False)
+            _, index = find_images_and_targets(str(folder), image_types(args), sort=False)
             place = folder
         else:
             return None

@@ -141,7 +141,12 @@ def _from_folder(folder: Path) -> KnownModel:
             raise ValueError(f"{folder} has no {name}: expected a folder written by `nfnet-timm convert`")
     config, weights, card = read_config(folder / "config.json"), folder / "model.safetensors", folder / "README.md"
     header = read_header(weights)
-    source = _source(header, weights)
+    if header.get("arrays_sha256") not in (None, arrays_hash(weights)):
+        raise ValueError(
+            f"{weights} has other arrays than the hash in its header says: it is damaged, or was changed. Convert or "
+            "copy it again; if you changed them yourself, save them without the entry arrays_sha256"
+        )
+    source = _source(header) if "arrays_sha256" in header else {}
     known = KnownModel(
         load_folder(folder),
         {**config.model_args, "num_classes": config.num_classes},
@@ -161,8 +166,8 @@ def _from_folder(folder: Path) -> KnownModel:
     return known
 
 
-def _source(header: Mapping[str, str], weights: Path) -> dict[str, str]:
-    """Return what the header of a folder's weights says of the file that they come from, if it is of these arrays."""
+def _source(header: Mapping[str, str]) -> dict[str, str]:
+    """Return what the header of a folder's weights says of the file that they come from, if it has the form of ours."""
     forms = {
         "source": r"[^/\\]{1,255}",
         "source_bytes": r"\d{1,18}",
@@ -171,9 +176,7 @@ def _source(header: Mapping[str, str], weights: Path) -> dict[str, str]:
     }
     found = {key: header[key] for key in forms if key in header}
     well_formed = all(re.fullmatch(forms[key], value) and value.isprintable() for key, value in found.items())
-    if "source" not in found or not well_formed or header.get("arrays_sha256") != arrays_hash(weights):
-        return {}
-    return found
+    return found if "source" in found and well_formed else {}
 
 
 def _from_training(path: Path) -> KnownModel:

@@ -12,10 +12,11 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from timm.data import get_img_extensions
 
 from nfnet_timm.layers.timm_private import split_folder
 
-__all__ = ["dataset_name", "hub_dataset", "library_of", "reader_root", "why_not_unseen"]
+__all__ = ["dataset_name", "hub_dataset", "image_types", "library_of", "reader_root", "why_not_unseen"]
 
 # The names that timm takes for the training split and the other one of a dataset of torchvision.
 _TRAIN = ("train", "training")
@@ -56,9 +57,17 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
     ours, theirs = reader_root(args, train), reader_root(args, validation)
     if ours is None or theirs is None:
         return "the data folder is not here, which would show whether validation had images of its own"
-    if shared := _folders(ours) & _folders(theirs):
+    seen, unseen = (_places(root, image_types(args)) for root in (ours, theirs))
+    if not unseen:
+        return f"{theirs} has no images now"
+    if shared := seen & unseen:
         return f"train.py reads {min(shared)} for training and for validation: {splits}"
     return None
+
+
+def image_types(args: Mapping[str, Any]) -> set[str]:
+    """Return the endings of the files that train.py takes for images."""
+    return set(args["input_key"].split(";")) if args.get("input_key") else set(get_img_extensions())
 
 
 def dataset_name(args: Mapping[str, Any]) -> str | None:
@@ -92,8 +101,15 @@ def _split_names(split: str) -> list[str]:
     return [re.split(r"[\[{|]", part)[0].strip() for part in split.split("+")]
 
 
-def _folders(root: Path) -> set[str]:
-    return {os.path.realpath(folder) for folder, _, _ in os.walk(root, followlinks=True)}
+def _places(root: Path, types: set[str]) -> set[str]:
+    """Return the folders that have images, or the tar file that has them."""
+    if root.is_file():
+        return {os.path.realpath(root)}
+    return {
+        os.path.realpath(folder)
+        for folder, _, files in os.walk(root, followlinks=True)
+        if any(os.path.splitext(name)[1].lower() in types for name in files)
+    }
 
 
 def _last(path: str) -> str | None:

@@ -13,7 +13,7 @@ import timm
 from timm.data import resolve_data_config
 
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
-from nfnet_timm.hub.config_json import check_preprocessing, described_model, read_config
+from nfnet_timm.hub.config_json import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.hub.train_data import why_not_unseen
 from nfnet_timm.layers.timm_private import config_file
 from nfnet_timm.models.infer import check_state_dict
@@ -96,7 +96,8 @@ def _pretrained_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
         if args.get(key) and len(args[key]) not in (1, chans):
             raise ValueError(f"--{key} has {len(args[key])} numbers, expected 1 or {chans}")
     cfg = {**model.pretrained_cfg, **resolve_data_config(dict(args), model=model), "num_classes": model.num_classes}
-    cfg.update(tag=None, hf_hub_id=None, source=None, file=None)
+    # Of these weights, and not of those that the run began with.
+    cfg.update(dict.fromkeys(("tag", "hf_hub_id", "source", "file", "description", "notes", *LABELS)))
     cfg["input_size"] = (chans, *cfg["input_size"][1:])
     for key in ("mean", "std"):  # of ImageNet's three train.py takes the mean for another number of channels
         if len(cfg[key]) != chans:

@@ -204,6 +204,14 @@ def test_weights_that_are_no_such_network_are_one_line_with_the_array(folder, re
     assert told in refused("folder")
 
 
+def test_a_flipped_bit_among_the_weights_of_a_folder_of_ours_is_found(folder, refused):
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 1
+    weights.write_bytes(content)
+    assert "model.safetensors" in refused("folder")
+
+
 def test_weights_that_are_cut_or_of_another_format_are_one_line(folder, refused):
     weights = folder / "model.safetensors"
     content = weights.read_bytes()

@@ -103,6 +103,10 @@ def test_its_folder_is_told_by_its_header_and_says_so_until_an_array_is_changed(
     with safe_open(weights, "pt") as file:
         metadata = file.metadata()
     save_file(arrays, weights, metadata)  # the header still has the hash of the file
+    assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other", "--license", "mit"]) == 1
+    assert "model.safetensors has other arrays" in capsys.readouterr().err
+    del metadata["arrays_sha256"]
+    save_file(arrays, weights, metadata)
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other"]) == 1
     assert "by its hash this is no released file; weights of your own" in capsys.readouterr().err
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other", "--license", "mit"]) == 0

@@ -264,11 +264,21 @@ def images(folder, names="abcdefghij"):
         (lambda: images("data/train"), {}),
         (lambda: (images("data/train"), Path("data/val").symlink_to("train")), {}),
         (lambda: (images("data/train"), Path("data/val").mkdir(), Path("data/val/a").symlink_to("../train/a")), {}),
+        (lambda: (images("data/train"), Path("data/val/a").mkdir(parents=True)), {}),
         (lambda: images("data/val"), {}),  # the training images are the whole folder
         (lambda: (images("data/train"), images("data/train/val")), {"val_split": "train/val"}),
         (lambda: (images("data/train"), Path("data/validation").touch()), {"val_split": "train/."}),
     ],
-    ids=["no splits", "no validation", "a link", "a link in it", "no training", "within training", "another way to it"],
+    ids=[
+        "no splits",
+        "no validation",
+        "a link",
+        "a link in it",
+        "no images",
+        "no training",
+        "within training",
+        "another way to it",
+    ],
 )
 def test_without_a_validation_folder_of_its_own_there_is_no_accuracy(publish, make, options):
     """timm reads the data folder itself then, so that the figure is of images that training saw."""
