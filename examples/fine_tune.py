@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def main() -> None:
         sys.exit(MISSING.format(error.name))
     except (RuntimeError, OSError, ValueError) as error:  # of timm and of datasets
         sys.exit(f"error: {args.dataset or args.data_dir}: {' '.join(str(error).split())[:200]}")
+    if not args.dataset:
+        check_folders(images[args.train_split].reader.root, images[args.val_split].reader.root, args)
     names = class_names(images[args.train_split])
     # `nfnet-timm publish` reads the options, and says on the card what trained.
     args.num_classes, args.model_ema, args.script = len(names), True, "examples/fine_tune.py of nfnet_timm"
@@ -129,6 +132,8 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected a number above 0")
     if Path(args.output).is_file():
         parser.error(f"--output {args.output} is a file: expected a folder, new or there")
+    if args.train_split == args.val_split:
+        parser.error(f"--train-split and --val-split are both {args.val_split}: expected two splits")
     if not args.dataset and not (Path(args.data_dir) / args.train_split).is_dir():
         parser.error(
             f"there is no folder {Path(args.data_dir) / args.train_split}: expected one folder in it per class"
@@ -136,6 +141,15 @@ def parse() -> argparse.Namespace:
     if not timm.is_model(args.model):
         parser.error(f"--model {args.model}: expected a name of timm.list_models(), such as nfnet_f0")
     return args
+
+
+def check_folders(train: str, validation: str, args: argparse.Namespace) -> None:
+    """Stop where validation would be on images of the training: timm reads DATA itself for a split without a folder."""
+    if any(os.path.samefile(validation, seen) for seen in (train, args.data_dir)):
+        sys.exit(
+            f"there is no folder of {args.data_dir} for --val-split {args.val_split} alone: expected "
+            f"{Path(args.data_dir) / 'val'}, with one folder in it per class"
+        )
 
 
 def class_names(dataset: Any) -> list[str]:

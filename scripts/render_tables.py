@@ -172,7 +172,7 @@ def render() -> dict[Path, str]:
     published = load_published()
     for checkpoint in published["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
-        known = KnownModel(model, {}, {}, checkpoint, proven=True)
+        known = KnownModel(model, {}, {}, checkpoint=checkpoint, told_by="MD5")
         files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(
             known, f"{published['organization']}/{checkpoint}"
         )

@@ -113,7 +113,7 @@ def test_a_check_that_fails_keeps_what_is_there(tiny, tmp_path):
 
     for _ in range(2):
         with pytest.raises(ValueError, match="unfit"):
-            save_folder(tiny(), tmp_path / "out", golden.TINY, check=unfit, overwrite=True)
+            save_folder(tiny(), tmp_path / "out", golden.TINY, finish=unfit, overwrite=True)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -215,7 +215,7 @@ def test_two_runs_at_once_write_one_folder_after_the_other(tiny, tmp_path, capsy
     other = tiny()
     other.head.fc.bias.data.fill_(3)
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY, card="first", check=slow)
+        first = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY, card="first", finish=slow)
         assert entered.wait(60)
         second = pool.submit(save_folder, other, tmp_path / "out", golden.TINY, card="second")
         while str(tmp_path / "out") not in capsys.readouterr().err:  # it says what it waits for
@@ -238,7 +238,7 @@ def test_a_run_that_waited_for_one_that_failed_writes(tiny, tmp_path):
         raise ValueError("unfit")
 
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY, check=unfit)
+        first = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY, finish=unfit)
         assert entered.wait(60)
         second = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY)
         time.sleep(0.3)
