@@ -19,8 +19,8 @@ from nfnet_timm.installation import to_install
 from nfnet_timm.recipes import recipe
 
 if TYPE_CHECKING:
-    from nfnet_timm.hub.known_model import KnownModel
-    from nfnet_timm.hub.verify import Report
+    from nfnet_timm.publish.sources import Source
+    from nfnet_timm.publish.verify import Report
 
 __all__ = ["main"]
 
@@ -195,7 +195,7 @@ def _recipe(args: argparse.Namespace) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from nfnet_timm.hub.download import download
+    from nfnet_timm.publish.download import download
 
     for name in args.names:
         path, fetched = download(name, args.to)
@@ -205,7 +205,7 @@ def _download(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     # Not at the top: `nfnet-timm --help` should not wait for torch.
     from nfnet_timm.formats.authors import is_of_authors
-    from nfnet_timm.hub.convert import convert_to_file, convert_to_folder
+    from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
     is_folder = args.source.is_dir() and not is_of_authors(args.source)
     if is_folder != (args.out.suffix == ".npz"):
@@ -217,32 +217,32 @@ def _convert(args: argparse.Namespace) -> None:
         tree = convert_to_file(args.source, args.out, args.overwrite)
         print(f"wrote {args.out}: {sum(map(len, tree.values()))} arrays in {len(tree)} modules")
         return
-    known = convert_to_folder(args.source, args.out, args.overwrite)
-    parameters = sum(p.numel() for p in known.model.parameters())
-    digest = known.metadata["source_sha256"]
-    print(f"{args.source.name}: {known.architecture}, {parameters:,} parameters, SHA-256 {digest}")
-    print(known.told())
+    source = convert_to_folder(args.source, args.out, args.overwrite)
+    parameters = sum(p.numel() for p in source.model.parameters())
+    digest = source.metadata["source_sha256"]
+    print(f"{args.source.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
+    print(source.origin())
     print(f'wrote {args.out}: timm.create_model("local-dir:{args.out}", pretrained=True)')
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from nfnet_timm.hub.client import check_destination
-    from nfnet_timm.hub.known_model import open_model
-    from nfnet_timm.hub.publish import build_repo, publish, show_repo
+    from nfnet_timm.publish.folder import build_repo, show_repo
+    from nfnet_timm.publish.push import check_destination, publish
+    from nfnet_timm.publish.sources import open_model
 
     check_destination(args.repo, args.revision, args.tag)
     folder = args.out or Path("hub-repos") / args.repo.split("/")[-1]
-    known = open_model(args.source, args.checkpoint)
-    if known.ema is not None:
-        print("weights: " + ("the moving average (EMA)" if known.ema else "as trained; the checkpoint has no average"))
+    source = open_model(args.source, args.checkpoint)
+    if source.ema is not None:
+        print("weights: " + ("the moving average (EMA)" if source.ema else "as trained; the checkpoint has no average"))
     else:
-        print(known.told())
-    for reason in known.left_out:
+        print(source.origin())
+    for reason in source.left_out:
         print(reason)
-    _name_classes(known, args)
-    kept = build_repo(known, args.repo, folder, args.license, args.overwrite)
+    _name_classes(source, args)
+    kept = build_repo(source, args.repo, folder, args.license, args.overwrite)
     print(f"built and checked {folder}: timm loads it, with the logits of {args.source.name}")
-    if known.card:
+    if source.card:
         print(f"the card is {args.source / 'README.md'} as it is: what it says is not checked")
     if kept:
         print(f"the card that is there is kept: remove {folder / 'README.md'} to have a new one")
@@ -250,21 +250,21 @@ def _publish(args: argparse.Namespace) -> None:
     if args.dry_run:
         print("dry run: nothing was pushed")
         return
-    report, new = publish(known, folder, args.repo, args.private, args.revision, args.tag, args.message, args.force)
+    report, new = publish(source, folder, args.repo, args.private, args.revision, args.tag, args.message, args.force)
     print(f"{'pushed' if new else 'nothing to push, the same content is there'}: commit {report.commit}")
     _report(report)
     print(f'timm.create_model("hf-hub:{args.repo}", pretrained=True)')
 
 
-def _name_classes(known: KnownModel, args: argparse.Namespace) -> None:
+def _name_classes(source: Source, args: argparse.Namespace) -> None:
     """Give ``known`` the names of its classes: those of the user's file, or those found, if the user says so."""
-    from nfnet_timm.hub.class_names import check_class_names, read_class_names
+    from nfnet_timm.publish.class_names import check_class_names, read_class_names
 
-    found, names = known.found_names, known.label_names
+    found, names = source.found_names, source.label_names
     place: Path | str = args.source / "config.json"
     if args.class_names is not None:
         names, place = read_class_names(args.class_names), args.class_names
-        known.label_descriptions = None  # of other names
+        source.label_descriptions = None  # of other names
     elif names is None and found is not None:
         print(f"class names found in {found.place}: {_some(found.names)}")
         if not (args.yes or _ask("Publish them? [y/N] ")):
@@ -272,7 +272,7 @@ def _name_classes(known: KnownModel, args: argparse.Namespace) -> None:
             return
         names, place = found.names, found.place
     if names is not None:
-        known.label_names = check_class_names(names, known.model.num_classes, place)
+        source.label_names = check_class_names(names, source.model.num_classes, place)
         print(f"class names from {place}: {_some(names)}")
 
 
@@ -281,7 +281,7 @@ def _some(names: list[str]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from nfnet_timm.hub.verify import remove_cached, verify
+    from nfnet_timm.publish.verify import remove_cached, verify
 
     report = verify(args.repo, args.revision)
     print(f"{args.repo} at commit {report.commit}")
@@ -320,8 +320,7 @@ def _ask(question: str) -> bool:
 
 
 def _report(report: Report) -> None:
-    for name, digest in report.hashes.items():
-        print(f"  {name}: SHA-256 {digest}, as the Hub records")
+    print(f"  {', '.join(report.files)}: the hashes are those that the Hub records")
     if report.difference is None:
         print("  no logits are recorded there to compare with")
     else:

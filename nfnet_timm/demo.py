@@ -23,10 +23,11 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nfnet_timm.hub.folder import save_folder, written_beside
-from nfnet_timm.hub.lock import locked
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.optim.agc import adaptive_clip_grad_
+from nfnet_timm.publish.folder import save_folder
+from nfnet_timm.publish.locks import locked
+from nfnet_timm.publish.staging import written_beside
 
 __all__ = ["run"]
 

@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 from timm.optim import create_optimizer_v2
 from tqdm import tqdm
 
-from nfnet_timm.hub.published import load_published
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.publish.checkpoints import load_published
 
 if sys.version_info >= (3, 11):
     import tomllib

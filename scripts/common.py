@@ -51,7 +51,9 @@ def missing(error: ModuleNotFoundError, extra: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``path`` completely or not at all; a second run waits."""
-    from nfnet_timm.hub.folder import written_beside  # not at the top: it imports torch, whose memory children inherit
+    from nfnet_timm.publish.staging import (
+        written_beside,  # not at the top: it imports torch, whose memory children inherit
+    )
 
     with written_beside(path, overwrite=True) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -59,7 +61,7 @@ def write_text(path: Path, text: str) -> None:
 
 def add_record(path: Path, record: dict[str, Any], is_replaced: Callable[[dict[str, Any]], bool]) -> None:
     """Add ``record`` to a file of figures, in place of those for which ``is_replaced`` is true."""
-    from nfnet_timm.hub.folder import written_beside
+    from nfnet_timm.publish.staging import written_beside
 
     with written_beside(path, overwrite=True) as partial:
         records = [earlier for earlier in _read(path) if not is_replaced(earlier)]

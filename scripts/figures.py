@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from common import explain_module, missing, write_text
 
-from nfnet_timm.hub.folder import written_beside
+from nfnet_timm.publish.staging import written_beside
 
 try:
     import matplotlib

@@ -11,4 +11,4 @@ if [ ! -d "$client" ]; then
     mv "$partial" "$client"
 fi
 PYTHONPATH=$client python -c "import huggingface_hub; print('huggingface_hub', huggingface_hub.__version__)"
-PYTHONPATH=$client exec python -m pytest tests/hub/test_client.py tests/hub/test_publish.py "$@"
+PYTHONPATH=$client exec python -m pytest tests/publish/test_push.py tests/publish/test_publish.py "$@"

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nfnet_timm.hub.download import download
-from nfnet_timm.hub.known_model import open_model
-from nfnet_timm.hub.publish import build_repo, publish, show_repo
-from nfnet_timm.hub.published import load_published
+from nfnet_timm.publish.checkpoints import load_published
+from nfnet_timm.publish.download import download
+from nfnet_timm.publish.folder import build_repo, show_repo
+from nfnet_timm.publish.push import publish
+from nfnet_timm.publish.sources import open_model
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,14 +41,14 @@ def main(argv: list[str] | None = None) -> int:
                 download(name, args.folder)
             if not file.exists():
                 raise ValueError(f"{file} is missing: pass --download, or fetch {checkpoint['url']}")
-            known = open_model(file)
-            if known.checkpoint != name:
-                raise ValueError(f"{file} is not the released file: {known.told()}")
-            build_repo(known, repo_id, args.out / name)
+            source = open_model(file)
+            if source.checkpoint != name:
+                raise ValueError(f"{file} is not the released file: {source.origin()}")
+            build_repo(source, repo_id, args.out / name)
             if args.dry_run:
                 print(show_repo(args.out / name, repo_id, "main"))
                 continue
-            report, new = publish(known, args.out / name, repo_id, force=args.force)
+            report, new = publish(source, args.out / name, repo_id, force=args.force)
             print(f"  {'pushed' if new else 'was there'}: commit {report.commit}, verified")
         except (ValueError, OSError, SafetensorError) as error:
             failed.append(name)

@@ -21,11 +21,11 @@ from benchmark import ratios
 from benchmark_memory import largest_batch
 from common import write_text
 
-from nfnet_timm.hub.card import render_card
-from nfnet_timm.hub.known_model import KnownModel
-from nfnet_timm.hub.published import load_published
 from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.publish.card import render_card
+from nfnet_timm.publish.checkpoints import load_published
+from nfnet_timm.publish.sources import Source
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- {}: rendered by scripts/render_tables.py -->\n", "<!-- end of {} -->\n"
@@ -172,9 +172,9 @@ def render() -> dict[Path, str]:
     published = load_published()
     for checkpoint in published["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
-        known = KnownModel(model, {}, {}, checkpoint=checkpoint, told_by="MD5")
+        source = Source(model, {}, {}, checkpoint=checkpoint, told_by="MD5")
         files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(
-            known, f"{published['organization']}/{checkpoint}"
+            source, f"{published['organization']}/{checkpoint}"
         )
     return files
 

@@ -14,6 +14,7 @@ os.environ.update(
     HF_ENDPOINT="http://{}:{}".format(*LISTENING.getsockname()),
     HF_HUB_DISABLE_XET="1",
     HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
     NO_PROXY="127.0.0.1",
 )
 

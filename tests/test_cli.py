@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import nfnet_timm.hub.convert
-import nfnet_timm.hub.folder
+import nfnet_timm.publish.convert
+import nfnet_timm.publish.folder
 from nfnet_timm.cli import main
 
 COMMAND = Path(sys.executable).parent / "nfnet-timm"
@@ -119,7 +119,7 @@ def test_a_file_that_is_to_be_replaced_is_as_it_was_when_writing_fails(tmp_path,
         Path(path).write_bytes(b"half of it")
         raise error
 
-    monkeypatch.setattr(nfnet_timm.hub.convert, "write_tree", fail)
+    monkeypatch.setattr(nfnet_timm.publish.convert, "write_tree", fail)
     before = sorted(tmp_path.rglob("*"))
     assert main(["convert", str(mine), "--out", str(file), "--overwrite"]) in (1, 130)
     assert file.read_bytes() == b"mine"
@@ -150,7 +150,7 @@ def test_a_signal_cleans_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, o
         real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("nfnet_timm.hub.folder.os.replace", interrupted)
+        patch.setattr("nfnet_timm.publish.folder.os.replace", interrupted)
         patch.setattr("os.unlink", again)
         assert main(["convert", source, "--out", str(tmp_path / out), "--overwrite"]) == 128 + number
     assert moved
@@ -161,13 +161,13 @@ def test_a_signal_cleans_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, o
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path, monkeypatch):
     """As under nohup."""
-    write = nfnet_timm.hub.folder.write_weights
+    write = nfnet_timm.publish.folder.write_weights
 
     def hung_up(*args):
         os.kill(os.getpid(), signal.SIGHUP)
         write(*args)
 
-    monkeypatch.setattr(nfnet_timm.hub.folder, "write_weights", hung_up)
+    monkeypatch.setattr(nfnet_timm.publish.folder, "write_weights", hung_up)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert main(["convert", SOURCE, "--out", str(tmp_path / "out")]) == 0

@@ -15,7 +15,7 @@ import pytest
 from hub_cache import fill_hub_cache
 
 from nfnet_timm.cli import _parser
-from nfnet_timm.hub.convert import convert_to_folder
+from nfnet_timm.publish.convert import convert_to_folder
 from nfnet_timm.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from nfnet_timm.cli import main
-from nfnet_timm.hub.folder import save_folder
 from nfnet_timm.optim import create_optimizer
+from nfnet_timm.publish.folder import save_folder
 
 transformers = pytest.importorskip("transformers", reason="scripts/compat.sh has transformers")
 pytestmark = pytest.mark.library("transformers")

@@ -456,6 +456,6 @@ def test_random_programs_give_a_tree_or_a_valueerror(read, seed):
 @pytest.mark.parametrize("seed", range(0, 600, 300))
 def test_made_up_pickles_end_in_a_tree_or_one_line_within_limits(seed):
     """See fuzz_reader.py; each has 256 MiB, and 10 seconds."""
-    script = ROOT / "tests" / "fuzz_reader.py"
+    script = ROOT / "tests" / "support" / "fuzz_reader.py"
     result = subprocess.run([sys.executable, script, str(seed), "300"], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

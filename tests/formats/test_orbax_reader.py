@@ -149,7 +149,7 @@ def test_an_f0_of_21_thousand_classes_gets_a_card_that_says_what_is_known_and_wh
 
 
 def test_jax_is_not_imported_for_anything_else():
-    code = "import sys, nfnet_timm.formats.haiku_names, nfnet_timm.hub.known_model; print('jax' in sys.modules)"
+    code = "import sys, nfnet_timm.formats.haiku_names, nfnet_timm.publish.sources; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-WORKER = Path(__file__).parent / "distributed_worker.py"
+WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 
 
 def run(how: str, out: Path, processes: int) -> dict:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     result = subprocess.run(
         [sys.executable, "-W", "ignore", *launcher, WORKER, how, out],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent.parent)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent)},
         capture_output=True,
         text=True,
         timeout=300,

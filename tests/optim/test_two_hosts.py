@@ -8,13 +8,13 @@ import pytest
 import torch
 from two_hosts import hosts, torchrun
 
-WORKER = Path(__file__).parent / "distributed_worker.py"
+WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_two_hosts_end_in_the_weights_of_one_process(how, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(WORKER.parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(WORKER.parent))
     subprocess.run([sys.executable, WORKER, "single", tmp_path / "single.pt"], check=True, timeout=120)
     with hosts():
         runs = [torchrun(host, WORKER, how, tmp_path / "out.pt") for host in (0, 1)]

@@ -8,7 +8,7 @@ import publish_all
 import pytest
 from hub_server import Fault
 
-from nfnet_timm.hub.published import load_published
+from nfnet_timm.publish.checkpoints import load_published
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import pytest
 import timm
 from safetensors import safe_open
 
-from nfnet_timm.hub.folder import save_folder, written_beside
-from nfnet_timm.hub.lock import locked
+from nfnet_timm.publish.folder import save_folder
+from nfnet_timm.publish.locks import locked
+from nfnet_timm.publish.staging import written_beside
 
 
 def test_a_folder_holds_weights_and_config_alone_and_loads(tiny, tmp_path):
@@ -72,7 +73,7 @@ def test_a_failed_write_leaves_nothing(tiny, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nfnet_timm.hub.folder.save_config", full)
+    monkeypatch.setattr("nfnet_timm.publish.folder.save_config", full)
     with pytest.raises(OSError, match="No space left"):
         save_folder(tiny(), tmp_path / "out", golden.TINY)
     assert list(tmp_path.iterdir()) == []
@@ -96,7 +97,7 @@ def test_whatever_fails_while_files_are_moved_the_folder_is_as_it_was(tiny, tmp_
     other = tiny()
     other.head.fc.bias.data.fill_(3)
     with monkeypatch.context() as patch:
-        patch.setattr("nfnet_timm.hub.folder.os.replace", failing)
+        patch.setattr("nfnet_timm.publish.staging.os.replace", failing)
         try:
             save_folder(other, tmp_path / "out", golden.TINY, card="another", overwrite=True)
         except (OSError, KeyboardInterrupt):
@@ -146,8 +147,9 @@ KILLED = """
 import os, shutil
 from pathlib import Path
 import timm
-from nfnet_timm.hub.folder import save_folder, written_beside
-from nfnet_timm.hub.lock import locked
+from nfnet_timm.publish.folder import save_folder
+from nfnet_timm.publish.staging import written_beside
+from nfnet_timm.publish.locks import locked
 
 ARGS = dict(depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), group_size=8, num_classes=10)
 first, second = (timm.create_model("nfnet_f0", **ARGS) for _ in range(2))

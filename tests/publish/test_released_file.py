@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from nfnet_timm.cli import main
 from nfnet_timm.formats.haiku_reader import read_tree
-from nfnet_timm.hub.folder import save_folder
-from nfnet_timm.hub.published import load_published
+from nfnet_timm.publish.checkpoints import load_published
+from nfnet_timm.publish.folder import save_folder
 
 NAME = "nfnet_f0.dm_in1k"
 
@@ -57,7 +57,7 @@ def test_it_is_converted_loaded_and_converted_back_without_a_changed_bit(release
     assert main(["convert", str(path), "--out", "nfnet_f0"]) == 0
     out = capsys.readouterr().out
     assert "F0_haiku.npz: nfnet_f0, 71,489,284 parameters" in out
-    assert f"F0_haiku.npz is none of the released files, by its MD5 {md5}: weights of your own" in out
+    assert f"F0_haiku.npz has the MD5 {md5}, which no released file has" in out
     assert main(["convert", "nfnet_f0", "--out", "back.npz"]) == 0
     tree = read_tree(path)
     assert equal(read_tree("back.npz"), tree)
@@ -73,7 +73,7 @@ def test_by_its_hash_it_is_the_released_file_and_gets_its_figures(released, reco
     path = tmp_path / "renamed.bin"  # a name decides nothing
     path.hardlink_to(released[0])
     assert main(["publish", "renamed.bin", "org/f0", "--dry-run", "--out", "out"]) == 0
-    assert f"renamed.bin is the file that the authors released as {NAME}, by its MD5" in capsys.readouterr().out
+    assert f"renamed.bin is the file that the authors released as {NAME}" in capsys.readouterr().out
     card = ModelCard.load("out/README.md")
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["imagenet-1k"])
     assert max(result.metric_value for result in card.data.eval_results if "Top-1" in result.metric_name) == 83.6
@@ -105,7 +105,7 @@ def test_its_folder_is_told_by_its_header_and_says_so_until_an_array_is_changed(
         metadata = file.metadata()
     save_file(arrays, weights, metadata)  # the header still has the hash of the file
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other", "--license", "mit"]) == 1
-    assert "model.safetensors has other arrays" in capsys.readouterr().err
+    assert "model.safetensors do not have the hash in its header" in capsys.readouterr().err
     del metadata["arrays_sha256"]
     save_file(arrays, weights, metadata)
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other"]) == 1
@@ -215,12 +215,12 @@ def test_who_knows_better_says_so_and_the_card_says_that(released, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     path = str(released[0])
     assert main(["publish", path, "org/f0", "--dry-run", "--out", "out", "--checkpoint", NAME]) == 0
-    assert f"is taken for the released {NAME} by your word" in capsys.readouterr().out
+    assert f"is published as the released {NAME} on your word" in capsys.readouterr().out
     text = " ".join((tmp_path / "out" / "README.md").read_text().split())
     assert f"Its MD5, `{released[1]}`, is **not the recorded one**" in text
     assert "83.6" in text
     for claim, message in (
-        ("nfnet_f1.dm_in1k", "this is no nfnet_f1.dm_in1k: its arrays are those of nfnet_f0"),
+        ("nfnet_f1.dm_in1k", "this is not nfnet_f1.dm_in1k: its arrays are those of nfnet_f0"),
         ("nfnet_f9", "there is no released checkpoint 'nfnet_f9': expected one of nfnet_f0.dm_in1k"),
     ):
         assert main(["publish", path, "org/f0", "--dry-run", "--out", "b", "--checkpoint", claim]) == 1

@@ -15,12 +15,12 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from nfnet_timm.hub.known_model import KnownModel
-from nfnet_timm.hub.published import data_file, load_published, released_checkpoints
-from nfnet_timm.hub.train_data import dataset_name, hub_dataset
 from nfnet_timm.installation import PLACE, pip_install
 from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
+from nfnet_timm.publish.sources import Source
+from nfnet_timm.publish.train_data import dataset_name, hub_dataset
 from nfnet_timm.recipes import recipe
 
 __all__ = ["render_card"]
@@ -63,7 +63,7 @@ _SHOWN = (bool, int, float, str, list, tuple, dict)
 _NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
 
 
-def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> str:
+def render_card(source: Source, repo_id: str, license: str | None = None) -> str:
     """Return the card of ``known`` as it will stand in ``repo_id``.
 
     Args:
@@ -72,31 +72,31 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
         ValueError: If the weights are a user's own and no licence is given, or are not and another one is.
     """
     published = load_published()
-    name, model, cfg = known.architecture, known.model, known.model.pretrained_cfg
-    released = released_checkpoints().get(known.checkpoint or "")
+    name, model, cfg = source.architecture, source.model, source.model.pretrained_cfg
+    released = released_checkpoints().get(source.checkpoint or "")
     if released is not None and license not in (None, released["license"]):
         raise ValueError(
-            f"--license {license}: {known.checkpoint} was released under {released['license']}; leave the option out"
+            f"--license {license}: {source.checkpoint} was released under {released['license']}; leave the option out"
         )
     if released is None and license is None:
-        raise ValueError(f"no licence for {repo_id}: {_what_it_takes(known)}")
+        raise ValueError(f"no licence for {repo_id}: {_what_it_takes(source)}")
     # Anybody can write a header: no figure and no recipe is repeated because of one.
-    claimed = known.told_by == "header"
+    claimed = source.told_by == "header"
     figures = released if released is not None and "top1" in released and not claimed else None
-    plain = set(known.model_args) <= {"num_classes"}
+    plain = set(source.model_args) <= {"num_classes"}
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[1:]
     if figures is not None:
         results = _published(published["sources"], figures, test_size)
     else:
-        results = _measured(known)
-    on_the_hub = hub_dataset(known.training)
+        results = _measured(source)
+    on_the_hub = hub_dataset(source.training)
     data = ModelCardData(
         license=released["license"] if released else license,
         library_name="timm",
         pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
         tags=["timm", "transformers", "nfnet-timm", "normalizer-free", "pytorch"],
         datasets=[released["dataset"]] if released else [on_the_hub] if on_the_hub else None,
-        base_model=_base_model(known),
+        base_model=_base_model(source),
         model_name=repo_id.split("/")[-1],
         eval_results=results or None,
     )
@@ -110,7 +110,7 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
         install=f"# {PLACE}\n{pip_install()}",
         title=VARIANTS[name].title if plain else f"a relative of {VARIANTS[name].title}, with other widths or depths",
         architecture=name,
-        arguments=_escaped(", ".join(f"{k}={v!r}" for k, v in known.model_args.items() if k != "num_classes")),
+        arguments=_escaped(", ".join(f"{k}={v!r}" for k, v in source.model_args.items() if k != "num_classes")),
         parameters=sum(p.numel() for p in model.parameters()),
         multiply_adds=multiply_adds(name) if plain and test_size == variant_size else None,
         train_size=_by(cfg["input_size"][1:]),
@@ -120,22 +120,22 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
         embedding_shape=_embedding_shape(model, test_size),
         in_chans=model.in_chans,
         image_mode={1: "L", 3: "RGB", 4: "RGBA"}.get(model.in_chans),
-        label_names=[_escaped(label) for label in known.label_names or []],
+        label_names=[_escaped(label) for label in source.label_names or []],
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
         accuracy=_accuracy(results),
         plain_timm=timms.split("/")[1].split(".")[0] if plain and timms else None,
         released=released,
-        told_by=known.told_by,
-        computed=known.computed,
-        metadata={key: _escaped(value) for key, value in known.metadata.items()},
+        told_by=source.told_by,
+        computed=source.computed,
+        metadata={key: _escaped(value) for key, value in source.metadata.items()},
         sources=published["sources"],
         licence=_escaped(license or ""),
         recipe=_recipe(name) if figures else None,
-        training={option: _escaped(value) for option, value in _training(known).items()},
-        script=_escaped(known.training.get("script", "timm's train.py")),
-        ema=known.ema,
-        epoch=known.epoch,
-        measured=known.figure is not None,
+        training={option: _escaped(value) for option, value in _training(source).items()},
+        script=_escaped(source.training.get("script", "timm's train.py")),
+        ema=source.ema,
+        epoch=source.epoch,
+        measured=source.figure is not None,
     )
     return f"{str(text).rstrip()}\n"
 
@@ -192,12 +192,12 @@ def _resolution(size: Sequence[int]) -> int | str:
     return size[0] if size[0] == size[1] else _by(size)
 
 
-def _measured(known: KnownModel) -> list[EvalResult]:
-    figure = known.figure
+def _measured(source: Source) -> list[EvalResult]:
+    figure = source.figure
     if figure is None:
         return []
-    source: dict[str, Any] = {
-        "source_name": "timm's train.py" + ("" if known.epoch is None else f", after epoch {known.epoch}"),
+    measured_by: dict[str, Any] = {
+        "source_name": "timm's train.py" + ("" if source.epoch is None else f", after epoch {source.epoch}"),
         "source_url": "https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
     }
     resolution = _resolution(figure.size)
@@ -205,14 +205,14 @@ def _measured(known: KnownModel) -> list[EvalResult]:
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
-            dataset_type=hub_dataset(known.training) or "imagefolder",
-            dataset_name=_plain(dataset_name(known.training) or "a folder of images"),
-            dataset_split=_plain(known.training.get("val_split") or "validation"),
+            dataset_type=hub_dataset(source.training) or "imagefolder",
+            dataset_name=_plain(dataset_name(source.training) or "a folder of images"),
+            dataset_split=_plain(source.training.get("val_split") or "validation"),
             dataset_args={"resolution": resolution, "crop_pct": figure.crop_pct},
             metric_type="accuracy",
             metric_name=f"{figure.label} accuracy in percent at {resolution} pixels, measured in training",
             metric_value=figure.value,
-            **({} if "script" in known.training else source),
+            **({} if "script" in source.training else measured_by),
         )
     ]
 
@@ -235,15 +235,15 @@ def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _base_model(known: KnownModel) -> str | None:
+def _base_model(source: Source) -> str | None:
     """Return the repo of the weights that a run of train.py started from, as far as its options tell."""
-    others = known.training.get("pretrained_path") or known.training.get("initial_checkpoint")
-    if not known.training.get("pretrained") or others:
+    others = source.training.get("pretrained_path") or source.training.get("initial_checkpoint")
+    if not source.training.get("pretrained") or others:
         return None
-    place, _, repo = str(known.training["model"]).partition(":")
+    place, _, repo = str(source.training["model"]).partition(":")
     if repo:
         return repo.split("@")[0] if place in ("hf-hub", "hf_hub") else None
-    return VARIANTS[known.architecture].hf_hub_id
+    return VARIANTS[source.architecture].hf_hub_id
 
 
 def _recipe(name: str) -> dict[str, Any]:
@@ -253,17 +253,17 @@ def _recipe(name: str) -> dict[str, Any]:
     return {**values, "batch": batch, "lr": values["lr_base"] * batch / values["lr_base_size"]}
 
 
-def _training(known: KnownModel) -> dict[str, Any]:
+def _training(source: Source) -> dict[str, Any]:
     """Return the options of a run of train.py that say how it trained."""
-    unused = {option for option, other in _NOTHING_WITHOUT.items() if not known.training.get(other)}
-    given = {option: known.training.get(option) for option in _TRAINING if option not in unused}
+    unused = {option for option, other in _NOTHING_WITHOUT.items() if not source.training.get(other)}
+    given = {option: source.training.get(option) for option in _TRAINING if option not in unused}
     return {option: value for option, value in given.items() if isinstance(value, _SHOWN) and value}
 
 
-def _what_it_takes(known: KnownModel) -> str:
+def _what_it_takes(source: Source) -> str:
     """Return what makes a card of weights that are not recognised possible: a licence, or a claim."""
     own = "weights of your own have the one that you choose; pass, for instance, --license apache-2.0"
-    claims = [name for name in released_checkpoints() if name.split(".")[0] == known.architecture]
-    if not claims or set(known.model_args) - {"num_classes"}:
+    claims = [name for name in released_checkpoints() if name.split(".")[0] == source.architecture]
+    if not claims or set(source.model_args) - {"num_classes"}:
         return own
     return f"by its hash this is no released file; {own}. If you know better: --checkpoint {' or '.join(claims)}"

@@ -1,4 +1,4 @@
-"""Reads the config.json of a folder or a repo, which others may have written."""
+"""Reads the folder of a model, whose config.json others may have written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,26 @@ import timm
 from timm.data import str_to_interp_mode
 from timm.models import PretrainedCfg
 
+from nfnet_timm.formats.safetensors_writer import read_layout
 from nfnet_timm.formats.typed import check_types
+from nfnet_timm.models.infer import check_state_dict
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
 
-__all__ = ["LABELS", "Config", "check_preprocessing", "described_model", "is_ours", "read_config", "read_json"]
+__all__ = [
+    "DEFAULTS",
+    "LABELS",
+    "Config",
+    "check_preprocessing",
+    "described_model",
+    "is_ours",
+    "load_folder",
+    "read_config",
+    "read_json",
+]
+
+# Arguments of timm.create_model that mean nothing at these values.
+DEFAULTS = {"num_classes": 1000, "in_chans": 3, "global_pool": "avg"}
 
 # Arguments that a network is built with; where it lies and in which type is decided by who loads it.
 _ARGUMENTS = {
@@ -115,6 +130,26 @@ def described_model(architecture: str, arguments: Mapping[str, Any], where: str)
         return timm.create_model(architecture, device="meta", **arguments)
     except (ValueError, AssertionError, RuntimeError) as error:  # of timm's layers, and of torch for a negative size
         raise ValueError(f"{where}: {architecture} cannot be built: {error}") from None
+
+
+def load_folder(folder: str | Path) -> Any:
+    """Return the model in ``folder``, pretrained and in eval mode.
+
+    Raises:
+        ValueError: If config.json or the arrays are not of one network of this package.
+        OSError: If a file cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    config = read_config(path)
+    described = described_model(
+        config.architecture, {**config.model_args, "num_classes": config.num_classes}, str(path)
+    )
+    arrays = read_layout(Path(folder) / "model.safetensors")
+    try:
+        check_state_dict(arrays, described, config.architecture, exact=True)
+    except ValueError as error:
+        raise ValueError(f"{folder}: config.json and model.safetensors are of different networks: {error}") from None
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
 def check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:

@@ -1,6 +1,6 @@
 """Gives the reader made-up pickles, each in a process of its own with a limit of memory and time.
 
-    python tests/fuzz_reader.py SEED COUNT
+    python tests/support/fuzz_reader.py SEED COUNT
 
 Prints a line for each that ended in anything but a tree or a ValueError. The pickles have structure: instructions whose
 arguments fit, pieces of real files, values that are kept, recalled, shared and nested, in any order.

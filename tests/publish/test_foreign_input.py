@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nfnet_timm.cli import main
-from nfnet_timm.hub.folder import save_folder
+from nfnet_timm.publish.folder import save_folder
 
 HEAD = "---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- timm\n---\n# Mine\n"
 

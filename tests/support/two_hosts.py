@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "two_hosts.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "two_hosts.sh"
 
 
 def two_hosts(*args, check=True):

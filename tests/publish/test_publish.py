@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 from test_cli import COMMAND
 
 from nfnet_timm.cli import main
-from nfnet_timm.hub.fingerprints import logits_of
-from nfnet_timm.hub.folder import save_folder
-from nfnet_timm.hub.known_model import open_model
-from nfnet_timm.hub.publish import build_repo
+from nfnet_timm.publish.fingerprints import logits_of
+from nfnet_timm.publish.folder import build_repo, save_folder
+from nfnet_timm.publish.sources import open_model
 
 SOURCE = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
 FILES = {"README.md", "config.json", "model.safetensors"}
@@ -407,7 +406,7 @@ def test_ctrl_c_while_building_leaves_the_folder_as_it_was(publish, tmp_path, mo
         raise KeyboardInterrupt  # a signal would be ignored where a shell started the tests in the background
 
     with monkeypatch.context() as patch:
-        patch.setattr("nfnet_timm.hub.folder.save_config", interrupt)
+        patch.setattr("nfnet_timm.publish.folder.save_config", interrupt)
         status, _, error = publish("--dry-run", "--overwrite", license="mit")
     assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to go on\n")
     assert {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()} == before

@@ -9,10 +9,10 @@ from typing import Any
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
-from nfnet_timm.hub.client import explained
-from nfnet_timm.hub.fingerprints import identify
-from nfnet_timm.hub.lock import locked
-from nfnet_timm.hub.published import load_published
+from nfnet_timm.publish.checkpoints import load_published
+from nfnet_timm.publish.fingerprints import identify
+from nfnet_timm.publish.hub_errors import explained
+from nfnet_timm.publish.locks import locked
 
 __all__ = ["download"]
 

@@ -1,4 +1,4 @@
-"""What tells one file from another, and one model: hashes, and logits of an image that is the same everywhere."""
+"""What identifies a file and a model: hashes, and the logits of a fixed image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from nfnet_timm.formats.progress import bytes_bar
 from nfnet_timm.formats.typed import check_types
 
-__all__ = ["RECORDED", "file_hashes", "identify", "logits_of", "recorded_logits"]
+__all__ = ["RECORDED", "identify", "logits_of", "recorded_logits"]
 
 # How many logits, the first ones, publish leaves in the header of model.safetensors.
 RECORDED = 8
@@ -23,9 +23,9 @@ RECORDED = 8
 
 @torch.no_grad()
 def logits_of(model: Any) -> Tensor:
-    """Return what a model in eval mode says of one 64-pixel image that is the same everywhere: (num_classes,).
+    """Return the logits (num_classes,) of a model in eval mode for a fixed image of 64 x 64 pixels.
 
-    A model without classes gives its features, one after the other.
+    A model without classes returns its features, flattened.
     """
     wave = torch.arange(model.in_chans * 64 * 64, dtype=torch.float32).mul_(0.37).sin_()
     return model(wave.view(1, model.in_chans, 64, 64))[0].flatten()
@@ -47,13 +47,6 @@ def recorded_logits(header: Mapping[str, str]) -> list[float] | None:
     return logits
 
 
-def file_hashes(path: Path) -> tuple[str, str]:
-    """Return the SHA-256 of a file, and git's id of it (the SHA-1 of a blob): the Hub goes by one or the other."""
-    sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    _feed(path, sha256, sha1)
-    return sha256.hexdigest(), sha1.hexdigest()
-
-
 def identify(path: Path) -> dict[str, str]:
     """Return the name, size and hashes of a file, as they stand in the header of what is made from it.
 
@@ -62,7 +55,7 @@ def identify(path: Path) -> dict[str, str]:
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        listing = "".join(f"{file_hashes(p)[0]}  {p.relative_to(path).as_posix()}\n" for p in files)
+        listing = "".join(f"{_sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in files)
         size, sha256 = sum(p.stat().st_size for p in files), hashlib.sha256(listing.encode())
         return {"source": path.name, "source_bytes": str(size), "source_sha256": sha256.hexdigest()}
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
@@ -73,6 +66,12 @@ def identify(path: Path) -> dict[str, str]:
         "source_sha256": sha256.hexdigest(),
         "source_md5": md5.hexdigest(),
     }
+
+
+def _sha256(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    _feed(path, sha256)
+    return sha256.hexdigest()
 
 
 def _feed(path: Path, *hashes: Any) -> None:

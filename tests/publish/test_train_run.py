@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 
 from nfnet_timm.cli import main
-from nfnet_timm.hub.train_data import dataset_name
+from nfnet_timm.publish.train_data import dataset_name
 
 BUILT = Path("hub-repos/tiny")
 # What train.py has where an option is not given, as far as a network, its input or its figure depend on it.

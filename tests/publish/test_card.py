@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard
 
 from nfnet_timm.cli import main
 from nfnet_timm.formats.haiku_writer import write_tree
-from nfnet_timm.hub.card import render_card
-from nfnet_timm.hub.known_model import KnownModel
-from nfnet_timm.hub.published import load_published
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.publish.card import render_card
+from nfnet_timm.publish.checkpoints import load_published
+from nfnet_timm.publish.sources import Source
 
 CHECKPOINTS = load_published()["checkpoints"]
 
@@ -121,6 +121,6 @@ def test_the_code_of_a_card_runs_on_what_was_published(hub, tmp_path, monkeypatc
 def test_any_network_has_a_card_and_its_cost_only_where_that_is_the_named_ones(arguments):
     for name in ("nfnet_f0", "nfnet_f7_plus", "dm_nf_resnet50", "dm_nf_regnet_b0"):
         model = timm.create_model(name, device="meta", **arguments).eval()
-        text = render_card(KnownModel(model, arguments, {"source": "mine.npz"}), "org/mine", "mit")
+        text = render_card(Source(model, arguments, {"source": "mine.npz"}), "org/mine", "mit")
         assert ("multiply-adds" in text) == (not {"depths", "in_chans"} & set(arguments))
         assert f"| architecture | `{name}` of nfnet_timm" in text

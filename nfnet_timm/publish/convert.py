@@ -10,14 +10,15 @@ from safetensors.torch import load_file
 from nfnet_timm.formats.haiku_names import to_haiku
 from nfnet_timm.formats.haiku_reader import Tree
 from nfnet_timm.formats.haiku_writer import write_tree
-from nfnet_timm.hub.folder import save_folder, written_beside
-from nfnet_timm.hub.known_model import KnownModel, open_authors
 from nfnet_timm.models.infer import check_state_dict, infer_variant
+from nfnet_timm.publish.folder import save_folder
+from nfnet_timm.publish.sources import Source, open_authors
+from nfnet_timm.publish.staging import written_beside
 
 __all__ = ["convert_to_file", "convert_to_folder"]
 
 
-def convert_to_folder(path: Path, folder: Path, overwrite: bool = False) -> KnownModel:
+def convert_to_folder(path: Path, folder: Path, overwrite: bool = False) -> Source:
     """Write a file of the authors, or an Orbax checkpoint, as a folder that timm loads; return what was written.
 
     Raises:
@@ -25,9 +26,9 @@ def convert_to_folder(path: Path, folder: Path, overwrite: bool = False) -> Know
             set; nothing is written then.
         OSError: If the folder cannot be written; it is as it was.
     """
-    known = open_authors(path)
-    save_folder(known.model, folder, known.model_args, known.metadata, overwrite=overwrite)
-    return known
+    source = open_authors(path)
+    save_folder(source.model, folder, source.model_args, source.metadata, overwrite=overwrite)
+    return source
 
 
 def convert_to_file(folder: Path, file: Path, overwrite: bool = False) -> Tree:

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from nfnet_timm.cli import main
-from nfnet_timm.hub.published import load_published
+from nfnet_timm.publish.checkpoints import load_published
 
 CONTENT = bytes(range(256)) * 4096  # a megabyte
 
@@ -196,7 +196,7 @@ def in_another_process(before="pass"):
     released = {key: load_published()["checkpoints"]["nfnet_f0.dm_in1k"][key] for key in ("url", "md5", "bytes")}
     code = (
         "import resource, sys; from huggingface_hub import constants; from nfnet_timm.cli import main\n"
-        "from nfnet_timm.hub.published import load_published\n"
+        "from nfnet_timm.publish.checkpoints import load_published\n"
         f"load_published()['checkpoints']['nfnet_f0.dm_in1k'].update({released!r})\n"
         "constants.DOWNLOAD_CHUNK_SIZE = 1 << 16\n"
         f"{before}\nsys.exit(main(['download', 'f0']))"

@@ -10,7 +10,7 @@ from typing import Any
 
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from nfnet_timm.hub.train_data import image_types, library_of, reader_root
+from nfnet_timm.publish.train_data import image_types, library_of, reader_root
 
 __all__ = ["FoundNames", "check_class_names", "find_class_names", "read_class_names"]
 

@@ -1,0 +1,298 @@
+"""A model and its card as a checked folder, in the Hub's layout.
+
+``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from huggingface_hub import constants, get_token
+from torch import nn
+
+from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header, read_layout, write_weights
+from nfnet_timm.layers.timm_private import save_config
+from nfnet_timm.publish.card import render_card
+from nfnet_timm.publish.checkpoints import released_checkpoints
+from nfnet_timm.publish.class_names import check_class_names
+from nfnet_timm.publish.config_json import DEFAULTS, LABELS, load_folder, read_config, read_json
+from nfnet_timm.publish.fingerprints import RECORDED, logits_of
+from nfnet_timm.publish.locks import names_in
+from nfnet_timm.publish.readme import card_metadata, read_card
+from nfnet_timm.publish.sources import Source
+from nfnet_timm.publish.staging import put_in_place, staged_folder
+
+__all__ = ["FILES", "build_repo", "check_folder", "save_folder", "show_repo"]
+
+# Tokens of the Hub, GitHub and AWS, and private keys.
+_SECRETS = re.compile(rb"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY")
+
+FILES = ("model.safetensors", "config.json", "README.md")
+
+
+def save_folder(
+    model: nn.Module,
+    folder: str | Path,
+    model_args: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    model_config: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
+    """Write ``model`` to ``folder`` as weights, config.json and README.md: all or none, always the same bytes.
+
+    While another run writes ``folder``, this one waits. What a run that was killed has left in it is removed.
+
+    Args:
+        model_args: Arguments of ``create_model`` beside the name, needed to build the model again.
+        metadata: Strings for the header of model.safetensors, beside ``format: pt``.
+        model_config: Further entries of config.json in timm's schema: ``label_names``, ``label_descriptions``.
+        card: The text of README.md; there is none without.
+        overwrite: Whether files of these names may be replaced, if ``folder`` has others of them.
+        finish: Called with a folder that holds what is about to be put in place, which it may change; what it raises
+            keeps it from that.
+    Raises:
+        ValueError: If ``folder`` holds anything else, or other content and ``overwrite`` is not set. A config.json that
+            repeats what it says elsewhere, as those of timm and of earlier versions do, is replaced.
+        OSError: If the disk is full or not writable.
+        In both cases, and after Ctrl-C, ``folder`` is as it was. After SIGKILL the next call restores it.
+    Differs from timm: ``save_for_hf`` writes no metadata, without which some readers refuse the file, and by default a
+        pickle beside it.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder, new or empty")
+    others = sorted(name for name in names_in(folder) if name not in FILES)
+    if others:
+        raise ValueError(f"{folder} holds other files ({', '.join(others[:3])}): expected a folder, new or empty")
+    try:
+        with staged_folder(folder, FILES) as staged:
+            write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
+            _write_config(model, staged / "config.json", model_config or {}, model_args or {})
+            if card is not None:
+                (staged / "README.md").write_bytes(card.encode())
+            if finish is not None:
+                finish(staged)
+            changed = _changed(folder, staged)
+            mended = changed == ["config.json"] and _same_config(folder, staged)
+            if changed and names_in(folder) and not overwrite and not mended:
+                lost = "; copy README.md first if you have edited it" if "README.md" in changed else ""
+                raise ValueError(
+                    f"{folder} is there, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
+                    f"choose another folder with --out{lost}"
+                )
+            if changed:
+                put_in_place(folder, FILES)
+    except OSError as error:
+        raise OSError(f"cannot write {folder}: {error}. Nothing was changed") from None
+
+
+def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
+    """Write config.json as timm does, but with ``model_args`` that timm cannot know otherwise, and each label once.
+
+    The number of classes is in ``pretrained_cfg``. transformers, which reads the same file, takes no argument twice.
+    A model that timm has loaded has the labels in ``pretrained_cfg``, too; they belong at the top.
+    """
+    save_config(model, path, dict(model_config), dict(model_args))
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_args"] = _needed(model_args, model.num_classes)
+    if not config["model_args"]:
+        del config["model_args"]
+    for name in LABELS:
+        config["pretrained_cfg"].pop(name, None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _needed(model_args: Mapping[str, Any], num_classes: Any) -> dict[str, Any]:
+    source = {**DEFAULTS, "num_classes": num_classes}
+    return {key: value for key, value in model_args.items() if source.get(key) != value}
+
+
+def _changed(folder: Path, staged: Path) -> list[str]:
+    """Return the names of files that ``folder`` would lose, get, or get other content of."""
+    theirs, ours = set(names_in(folder)), set(names_in(staged))
+    both = theirs & ours
+    return sorted(
+        (theirs ^ ours) | {name for name in both if not filecmp.cmp(folder / name, staged / name, shallow=False)}
+    )
+
+
+def _same_model(folder: Path, staged: Path) -> bool:
+    """Tell whether ``folder`` has the arrays of ``staged``, which ``save_folder`` wrote, and the same config.json.
+
+    The headers may differ: the logits in them are rounded otherwise on another machine.
+    """
+    if not _same_config(folder, staged):
+        return False
+    try:
+        read_layout(folder / "model.safetensors")
+    except (ValueError, OSError):
+        return False
+    return arrays_hash(folder / "model.safetensors") == arrays_hash(staged / "model.safetensors")
+
+
+def _same_config(folder: Path, staged: Path) -> bool:
+    """Tell whether two config.json differ at most in what they repeat, and in what follows from the card.
+
+    Earlier versions and timm repeat arguments, which transformers would get twice.
+    """
+    told = []
+    for path in (folder / "config.json", staged / "config.json"):
+        try:
+            read_config(path)  # raises if it has other types
+        except (ValueError, OSError):
+            return False
+        config = read_json(path)
+        cfg = config.get("pretrained_cfg", {})
+        config["model_args"] = _needed(config.get("model_args", {}), config.get("num_classes"))
+        config["pretrained_cfg"] = {k: v for k, v in cfg.items() if k not in (*LABELS, "license", "origin_url", "tag")}
+        told.append(config)
+    return told[0] == told[1]
+
+
+def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) -> None:
+    """Raise unless ``folder`` is ready to be published: complete, loadable, and nothing in it that must not be public.
+
+    It holds exactly model.safetensors, config.json and README.md; timm loads it, with the arrays of ``model`` to the
+    bit, and its logits; names of classes are one for each class; the card says what it is, under which licence and for
+    which library; there is no pickle and no secret.
+
+    Args:
+        secrets: Strings that must not occur in it, beside all that looks like a token or a private key.
+    Raises:
+        ValueError: If anything is not so; the message contains the file's name.
+    """
+    folder = Path(folder)
+    found = names_in(folder)
+    if found != sorted(FILES):
+        raise ValueError(
+            f"there are the files {', '.join(found)}: expected {', '.join(sorted(FILES))} and nothing else"
+        )
+    header = read_header(folder / "model.safetensors")
+    texts = {name: (folder / name).read_bytes() for name in ("config.json", "README.md")}
+    for name, text in {**texts, "the header of model.safetensors": json.dumps(header).encode()}.items():
+        if _SECRETS.search(text) or any(secret.encode() in text for secret in secrets):
+            raise ValueError(
+                f"{name} has what looks like an access token or a private key: remove it before publishing"
+            )
+    metadata = card_metadata(texts["README.md"].decode(), "README.md")
+    missing = [key for key in ("license", "library_name", "pipeline_tag", "tags") if not metadata.get(key)]
+    if missing:
+        raise ValueError(f"README.md lacks {', '.join(missing)} in the block that begins it")
+    config = read_json(folder / "config.json")
+    license = config["pretrained_cfg"].get("license")
+    if license != metadata["license"]:
+        raise ValueError(
+            f"README.md says license: {metadata['license']}, but the weights have {license}: change it there, or "
+            "remove that file to have a new one"
+        )
+    if config.get("label_names") is not None:
+        check_class_names(config["label_names"], model.num_classes, "config.json")
+    loaded = load_folder(folder)
+    theirs = model.state_dict()
+    wrong = [key for key, tensor in loaded.state_dict().items() if not tensor.equal(theirs[key])]
+    if wrong:
+        raise ValueError(
+            f"model.safetensors has other values than its source in {', '.join(wrong[:3])}: build it again"
+        )
+    ours, expected = logits_of(loaded), logits_of(model)
+    if not math.isfinite(float(ours.sum())):
+        raise ValueError("the logits are not finite: did the run diverge? Publish an earlier checkpoint")
+    # Not to the bit: where a tensor lies in memory decides how its products are summed.
+    if not torch.allclose(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())):
+        difference = float((ours - expected).abs().max())
+        raise ValueError(f"the logits differ by up to {difference:.1e} from those of the source: build it again")
+
+
+def build_repo(source: Source, repo_id: str, folder: Path, license: str | None = None, overwrite: bool = False) -> bool:
+    """Write ``folder`` as it shall stand in ``repo_id``, checked; needs no network, gives the same bytes each time.
+
+    A model that has a card keeps it. So does ``folder``, if its card is of the same model in the same repo: its owner
+    may have edited it. Returns whether ``folder`` kept a card that differs from what would be written.
+
+    Raises:
+        ValueError: If it is not fit to be published, see ``check_folder`` and ``render_card``, or ``folder`` has other
+            content and ``overwrite`` is not set.
+        OSError: If it cannot be written.
+        In both cases ``folder`` is as it was.
+    """
+    infinite = [name for name, tensor in source.model.state_dict().items() if not bool(tensor.isfinite().all())]
+    if infinite:
+        more = f" and {len(infinite) - 1} more" if len(infinite) > 1 else ""
+        raise ValueError(
+            f"{source.metadata.get('source')} has NaN or infinite values in {infinite[0]}{more}: did the run diverge? "
+            "Publish an earlier checkpoint"
+        )
+    card = source.card or render_card(source, repo_id, license)
+    owned = card_metadata(card, "README.md").get("license")
+    _check_license(card, license)
+    # What config.json says of the weights' licence and origin is not taken from the folder of others.
+    about = {"license": owned, "origin_url": None, "tag": None}
+    if "url" in released_checkpoints().get(source.checkpoint or "", {}):
+        theirs: Any = timm.get_pretrained_cfg(source.architecture)
+        about = {key: getattr(theirs, key) for key in about}
+    source.model.pretrained_cfg = {**source.model.pretrained_cfg, **about}
+    labels = {"label_names": source.label_names, "label_descriptions": source.label_descriptions}
+    token = get_token()
+    kept = False
+
+    def finish(staged: Path) -> None:
+        nonlocal kept
+        if source.card is None and (folder / "README.md").is_file() and _same_model(folder, staged):
+            theirs = read_card(folder / "README.md")
+            if f"hf-hub:{repo_id}" in theirs or "hf-hub:" not in theirs:
+                _check_license(theirs, license)
+                kept = theirs != card
+                shutil.copyfile(folder / "README.md", staged / "README.md")
+        check_folder(staged, source.model, (token,) if token else ())
+
+    save_folder(
+        source.model,
+        folder,
+        source.model_args,
+        {**source.metadata, "logits": json.dumps(_logits(source))},
+        {key: value for key, value in labels.items() if value},
+        card,
+        overwrite,
+        finish,
+    )
+    return kept
+
+
+def _check_license(card: str, license: str | None) -> None:
+    stated = card_metadata(card, "README.md").get("license")
+    if license not in (None, stated):
+        raise ValueError(
+            f"--license {license}: the card that is there says {stated}; change it in README.md, or remove that file "
+            "to have a new one"
+        )
+
+
+def _logits(source: Source) -> list[float]:
+    """Return the logits for the header: those that a folder has, if they are right; rounding differs elsewhere."""
+    logits = logits_of(source.model)[:RECORDED]
+    recorded = torch.tensor(source.logits or [])
+    if recorded.shape == logits.shape and torch.allclose(recorded, logits, rtol=1e-4, atol=1e-5):
+        return source.logits or []
+    return [float(f"{value:.7g}") for value in logits.tolist()]
+
+
+def show_repo(folder: Path, repo_id: str, revision: str) -> str:
+    """Return what would be pushed where: files, sizes, and the card's metadata."""
+    lines = [f"{constants.ENDPOINT}/{repo_id}, branch {revision}:"]
+    lines += [f"  {(folder / name).stat().st_size:>13,} bytes  {name}" for name in names_in(folder)]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    return "\n".join(
+        [*lines, "", yaml.safe_dump(card_metadata(card, "README.md"), sort_keys=False, allow_unicode=True)]
+    )
