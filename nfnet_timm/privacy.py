@@ -168,5 +168,5 @@ def _patches(layer: Conv2dSame, x: Tensor) -> Tensor:
     if layer.kernel_size == (1, 1):
         x = x[:, :, :: layer.stride[0], :: layer.stride[1]]
     else:
-        x = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]
+        x = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
     return x.flatten(2).unflatten(1, (layer.groups, layer.weight[0].numel()))

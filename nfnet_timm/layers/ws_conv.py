@@ -42,9 +42,9 @@ class WSConv2d(Conv2dSame):
         self,
         in_chs: int,
         out_chs: int,
-        kernel_size: int,
-        stride: int = 1,
-        dilation: int = 1,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         scale: float = 1.0,
         eps: float = 1e-4,
@@ -83,7 +83,10 @@ class WSConv2d(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride))."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0:
+        # A trace would record the sizes that are compared here.
+        if x.dim() != 4 or (
+            not torch.jit.is_tracing() and (x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0)
+        ):
             raise ValueError(
                 f"expected images or features of shape (N, {self.in_channels}, H, W) with at least one pixel, got "
                 f"{list(x.shape)}. For images with another number of channels, build the model with in_chans=."
@@ -97,18 +100,18 @@ class WSConv2d(Conv2dSame):
 
         timm's ``reparameterize_model`` puts it in this one's place.
         """
-        plain: Any = Conv2dSame
-        if self.stride[0] == 1:
-            plain = partial(nn.Conv2d, padding=self.padding)  # type: ignore[arg-type]
+        own = self.own_padding()
+        plain: Any = Conv2dSame if own is None else partial(nn.Conv2d, padding=own)
         conv = plain(
             self.in_channels,
             self.out_channels,
-            self.kernel_size[0],
-            stride=self.stride[0],
-            dilation=self.dilation[0],
+            self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
             groups=self.groups,
             device="meta",
         )
+        conv.padding_mode = self.padding_mode
         device = self.weight.device.type
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)

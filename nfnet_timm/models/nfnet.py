@@ -28,7 +28,7 @@ from nfnet_timm.formats import authors
 from nfnet_timm.layers.activations import KEPT_BY_INPUT, GELUTanh, ScaledAct
 from nfnet_timm.layers.classifier import Classifier
 from nfnet_timm.layers.recompute import recompute_acts_of
-from nfnet_timm.layers.same import AvgPool2dSame, Conv2dSame
+from nfnet_timm.layers.same import AvgPool2dSame, Conv2dSame, MaxPool2dSame
 from nfnet_timm.layers.squeeze_excite import GlobalMean
 from nfnet_timm.layers.timm_private import take_feature_indices
 from nfnet_timm.layers.ws_conv import WSConv2d
@@ -322,7 +322,7 @@ class NormFreeNet(nn.Module):
 
 
 # FX takes these as one operation each: what they do depends on the tensor that comes.
-for _module in (AvgPool2dSame, Conv2dSame, GELUTanh, GlobalMean, WSConv2d):
+for _module in (AvgPool2dSame, Conv2dSame, GELUTanh, GlobalMean, MaxPool2dSame, WSConv2d):
     register_notrace_module(_module)
 
 
