@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.kernels.torch_private import has_dispatch_modes, has_transforms
 
-__all__ = ["is_eager_on_cpu", "is_on_a_device", "is_symbol"]
+__all__ = ["is_eager_on_cpu", "is_on_a_device"]
 
 
 def is_eager_on_cpu(x: Tensor) -> bool:
@@ -16,15 +16,6 @@ def is_eager_on_cpu(x: Tensor) -> bool:
 def is_on_a_device(x: Tensor) -> bool:
     """Tell whether operations on ``x`` are launched one by one: on a device that is no CPU, the meta device too."""
     return not x.is_cpu and _is_eager(x)
-
-
-def is_symbol(size: int) -> bool:
-    """Tell whether torch.compile keeps the ``size`` of a tensor open, for a graph that takes several sizes."""
-    if not torch.compiler.is_dynamo_compiling():
-        return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes time; Dynamo has imported it
-
-    return not has_static_value(size)
 
 
 def _is_eager(x: Tensor) -> bool:

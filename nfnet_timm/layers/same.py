@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfnet_timm.kernels.dispatch import is_eager_on_cpu, is_symbol
+from nfnet_timm.kernels.dispatch import is_eager_on_cpu
+from nfnet_timm.kernels.open_sizes import conv2d_of_open_size, is_open
 from nfnet_timm.layers.recompute import carry_origin, derive, keeping_origins
 
 __all__ = ["AvgPool2dSame", "Conv2dSame", "MaxPool2dSame"]
@@ -90,8 +91,9 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         """Convolve ``x`` with ``weight`` in place of the module's own."""
         x, padding = self.padded(x)
         if not torch.jit.is_scripting():
+            conv = conv2d_of_open_size if is_open(x) else F.conv2d
             with keeping_origins(x):
-                return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+                return conv(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
