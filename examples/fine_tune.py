@@ -13,6 +13,7 @@ class_names.txt, which the line printed at the end publishes.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu, dataloader_config=seeded)
     set_seed(args.seed)
     images = {split: create_dataset(args.dataset, args.data_dir, split) for split in (args.train_split, args.val_split)}
+    if not args.dataset:
+        check_folders(images[args.train_split].reader.root, images[args.val_split].reader.root, args)
     names = class_names(images[args.train_split])
     # `nfnet-timm publish` reads the options, and says on the card what trained.
     args.num_classes, args.model_ema, args.script = len(names), True, "examples/fine_tune.py of nfnet_timm"
@@ -108,6 +111,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from last.pth.tar there, if it is")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     args = parser.parse_args()
+    if args.train_split == args.val_split:
+        parser.error(f"--train-split and --val-split are both {args.val_split}: expected two splits")
     if not args.dataset and not (Path(args.data_dir) / args.train_split).is_dir():
         parser.error(
             f"there is no folder {Path(args.data_dir) / args.train_split}: expected one folder in it per class"
@@ -115,6 +120,15 @@ def parse() -> argparse.Namespace:
     if not timm.is_model(args.model):
         parser.error(f"--model {args.model}: expected a name of timm.list_models(), such as nfnet_f0")
     return args
+
+
+def check_folders(train: str, validation: str, args: argparse.Namespace) -> None:
+    """Stop where validation would be on images of the training: timm reads DATA itself for a split without a folder."""
+    if any(os.path.samefile(validation, seen) for seen in (train, args.data_dir)):
+        sys.exit(
+            f"there is no folder of {args.data_dir} for --val-split {args.val_split} alone: expected "
+            f"{Path(args.data_dir) / 'val'}, with one folder in it per class"
+        )
 
 
 def class_names(dataset: Any) -> list[str]:

@@ -23,6 +23,8 @@ __all__ = ["install", "torch_is_being_imported", "watch_timm"]
 # here too, as a package that is on the path without being installed has no entry points.
 OURS = {"timm.models": "nfnet_timm.models.nfnet", "timm.optim": "nfnet_timm.optim.twins"}
 
+OLDEST_TIMM = "1.0.21"  # the first release whose layers take device= and dtype=
+
 _watched: set[str] = set()
 _loaded: set[str] = set()
 
@@ -61,6 +63,14 @@ def _load(group: str, module: ModuleType) -> None:
     _loaded.add(group)
     ours = EntryPoint("nfnet_timm", OURS[group], group)
     for plugin in {plugin.value: plugin for plugin in (ours, *entry_points(group=group))}.values():
+        timm_version = getattr(sys.modules["timm"], "__version__", "0")
+        if plugin.value == ours.value and _is_too_old(timm_version):
+            if len(_loaded) == 1:  # one warning for both groups
+                _warn(
+                    f"nfnet_timm does nothing, as timm is {timm_version}: expected {OLDEST_TIMM} or newer. Try "
+                    "`pip install --upgrade timm`"
+                )
+            continue
         try:
             plugin.load()
         except Exception as error:
@@ -69,6 +79,12 @@ def _load(group: str, module: ModuleType) -> None:
                 f"the timm plugin {plugin.name!r} ({plugin.value}, of {package}) failed to load and timm goes on "
                 f"without it: {error!r}. Try `pip install --upgrade timm {package}`, or uninstall {package}"
             )
+
+
+def _is_too_old(timm_version: str) -> bool:
+    from packaging.version import Version  # not above: `import torch` alone does not need it
+
+    return Version(timm_version) < Version(OLDEST_TIMM)
 
 
 def _warn(message: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
+
+from nfnet_timm.recipes import recipe
 
 if TYPE_CHECKING:
     from nfnet_timm.hub.known_model import KnownModel
@@ -139,10 +140,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> None:
-    recipes = {Path(file.name).stem: file for file in files("nfnet_timm").joinpath("recipes").iterdir()}
-    if args.name not in recipes:
-        raise ValueError(f"no recipe for {args.name!r}: expected one of {', '.join(sorted(recipes))}")
-    print(recipes[args.name].read_text(), end="")
+    print(recipe(args.name), end="")
 
 
 def _download(args: argparse.Namespace) -> None:
@@ -188,9 +186,15 @@ def _publish(args: argparse.Namespace) -> None:
         print("weights: " + ("the moving average (EMA)" if known.ema else "as trained; the checkpoint has no average"))
     else:
         print(known.told())
+    for reason in known.left_out:
+        print(reason)
     _name_classes(known, args)
-    build_repo(known, args.repo, folder, args.license, args.overwrite)
+    kept = build_repo(known, args.repo, folder, args.license, args.overwrite)
     print(f"built and checked {folder}: timm loads it, with the logits of {args.source.name}")
+    if known.card:
+        print(f"the card is {args.source / 'README.md'} as it is: what it says is not checked")
+    if kept:
+        print(f"the card that is there is kept: remove {folder / 'README.md'} to have a new one")
     print(show_repo(folder, args.repo, args.revision))
     if args.dry_run:
         print("dry run: nothing was pushed")
@@ -203,27 +207,22 @@ def _publish(args: argparse.Namespace) -> None:
 
 def _name_classes(known: KnownModel, args: argparse.Namespace) -> None:
     """Give ``known`` the names of its classes: those of the user's file, or those found, if the user says so."""
-    from nfnet_timm.hub.class_names import read_class_names
+    from nfnet_timm.hub.class_names import check_class_names, read_class_names
 
-    found, count = known.found_names, known.model.num_classes
+    found, names = known.found_names, known.label_names
+    place: Path | str = args.source / "config.json"
     if args.class_names is not None:
-        known.label_names = read_class_names(args.class_names)
-        place = args.class_names
-        if len(known.label_names) != count:
-            raise ValueError(
-                f"{args.class_names} has {len(known.label_names)} class names for {count} classes: expected one a line"
-            )
-    elif known.label_names is not None:
-        place = args.source / "config.json"
-    elif found is not None:
+        names, place = read_class_names(args.class_names), args.class_names
+        known.label_descriptions = None  # of other names
+    elif names is None and found is not None:
         print(f"class names found in {found.place}: {_some(found.names)}")
         if not (args.yes or _ask("Publish them? [y/N] ")):
             print("they are left out; --yes publishes them, --class-names FILE others")
             return
-        known.label_names, place = found.names, found.place
-    else:
-        return
-    print(f"class names from {place}: {_some(known.label_names)}")
+        names, place = found.names, found.place
+    if names is not None:
+        known.label_names = check_class_names(names, known.model.num_classes, place)
+        print(f"class names from {place}: {_some(names)}")
 
 
 def _some(names: list[str]) -> str:

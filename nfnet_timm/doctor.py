@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -115,7 +116,30 @@ def _accelerators() -> Iterator[Finding]:
     try:
         yield Finding("Triton", version("triton"))
     except PackageNotFoundError:
-        yield Finding("Triton", "not installed; GPUs then take the formulas by torch's own operations")
+        yield Finding("Triton", "not installed; torch's own operations are used on GPUs")
+        return
+    yield from _kernels([torch.device("cuda", i) for i in range(torch.cuda.device_count())])
+
+
+def _kernels(devices: list[Any]) -> Iterator[Finding]:
+    if not devices:
+        yield Finding("Triton kernels", "no GPU, so nothing to check")
+        return
+    from nfnet_timm.kernels.check import KERNELS, compare, is_wanted
+
+    if not is_wanted():
+        yield Finding("Triton kernels", "off, by NFNET_TIMM_TRITON=0; torch's own operations are used")
+        return
+    for device in devices:
+        for name in KERNELS:
+            result = compare(name, device)
+            remedy = None
+            if not result.is_right:
+                remedy = (
+                    "nothing is needed: torch's operations are used there instead. NFNET_TIMM_TRITON=0 selects them "
+                    "without a warning. Please report this line with the name of the GPU"
+                )
+            yield Finding(f"Triton kernel {name} on {device}", str(result), remedy)
 
 
 def _hub() -> Iterator[Finding]:

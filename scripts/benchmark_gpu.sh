@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests the kernels on this machine's GPU, then measures this package beside timm and the floor; needs no network, only an
 # environment with torch, timm, pytest and what nfnet-timm depends on, installed or not itself: PYTHON names its Python.
-# What ten minutes leave no time for is left out, and said. Writes benchmarks/cuda.json and benchmarks/cuda.md.
+# What ten minutes leave no time for is left out, and said. Writes benchmarks/cuda.json.
 #   bash scripts/benchmark_gpu.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -35,4 +35,3 @@ for command in inference train; do
     measure $command "${on_the_gpu[@]}" --dtype bfloat16 --channels-last --compile --batch 64
 done
 measure coldstart --repeat 3
-"$PYTHON" scripts/render_tables.py --measured

@@ -1,27 +1,23 @@
 """Renders what is made from hub/checkpoints.toml, the networks themselves and what was measured in benchmarks/.
 
-The tables between comments in README.md and docs, the numbers of lines in docs/inside.md, benchmarks/cpu.md, and the
-cards in hub/cards.
+The tables between comments in README.md and docs, and the cards in hub/cards.
 
 python scripts/render_tables.py            write them
 python scripts/render_tables.py --check    fail if any is not up to date
-python scripts/render_tables.py --measured write the lists of benchmarks alone
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import benchmark_launches
-import scale
 import timm
-from benchmark import markdown, ratios
+from benchmark import ratios
 from benchmark_memory import largest_batch
 
 from nfnet_timm.hub.card import render_card
@@ -117,30 +113,6 @@ def insert(text: str, name: str, table: str) -> str:
     return head + begin + table + end + rest.split(end)[1]
 
 
-def number_lines(text: str) -> str:
-    """Return ``text`` with the number of its line in each link to one: [`the line`](../path#L0)."""
-
-    def number(link: re.Match[str]) -> str:
-        lines = (ROOT / link[2]).read_text(encoding="utf-8").splitlines()
-        found = [i for i, line in enumerate(lines, start=1) if link[1] in line]
-        if not found:
-            raise ValueError(f"docs/inside.md: {link[2]} has no line with {link[1]!r}")
-        return f"[`{link[1]}`](../{link[2]}#L{found[0]})"
-
-    return re.sub(r"\[`([^`]+)`\]\(\.\./([^#)]+)#L\d+\)", number, text)
-
-
-def measured() -> dict[Path, str]:
-    """Return the text of what lists all figures that were measured, on a CPU and, where that is so, on a GPU."""
-    files = {}
-    for device, script in (("cpu", "benchmark_all.sh"), ("cuda", "benchmark_gpu.sh")):
-        path = ROOT / "benchmarks" / f"{device}.json"
-        if path.exists():
-            tables = "\n\n".join(map(markdown, json.loads(path.read_text(encoding="utf-8"))))
-            files[path.with_suffix(".md")] = f"# Measured by scripts/{script}\n\n{tables}\n"
-    return files
-
-
 def batches_table(footprints: dict[str, dict[str, float]]) -> str:
     """Return the table of the largest batches, from what scripts/benchmark_memory.py predicted."""
     rows = []
@@ -182,12 +154,6 @@ def render() -> dict[Path, str]:
         "README.md": {"weights": weights_table()},
         "docs/networks.md": {"networks": networks_table()},
         "docs/privacy.md": {"privacy": privacy_table(privacy)},
-        "docs/scale.md": {
-            "communication": scale.communication_table(scale.Cluster()),
-            "sharded": scale.memory_table(),
-            "scaling": scale.scaling_table(scale.Cluster(), scale.published_steps()),
-            "tpus": scale.tpu_table(images=32),
-        },
         "docs/compat.md": {"compat": compat_table(compat)},
         "docs/speed.md": {
             "speed": speed_table(records),
@@ -202,13 +168,10 @@ def render() -> dict[Path, str]:
         for name, content in named.items():
             text = insert(text, name, content)
         files[ROOT / page] = text
-    inside = ROOT / "docs" / "inside.md"
-    files[inside] = number_lines(inside.read_text(encoding="utf-8"))
-    files.update(measured())
     published = load_published()
     for checkpoint in published["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
-        known = KnownModel(model, {}, {}, checkpoint, proven=True)
+        known = KnownModel(model, {}, {}, checkpoint=checkpoint, told_by="MD5")
         files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(
             known, f"{published['organization']}/{checkpoint}"
         )
@@ -217,7 +180,7 @@ def render() -> dict[Path, str]:
 
 def main() -> int:
     """Render, or check, and return the exit status."""
-    files = measured() if "--measured" in sys.argv else render()
+    files = render()
     stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if "--check" in sys.argv:

@@ -4,11 +4,14 @@ import os
 import statistics
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from test_floors import IMPORTED_WHILE_TIMM_IS
 
+from nfnet_timm.autoload import OLDEST_TIMM
 from nfnet_timm.models.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
@@ -172,14 +175,25 @@ def test_a_plugin_that_raises_breaks_no_import_where_warnings_are_errors(run_pyt
     assert "no luck" in out
 
 
-def test_an_old_timm_goes_on_without_us(run_python, tmp_path):
-    (tmp_path / "timm" / "models").mkdir(parents=True)
-    (tmp_path / "timm" / "__init__.py").write_text("__version__ = '0.4.12'\nimport torch\nfrom . import models\n")
-    (tmp_path / "timm" / "models" / "__init__.py").write_text("create_model = print\n")
-    out = run_python("import timm; timm.models.create_model('as before')", PYTHONPATH=str(tmp_path))
-    assert "as before" in out
-    assert out.count("RuntimeWarning") == 1
-    assert "pip install --upgrade timm nfnet-timm" in out
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1.0.3", "1.0.12", "1.0.20"])
+def test_a_real_old_timm_keeps_its_own_networks_with_one_warning(run_python, tmp_path, version):
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path)]
+    if subprocess.run([*install, f"timm=={version}"], capture_output=True).returncode:
+        pytest.skip(f"pip cannot download timm {version}")
+    code = "import timm, timm.optim; print(timm.__version__, timm.list_models('dm_nf_*')); "
+    code += "print(timm.models.model_entrypoint('nfnet_f0').__module__)"
+    out = run_python(code, PYTHONPATH=str(tmp_path))
+    assert lines(out)[:2] == [f"{version} []", "timm.models.nfnet"]
+    warned = [line for line in lines(out) if "RuntimeWarning" in line]
+    assert len(warned) == 1
+    assert version in warned[0]
+    assert "1.0.21" in warned[0]
+
+
+def test_the_oldest_timm_is_the_one_of_the_metadata():
+    requirement = next(r for r in map(Requirement, requires("nfnet-timm")) if r.name == "timm")
+    assert str(requirement.specifier) == f">={OLDEST_TIMM}"
 
 
 def test_a_broken_timm_raises_its_own_error_and_torch_works(run_python, tmp_path):

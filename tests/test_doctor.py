@@ -7,8 +7,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 from nfnet_timm.cli import main
+from nfnet_timm.kernels import check
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 CODE = "import sys; from nfnet_timm.cli import main; sys.exit(main(['doctor']))"
@@ -48,6 +50,30 @@ def test_a_sound_environment_is_found_sound(capsys):
         assert f"\n{package}: " in out
     assert "plugin nfnet_timm of timm.optim: nfnet-timm: loads" in out
     assert "WRONG" not in out
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_the_kernels_are_compared_on_every_gpu(capsys, monkeypatch, is_right):
+    asked = []
+
+    def compare(name, device):
+        asked.append((name, str(device)))
+        return check.Comparison(0.5, None if is_right else RuntimeError("no ptxas"), 0.1)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "some GPU")
+    monkeypatch.setattr(check, "compare", compare)
+    monkeypatch.setattr(check, "is_wanted", lambda: True)
+    assert main(["doctor"]) == (0 if is_right else 1)
+    assert asked == [(name, f"cuda:{i}") for i in range(2) for name in check.KERNELS]
+    assert ("no ptxas" in capsys.readouterr().out) == (not is_right)
+
+
+def test_without_a_gpu_there_is_no_kernel_to_check(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    pytest.importorskip("triton")
+    main(["doctor"])
+    assert "no GPU, so nothing to check" in capsys.readouterr().out
 
 
 def test_the_token_is_not_shown(capsys, monkeypatch):

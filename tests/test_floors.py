@@ -74,11 +74,6 @@ def test_what_timm_imports_of_us_imports_timm_in_functions_only():
     assert at_fault == {}
 
 
-def test_nothing_of_the_package_is_longer_than_400_lines():
-    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
-
-
 @pytest.mark.parametrize("package", ["nfnet_timm", "nfnet_timm.models", "nfnet_timm.optim", "nfnet_timm.layers"])
 def test_a_package_hands_on_its_public_names_and_names_them_for_a_wrong_one(package):
     module = importlib.import_module(package)

@@ -16,6 +16,7 @@ from hub_cache import fill_hub_cache
 
 from nfnet_timm.cli import _parser
 from nfnet_timm.hub.convert import convert_to_folder
+from nfnet_timm.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,7 +40,7 @@ def test_lines_for_the_train_script_have_its_options_and_torchruns(line):
     if words[0] == "nfnet-timm":
         arguments = words[1 : words.index(">")] if ">" in words else words[1:]
         parsed = _parser().parse_args(arguments)
-        assert words[1] != "recipe" or (ROOT / "nfnet_timm" / "recipes" / f"{parsed.name}.yaml").exists()
+        assert words[1] != "recipe" or parsed.name in RECIPES
         return
     if words[:2] == ["hf", "auth"]:
         return

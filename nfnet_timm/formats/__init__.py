@@ -8,5 +8,6 @@ orbax_reader        an Orbax checkpoint of jax_privacy's
 haiku_names         the authors' names and layouts, and ours
 train_checkpoint    what timm's train.py saves
 safetensors_writer  model.safetensors
+typed               types of values that others wrote
 progress            a bar for what takes long
 """

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nfnet_timm.formats.progress import bytes_bar
 
-__all__ = ["arrays_hash", "write_weights"]
+__all__ = ["arrays_hash", "read_header", "read_layout", "write_weights"]
 
 _DTYPES = {
     torch.float64: "F64",
@@ -59,6 +61,45 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
                 bar.update(len(chunk))
         file.seek(0)
         file.write(_encode(header, metadata, sha256.hexdigest()))
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        ValueError: If the file is damaged or of another format.
+        OSError: If it cannot be opened.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+def read_layout(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of a safetensors file on the meta device: shapes and types without values.
+
+    Raises:
+        ValueError: If the file is damaged or of another format, or an array is not of a floating-point type that the
+            networks here have.
+        OSError: If it cannot be opened.
+    """
+    dtypes = {name: dtype for dtype, name in _DTYPES.items()}
+    arrays = {}
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118
+            array = file.get_slice(name)
+            if array.get_dtype() not in dtypes:
+                raise ValueError(f"{path}: {name} is {array.get_dtype()}, expected one of {', '.join(dtypes)}")
+            arrays[name] = torch.empty(array.get_shape(), dtype=dtypes[array.get_dtype()], device="meta")
+    return arrays
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from None
 
 
 def arrays_hash(path: Path) -> str:

@@ -1,12 +1,13 @@
-"""What timm's train.py saves, read without running anything that is in it.
+"""Reads what timm's train.py saves, without running anything that is in it.
 
-Source: ``CheckpointSaver`` in timm/utils/checkpoint_saver.py.
+Source: ``CheckpointSaver`` in timm/utils/checkpoint_saver.py, ``torch.save``.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,45 @@ import torch
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from nfnet_timm.formats.progress import bytes_bar
+from nfnet_timm.formats.typed import check_types
+
 __all__ = ["TrainCheckpoint", "is_torch_file", "read_train_checkpoint"]
+
+# Begins files of torch.save before PyTorch 1.6: a pickle of protocol 2 of torch's magic number.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_ZIP = b"PK\x03\x04"
+_CHUNK = 1 << 22  # bytes
+
+# Options that decide what is built and published, in the types that train.py gives them. A YAML file of --config may
+# give a class map itself.
+_OPTIONS = {
+    "model": str,
+    "model_kwargs": dict[str, Any] | None,
+    "in_chans": int | None,
+    "num_classes": int | None,
+    "input_size": tuple[int, int, int] | None,
+    "img_size": int | None,
+    "gp": str | None,
+    "mean": tuple[float, ...] | None,
+    "std": tuple[float, ...] | None,
+    "crop_pct": float | None,
+    "interpolation": str | None,
+    "pretrained": bool | None,
+    "pretrained_path": str | None,
+    "model_ema_force_cpu": bool | None,
+    "data": str | None,
+    "data_dir": str | None,
+    "dataset": str | None,
+    "train_split": str | None,
+    "val_split": str | None,
+    "val_num_samples": int | None,
+    "class_map": str | dict[Any, Any] | None,
+    "input_key": str | None,
+    "eval_metric": str | None,
+    "tta": int | None,
+    "script": str,
+}
 
 
 @dataclass(frozen=True)
@@ -40,30 +79,84 @@ class TrainCheckpoint:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Tell whether ``path`` is a file of ``torch.save``."""
-    if not zipfile.is_zipfile(path):
+    """Tell whether ``path`` is a file of ``torch.save``, or what is left of one: any zip archive but NumPy's .npz."""
+    if not path.is_file():
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/data.pkl") for name in archive.namelist())
+    with path.open("rb") as file:
+        head = file.read(256)  # with the name of the first entry
+    return head.startswith(_LEGACY) or (head.startswith(_ZIP) and b".npy" not in head)
 
 
 def read_train_checkpoint(path: Path) -> TrainCheckpoint:
     """Return what a checkpoint of train.py holds.
 
     Raises:
-        ValueError: If it is none, or holds anything but tensors, numbers, strings and the run's options.
+        ValueError: If it is none, is damaged, or holds anything but tensors, numbers, strings and the run's options.
     """
+    with path.open("rb") as file:
+        is_zip = file.read(4) == _ZIP
+    if is_zip:
+        _check_archive(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # of the run's options
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of timm's train.py: {str(error).splitlines()[0]}"
-        ) from None
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # of the run's options
+            warnings.simplefilter("ignore")  # about what a broken or hostile file makes torch do
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # whatever torch raises of a broken or hostile pickle
+        raise ValueError(f"{path} cannot be read as a checkpoint of timm's train.py: {_reason(error)}") from None
     if not isinstance(saved, Mapping) or not {"state_dict", "args"} <= set(saved):
         raise ValueError(f"{path} has no 'state_dict' and 'args': expected a checkpoint that timm's train.py saved")
-    ema = saved.get("state_dict_ema")
-    state_dict: Any = clean_state_dict(ema if ema is not None else saved["state_dict"])
+    args, ema = saved["args"], saved.get("state_dict_ema")
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    if not isinstance(args, dict) or "model" not in args:
+        raise ValueError(f"{path}: 'args' is {type(args).__name__}, expected the options of timm's train.py")
+    check_types(args, _OPTIONS, f"{path}: args")
+    weights = saved["state_dict"] if ema is None else ema
+    if not isinstance(weights, Mapping) or not all(isinstance(k, str) and _is_array(v) for k, v in weights.items()):
+        raise ValueError(f"{path}: 'state_dict' has entries that are no arrays with names")
+    epoch, metric = saved.get("epoch"), saved.get("metric")
     return TrainCheckpoint(
-        dict(vars(saved["args"])), state_dict, ema is not None, saved.get("epoch"), saved.get("metric")
+        args,
+        clean_state_dict(dict(weights)),
+        ema is not None,
+        epoch if isinstance(epoch, int) else None,
+        metric if isinstance(metric, int | float) else None,
     )
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError unless a zip archive is whole: torch does not compare the CRCs in it with what it reads."""
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is cut off: it has {size:,} bytes, and not the directory that ends a checkpoint. Copy it again, "
+            "or use an earlier one"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive, bytes_bar(size, f"checking {path.name}") as bar:
+            entries = archive.infolist()
+            # torch.serialization.set_crc32_options(False) leaves them 0.
+            for entry in entries if any(entry.CRC for entry in entries) else []:
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise zipfile.BadZipFile(f"{entry.filename} is compressed")
+                with archive.open(entry) as content:
+                    while chunk := content.read(_CHUNK):
+                        bar.update(len(chunk))
+    except Exception as error:  # zipfile raises many kinds of errors where its directory is damaged
+        raise ValueError(f"{path} is damaged: {error}. Copy it again, or use an earlier checkpoint") from None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line why torch refuses a file, without its advice to load it all the same."""
+    text = str(error)
+    if name := re.search(r"Unsupported (?:global|class):? (?:GLOBAL )?(\S+)", text):
+        reason = f"it contains {name[1]}, which could run code; expected tensors, numbers, strings and options"
+    elif isinstance(error, RuntimeError):
+        reason = text.split("\n")[0]
+    else:
+        detail = re.search(r"WeightsUnpickler error: (.+)", text)
+        reason = f"its pickle is broken, {detail[1] if detail else f'{type(error).__name__} {text}'}"
+    return "".join(char if char.isprintable() else "?" for char in reason)[:300]

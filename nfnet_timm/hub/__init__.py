@@ -3,7 +3,10 @@
 published       the published numbers
 known_model     a model and what is known of it, whatever it comes in
 train_script    what train.py's options make of a network
+train_data      what they say of its images
 class_names     names of classes, and where they come from
+config_json     the config.json of others
+readme          the README.md of others
 folder          a model as a repo's folder
 fingerprints    hashes of files, logits of models
 card            the model card

@@ -6,16 +6,21 @@ nfnet_timm/recipes, and what is known of the model.
 
 from __future__ import annotations
 
-from importlib.resources import files
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nfnet_timm.hub.known_model import KnownModel
 from nfnet_timm.hub.published import data_file, load_published, released_checkpoints
+from nfnet_timm.hub.train_data import dataset_name, hub_dataset
 from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.recipes import recipe
 
 __all__ = ["render_card"]
 
@@ -50,6 +55,9 @@ _TRAINING = (
     "seed",
 )
 
+# A checkpoint may have anything else among its options.
+_SHOWN = (bool, int, float, str, list, tuple, dict)
+
 # Options that say nothing where the other is off.
 _NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
 
@@ -71,52 +79,58 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
         )
     if released is None and license is None:
         raise ValueError(f"no licence for {repo_id}: {_what_it_takes(known)}")
+    # Anybody can write a header: no figure and no recipe is repeated because of one.
+    claimed = known.told_by == "header"
+    figures = released if released is not None and "top1" in released and not claimed else None
     plain = set(known.model_args) <= {"num_classes"}
-    test_size = (cfg.get("test_input_size") or cfg["input_size"])[-1]
-    dataset = _dataset(known)
-    if released is not None:
-        results = _published(published["sources"], released, test_size) if "top1" in released else []
+    test_size = (cfg.get("test_input_size") or cfg["input_size"])[1:]
+    if figures is not None:
+        results = _published(published["sources"], figures, test_size)
     else:
-        results = _measured(known, dataset)
+        results = _measured(known)
+    on_the_hub = hub_dataset(known.training)
     data = ModelCardData(
         license=released["license"] if released else license,
         library_name="timm",
         pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
         tags=["timm", "transformers", "nfnet-timm", "normalizer-free", "pytorch"],
-        datasets=[released["dataset"]] if released else [dataset] if dataset and "/" in dataset else None,
+        datasets=[released["dataset"]] if released else [on_the_hub] if on_the_hub else None,
         base_model=_base_model(known),
         model_name=repo_id.split("/")[-1],
         eval_results=results or None,
     )
     # timm has the same network where the released weights are in one of its repos, timm/dm_nfnet_f0.dm_in1k.
     timms = VARIANTS[name].hf_hub_id
+    variant_size = (VARIANTS[name].test_size,) * 2
     text = ModelCard.from_template(
         data,
         template_path=str(data_file("card.md")),
         repo_id=repo_id,
         title=VARIANTS[name].title if plain else f"a relative of {VARIANTS[name].title}, with other widths or depths",
         architecture=name,
-        arguments=", ".join(f"{key}={value!r}" for key, value in known.model_args.items() if key != "num_classes"),
+        arguments=_escaped(", ".join(f"{k}={v!r}" for k, v in known.model_args.items() if k != "num_classes")),
         parameters=sum(p.numel() for p in model.parameters()),
-        multiply_adds=multiply_adds(name) if plain and test_size == VARIANTS[name].test_size else None,
-        train_size=cfg["input_size"][-1],
-        test_size=test_size,
+        multiply_adds=multiply_adds(name) if plain and test_size == variant_size else None,
+        train_size=_by(cfg["input_size"][1:]),
+        test_size=_by(test_size),
+        test_shape=", ".join(map(str, (model.in_chans, *test_size))),
         num_classes=model.num_classes,
-        num_features=model.num_features,
-        in_chans=cfg["input_size"][0],
-        image_mode={1: "L", 3: "RGB", 4: "RGBA"}.get(cfg["input_size"][0]),
-        label_names=known.label_names,
+        embedding_shape=_embedding_shape(model, test_size),
+        in_chans=model.in_chans,
+        image_mode={1: "L", 3: "RGB", 4: "RGBA"}.get(model.in_chans),
+        label_names=[_escaped(label) for label in known.label_names or []],
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
         accuracy=_accuracy(results),
         plain_timm=timms.split("/")[1].split(".")[0] if plain and timms else None,
         released=released,
-        proven=known.proven,
-        metadata=known.metadata,
+        told_by=known.told_by,
+        computed=known.computed,
+        metadata={key: _escaped(value) for key, value in known.metadata.items()},
         sources=published["sources"],
-        licence=license,
-        recipe=_recipe(name) if released and "top1" in released else None,
-        training=_training(known),
-        script=known.training.get("script", "timm's train.py"),
+        licence=_escaped(license or ""),
+        recipe=_recipe(name) if figures else None,
+        training={option: _escaped(value) for option, value in _training(known).items()},
+        script=_escaped(known.training.get("script", "timm's train.py")),
         ema=known.ema,
         epoch=known.epoch,
         measured=known.figure is not None,
@@ -124,7 +138,25 @@ def render_card(known: KnownModel, repo_id: str, license: str | None = None) -> 
     return f"{str(text).rstrip()}\n"
 
 
-def _published(sources: dict[str, str], released: dict[str, Any], size: int) -> list[EvalResult]:
+def _escaped(value: Any) -> str:
+    """Return a value of others as text that Markdown and HTML show as it is, in a table, too."""
+    return re.sub(r"[&<>|`*~\[\]\\]", lambda found: f"&#{ord(found[0])};", _plain(str(value)))
+
+
+def _by(size: Sequence[int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _embedding_shape(model: Any, size: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of the features of two images, whichever pooling the model has."""
+    parameter = next(model.parameters())
+    stride = model.feature_info[-1]["reduction"]
+    features = parameter.new_empty((2, model.num_features, *(math.ceil(pixels / stride) for pixels in size)))
+    with torch.no_grad():
+        return tuple(model.forward_head(features, pre_logits=True).shape)
+
+
+def _published(sources: dict[str, str], released: dict[str, Any], size: Sequence[int]) -> list[EvalResult]:
     measured = {
         "published": ("", sources["source"], "https://arxiv.org/abs/2102.06171"),
         "measured by timm": (
@@ -141,9 +173,9 @@ def _published(sources: dict[str, str], released: dict[str, Any], size: int) -> 
             dataset_name="ImageNet-1k",
             dataset_config=how,  # results of one configuration share their source
             dataset_split="validation",
-            dataset_args={"resolution": size},
+            dataset_args={"resolution": _resolution(size)},
             metric_type="accuracy",
-            metric_name=f"{label} accuracy in percent at {size} pixels, {how}",
+            metric_name=f"{label} accuracy in percent at {_resolution(size)} pixels, {how}",
             metric_value=released[prefix + key],
             source_name=source,
             source_url=url,
@@ -153,56 +185,58 @@ def _published(sources: dict[str, str], released: dict[str, Any], size: int) -> 
     ]
 
 
-def _measured(known: KnownModel, dataset: str | None) -> list[EvalResult]:
+def _resolution(size: Sequence[int]) -> int | str:
+    """Return the side of a square, or both sides."""
+    return size[0] if size[0] == size[1] else _by(size)
+
+
+def _measured(known: KnownModel) -> list[EvalResult]:
     figure = known.figure
     if figure is None:
         return []
     source: dict[str, Any] = {
-        "source_name": f"timm's train.py, after epoch {known.epoch}",
+        "source_name": "timm's train.py" + ("" if known.epoch is None else f", after epoch {known.epoch}"),
         "source_url": "https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
     }
+    resolution = _resolution(figure.size)
     return [
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
-            dataset_type=dataset if dataset and "/" in dataset else "imagefolder",
-            dataset_name=dataset or "a folder of images",
-            dataset_split=known.training.get("val_split") or "validation",
-            dataset_args={"resolution": figure.pixels, "crop_pct": figure.crop_pct},
+            dataset_type=hub_dataset(known.training) or "imagefolder",
+            dataset_name=_plain(dataset_name(known.training) or "a folder of images"),
+            dataset_split=_plain(known.training.get("val_split") or "validation"),
+            dataset_args={"resolution": resolution, "crop_pct": figure.crop_pct},
             metric_type="accuracy",
-            metric_name=f"{figure.label} accuracy in percent at {figure.pixels} pixels, measured in training",
+            metric_name=f"{figure.label} accuracy in percent at {resolution} pixels, measured in training",
             metric_value=figure.value,
             **({} if "script" in known.training else source),
         )
     ]
 
 
+def _plain(text: str) -> str:
+    """Return text in one line that can be encoded."""
+    return " ".join(text.split()).encode(errors="replace").decode()
+
+
 def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
     """Return a row of the table of details for each way of measuring."""
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
-        name = str(result.metric_name)
-        size = (result.dataset_args or {})["resolution"]
-        where = f"{result.dataset_name} {result.dataset_split} at {size} x {size} pixels"
-        row = rows.setdefault(name.split(", ")[1], {"label": f"accuracy, {name.split(', ')[1]}", "where": where})
-        row["value" if name.startswith("Top-1") else "top5"] = result.metric_value
+        label, _, how = str(result.metric_name).partition(", ")
+        resolution = (result.dataset_args or {})["resolution"]
+        size = resolution if isinstance(resolution, str) else _by((resolution, resolution))
+        where = f"{_escaped(result.dataset_name)} {_escaped(result.dataset_split)} at {size} pixels"
+        row = rows.setdefault(how, {"label": f"accuracy, {how}", "where": where})
+        row["value" if label.startswith("Top-1") else "top5"] = result.metric_value
     return list(rows.values())
-
-
-def _dataset(known: KnownModel) -> str | None:
-    """Return the name of the data that train.py was given: on the Hub, in its library, or of its folder."""
-    library, _, name = (known.training.get("dataset") or "").partition("/")
-    if library in ("hfds", "hfids"):
-        return name
-    if library in ("torch", "tfds") and name not in ("folder", "image_folder"):
-        return name.replace("/", " ")  # a name with a stroke is one of the Hub's
-    folder = str(known.training.get("data_dir") or known.training.get("data") or "")
-    return folder.rstrip("/").split("/")[-1] or None
 
 
 def _base_model(known: KnownModel) -> str | None:
     """Return the repo of the weights that a run of train.py started from, as far as its options tell."""
-    if not known.training.get("pretrained") or known.training.get("pretrained_path"):
+    others = known.training.get("pretrained_path") or known.training.get("initial_checkpoint")
+    if not known.training.get("pretrained") or others:
         return None
     place, _, repo = str(known.training["model"]).partition(":")
     if repo:
@@ -212,19 +246,16 @@ def _base_model(known: KnownModel) -> str | None:
 
 def _recipe(name: str) -> dict[str, Any]:
     """Return the recipe of a network, with what it comes to for the authors' batch."""
-    recipe = yaml.safe_load((files("nfnet_timm") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
-    batch = recipe["batch_size"] * recipe["grad_accum_steps"] * 8  # of as many processes, as the recipe says
-    return {**recipe, "batch": batch, "lr": recipe["lr_base"] * batch / recipe["lr_base_size"]}
+    values = yaml.safe_load(recipe(name))
+    batch = values["batch_size"] * values["grad_accum_steps"] * 8  # processes, as the recipe says
+    return {**values, "batch": batch, "lr": values["lr_base"] * batch / values["lr_base_size"]}
 
 
 def _training(known: KnownModel) -> dict[str, Any]:
     """Return the options of a run of train.py that say how it trained."""
     unused = {option for option, other in _NOTHING_WITHOUT.items() if not known.training.get(other)}
-    return {
-        option: known.training[option]
-        for option in _TRAINING
-        if option not in unused and known.training.get(option) not in (None, False, "", {})
-    }
+    given = {option: known.training.get(option) for option in _TRAINING if option not in unused}
+    return {option: value for option, value in given.items() if isinstance(value, _SHOWN) and value}
 
 
 def _what_it_takes(known: KnownModel) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,38 @@ import torch
 from torch import Tensor
 
 from nfnet_timm.formats.progress import bytes_bar
+from nfnet_timm.formats.typed import check_types
 
-__all__ = ["file_hashes", "identify", "logits_of"]
+__all__ = ["RECORDED", "file_hashes", "identify", "logits_of", "recorded_logits"]
+
+# How many logits, the first ones, publish leaves in the header of model.safetensors.
+RECORDED = 8
 
 
 @torch.no_grad()
 def logits_of(model: Any) -> Tensor:
-    """Return what a model in eval mode says of one 64-pixel image that is the same everywhere: (num_classes,)."""
-    chans = model.pretrained_cfg["input_size"][0]
-    wave = torch.arange(chans * 64 * 64, dtype=torch.float32).mul_(0.37).sin_()
-    return model(wave.view(1, chans, 64, 64))[0]
+    """Return what a model in eval mode says of one 64-pixel image that is the same everywhere: (num_classes,).
+
+    A model without classes gives its features, one after the other.
+    """
+    wave = torch.arange(model.in_chans * 64 * 64, dtype=torch.float32).mul_(0.37).sin_()
+    return model(wave.view(1, model.in_chans, 64, 64))[0].flatten()
+
+
+def recorded_logits(header: Mapping[str, str]) -> list[float] | None:
+    """Return the logits that ``publish`` left in the header of model.safetensors; None if there are none.
+
+    Raises:
+        ValueError: If the header has something else in their place.
+    """
+    if "logits" not in header:
+        return None
+    try:
+        logits = json.loads(header["logits"])
+        check_types({"logits": logits}, {"logits": list[float]}, "it")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the header of model.safetensors has logits that cannot be read: {error}") from None
+    return logits
 
 
 def file_hashes(path: Path) -> tuple[str, str]:

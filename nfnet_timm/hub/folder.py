@@ -15,10 +15,12 @@ from typing import Any
 import timm
 from torch import nn
 
-from nfnet_timm.formats.safetensors_writer import write_weights
+from nfnet_timm.formats.safetensors_writer import arrays_hash, read_layout, write_weights
+from nfnet_timm.hub.config_json import LABELS, described_model, read_config, read_json
 from nfnet_timm.layers.timm_private import save_config
+from nfnet_timm.models.infer import check_state_dict
 
-__all__ = ["DEFAULTS", "FILES", "load_folder", "save_folder", "written_beside"]
+__all__ = ["DEFAULTS", "FILES", "load_folder", "same_model", "save_folder", "written_beside"]
 
 # Arguments of timm.create_model that say nothing at these values.
 DEFAULTS = {"num_classes": 1000, "in_chans": 3, "global_pool": "avg"}
@@ -34,7 +36,7 @@ def save_folder(
     model_config: Mapping[str, Any] | None = None,
     card: str | None = None,
     overwrite: bool = False,
-    check: Callable[[Path], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write ``model`` to ``folder`` as weights, config.json and README.md: all or none, always the same bytes.
 
@@ -44,7 +46,8 @@ def save_folder(
         model_config: Further entries of config.json in timm's schema: ``label_names``, ``label_descriptions``.
         card: The text of README.md; there is none without.
         overwrite: Whether files of these names may be replaced, if ``folder`` has others of them.
-        check: Called with a folder that holds what is about to be put in place; what it raises keeps it from that.
+        finish: Called with a folder that holds what is about to be put in place, which it may change; what it raises
+            keeps it from that.
     Raises:
         ValueError: If ``folder`` holds anything else, or other content and ``overwrite`` is not set. A config.json that
             repeats what it says elsewhere, as those of timm and of earlier versions do, is replaced.
@@ -64,14 +67,16 @@ def save_folder(
             write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
             _write_config(model, staged / "config.json", model_config or {}, model_args or {})
             if card is not None:
-                (staged / "README.md").write_text(card, encoding="utf-8")
-            if check is not None:
-                check(staged)
+                (staged / "README.md").write_bytes(card.encode())
+            if finish is not None:
+                finish(staged)
             changed = _changed(folder, staged)
-            if changed and _names(folder) and not overwrite and not _is_mended(folder, staged, changed):
+            mended = changed == ["config.json"] and _same_config(folder, staged)
+            if changed and _names(folder) and not overwrite and not mended:
+                lost = "; copy README.md first if you have edited it" if "README.md" in changed else ""
                 raise ValueError(
                     f"{folder} is there, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
-                    "choose another folder with --out"
+                    f"choose another folder with --out{lost}"
                 )
             if changed:
                 _put_in_place(staged, folder)
@@ -80,15 +85,18 @@ def save_folder(
 
 
 def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
-    """Write config.json as timm does, but for ``model_args``: those alone that timm cannot know otherwise.
+    """Write config.json as timm does, but with ``model_args`` that timm cannot know otherwise, and each label once.
 
     The number of classes is in ``pretrained_cfg``. transformers, which reads the same file, takes no argument twice.
+    A model that timm has loaded has the labels in ``pretrained_cfg``, too; they belong at the top.
     """
     save_config(model, path, dict(model_config), dict(model_args))
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model_args"] = _needed(model_args, model.num_classes)
     if not config["model_args"]:
         del config["model_args"]
+    for name in LABELS:
+        config["pretrained_cfg"].pop(name, None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -98,7 +106,22 @@ def _needed(model_args: Mapping[str, Any], num_classes: Any) -> dict[str, Any]:
 
 
 def load_folder(folder: str | Path) -> Any:
-    """Return the model in ``folder``, pretrained and in eval mode."""
+    """Return the model in ``folder``, pretrained and in eval mode.
+
+    Raises:
+        ValueError: If config.json or the arrays are not of one network of this package.
+        OSError: If a file cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    config = read_config(path)
+    described = described_model(
+        config.architecture, {**config.model_args, "num_classes": config.num_classes}, str(path)
+    )
+    arrays = read_layout(Path(folder) / "model.safetensors")
+    try:
+        check_state_dict(arrays, described, config.architecture, exact=True)
+    except ValueError as error:
+        raise ValueError(f"{folder}: config.json and model.safetensors are of different networks: {error}") from None
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
@@ -145,13 +168,37 @@ def _changed(folder: Path, staged: Path) -> list[str]:
     )
 
 
-def _is_mended(folder: Path, staged: Path, changed: list[str]) -> bool:
-    """Tell whether the two differ only by arguments in config.json that transformers would get twice."""
-    if changed != ["config.json"]:
+def same_model(folder: Path, staged: Path) -> bool:
+    """Tell whether ``folder`` has the arrays of ``staged``, which ``save_folder`` wrote, and the same config.json.
+
+    The headers may differ: the logits in them are rounded otherwise on another machine.
+    """
+    if not _same_config(folder, staged):
         return False
-    theirs, ours = (json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (folder, staged))
-    theirs["model_args"] = _needed(theirs.get("model_args", {}), theirs.get("num_classes"))
-    return {**ours, "model_args": ours.get("model_args", {})} == theirs
+    try:
+        read_layout(folder / "model.safetensors")
+    except (ValueError, OSError):
+        return False
+    return arrays_hash(folder / "model.safetensors") == arrays_hash(staged / "model.safetensors")
+
+
+def _same_config(folder: Path, staged: Path) -> bool:
+    """Tell whether two config.json differ at most in what they repeat, and in what follows from the card.
+
+    Earlier versions and timm repeat arguments, which transformers would get twice.
+    """
+    told = []
+    for path in (folder / "config.json", staged / "config.json"):
+        try:
+            read_config(path)  # raises if it has other types
+        except (ValueError, OSError):
+            return False
+        config = read_json(path)
+        cfg = config.get("pretrained_cfg", {})
+        config["model_args"] = _needed(config.get("model_args", {}), config.get("num_classes"))
+        config["pretrained_cfg"] = {k: v for k, v in cfg.items() if k not in (*LABELS, "license", "origin_url", "tag")}
+        told.append(config)
+    return told[0] == told[1]
 
 
 def _put_in_place(staged: Path, folder: Path) -> None:

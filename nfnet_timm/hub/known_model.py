@@ -5,24 +5,23 @@ They come as a file of the authors, an Orbax checkpoint, a folder of ``convert``
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from safetensors import safe_open
+from typing import Any, Literal
 
 from nfnet_timm.formats.authors import is_of_authors
-from nfnet_timm.formats.safetensors_writer import arrays_hash
+from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header
 from nfnet_timm.formats.train_checkpoint import is_torch_file, read_train_checkpoint
 from nfnet_timm.hub.class_names import FoundNames, find_class_names
-from nfnet_timm.hub.fingerprints import identify
+from nfnet_timm.hub.config_json import read_config
+from nfnet_timm.hub.fingerprints import identify, recorded_logits
 from nfnet_timm.hub.folder import DEFAULTS, load_folder
 from nfnet_timm.hub.published import load_published, released_checkpoints
+from nfnet_timm.hub.readme import read_card
 from nfnet_timm.hub.train_script import Figure, figure_of, network_of
 from nfnet_timm.models.build import load_model
-from nfnet_timm.models.variants import VARIANTS
 
 __all__ = ["KnownModel", "open_authors", "open_model"]
 
@@ -34,21 +33,27 @@ class KnownModel:
     Args:
         model_args: Arguments of ``create_model`` beside the name.
         metadata: What identifies the file that the weights come from: its name, bytes, SHA-256 and MD5.
+        computed: Whether ``metadata`` was computed of that file here; else it is from the header of a folder's weights.
         checkpoint: The entry of hub/checkpoints.toml that it is, if it is a released one.
-        proven: Whether that is told by the file's hash, and not by who publishes it.
+        told_by: By what it is told to be that: the MD5 of the file, the header of a folder's weights, which anybody may
+            have written, or the word of who publishes it.
+        logits: Those in the header of a folder's weights.
         label_names, label_descriptions: Of the classes, in the order of the outputs; the words for each name.
         found_names: Names that were found on this computer, for the user to say whether they are right and public.
         card: The text of its model card, if it has one already.
         training: The options of timm's train.py, if that made it.
         ema: Whether the weights are the moving average; None if no train.py made them.
-        figure: What train.py measured of these weights at ``epoch``, if it did.
+        figure: What train.py measured of these weights at ``epoch``, on images that training did not see.
+        left_out: What is not published although a run of train.py might have had it, and why, in a line each.
     """
 
     model: Any
     model_args: dict[str, Any]
     metadata: dict[str, str]
+    computed: bool = True
     checkpoint: str | None = None
-    proven: bool = False
+    told_by: Literal["MD5", "header", "word"] | None = None
+    logits: list[float] | None = None
     label_names: list[str] | None = None
     label_descriptions: dict[str, str] | None = None
     found_names: FoundNames | None = None
@@ -57,6 +62,7 @@ class KnownModel:
     ema: bool | None = None
     epoch: int | None = None
     figure: Figure | None = None
+    left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # The config.json of others has the defaults, too.
@@ -69,10 +75,21 @@ class KnownModel:
     def told(self) -> str:
         """Return, in a sentence, whether this is a released checkpoint, and by what that is told."""
         name, md5 = self.metadata.get("source"), self.metadata.get("source_md5")
-        if self.checkpoint is not None and self.proven:
+        if self.told_by == "MD5":
             return f"{name} is the file that the authors released as {self.checkpoint}, by its MD5 {md5}"
-        if self.checkpoint is not None:
+        if self.told_by == "header":
+            return (
+                f"these are the weights of {name}, which the authors released as {self.checkpoint}, according to the "
+                "header written at conversion; this is not recomputed, so the card has no published accuracy. Publish "
+                f"{name} itself to have it there"
+            )
+        if self.told_by == "word":
             return f"{name} is taken for the released {self.checkpoint} by your word: no recorded hash says so"
+        if not self.computed:
+            return (
+                f"weights of your own, made from {name} according to the header written at conversion; this is not "
+                "recomputed"
+            )
         if md5 is not None:
             return f"{name} is none of the released files, by its MD5 {md5}: weights of your own"
         return f"{name} is taken for weights of your own: no hash tells it to be a released checkpoint"
@@ -100,8 +117,8 @@ def open_model(path: Path, checkpoint: str | None = None) -> KnownModel:
         known = _from_folder(path)
     else:
         known = open_authors(path)
-    if checkpoint is not None and checkpoint != known.checkpoint:
-        known.checkpoint, known.proven = _claimed(checkpoint, known), False
+    if checkpoint is not None and (checkpoint != known.checkpoint or known.told_by != "MD5"):
+        known.checkpoint, known.told_by = _claimed(checkpoint, known), "word"
     return known
 
 
@@ -114,37 +131,52 @@ def open_authors(path: Path) -> KnownModel:
     model, arguments = load_model(path)
     metadata = identify(path)
     checkpoint = _recorded(metadata)
-    return KnownModel(model.eval(), arguments, metadata, checkpoint, checkpoint is not None)
+    told_by: Literal["MD5"] | None = "MD5" if checkpoint else None
+    return KnownModel(model.eval(), arguments, metadata, checkpoint=checkpoint, told_by=told_by)
 
 
 def _from_folder(folder: Path) -> KnownModel:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).exists():
             raise ValueError(f"{folder} has no {name}: expected a folder written by `nfnet-timm convert`")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("architecture") not in VARIANTS:
+    config, weights, card = read_config(folder / "config.json"), folder / "model.safetensors", folder / "README.md"
+    header = read_header(weights)
+    if header.get("arrays_sha256") not in (None, arrays_hash(weights)):
         raise ValueError(
-            f"{folder / 'config.json'} is of {config.get('architecture')!r}: expected a network of nfnet_timm"
+            f"{weights} has other arrays than the hash in its header says: it is damaged, or was changed. Convert or "
+            "copy it again; if you changed them yourself, save them without the entry arrays_sha256"
         )
-    weights, card = folder / "model.safetensors", folder / "README.md"
-    with safe_open(weights, "pt") as file:
-        header = file.metadata() or {}
-    metadata = {k: v for k, v in header.items() if k.startswith("source")}
-    # The header speaks of the arrays that convert wrote: they may have been changed under it.
-    checkpoint = _recorded(metadata)
-    if checkpoint is not None and header.get("arrays_sha256") != arrays_hash(weights):
-        checkpoint = None
-    names, descriptions = config.get("label_names"), config.get("label_descriptions")
-    return KnownModel(
+    source = _source(header) if "arrays_sha256" in header else {}
+    known = KnownModel(
         load_folder(folder),
-        dict(config.get("model_args", {})),
-        metadata or identify(weights),
-        checkpoint=checkpoint,
-        proven=checkpoint is not None,
-        label_names=names if isinstance(names, list) else None,
-        label_descriptions=descriptions if isinstance(descriptions, dict) else None,
-        card=card.read_text(encoding="utf-8") if card.exists() else None,
+        {**config.model_args, "num_classes": config.num_classes},
+        source or identify(weights),
+        computed=not source,
+        logits=recorded_logits(header) if source else None,
+        label_names=config.label_names,
+        label_descriptions=config.label_descriptions,
+        card=read_card(card) if card.exists() else None,
     )
+    released = _recorded(source)
+    if released is not None and not _fits(released, known):
+        # The header is of another network: nothing in it is repeated.
+        known.metadata, known.computed = identify(weights), True
+    elif released is not None:
+        known.checkpoint, known.told_by = released, "header"
+    return known
+
+
+def _source(header: Mapping[str, str]) -> dict[str, str]:
+    """Return what the header of a folder's weights says of the file that they come from, if it has the form of ours."""
+    forms = {
+        "source": r"[^/\\]{1,255}",
+        "source_bytes": r"\d{1,18}",
+        "source_sha256": r"[0-9a-f]{64}",
+        "source_md5": r"[0-9a-f]{32}",
+    }
+    found = {key: header[key] for key in forms if key in header}
+    well_formed = all(re.fullmatch(forms[key], value) and value.isprintable() for key, value in found.items())
+    return found if "source" in found and well_formed else {}
 
 
 def _from_training(path: Path) -> KnownModel:
@@ -153,15 +185,19 @@ def _from_training(path: Path) -> KnownModel:
         model, arguments = network_of(saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    names, figure = find_class_names(saved.args, model.num_classes), figure_of(saved, model)
+    left_out = [f"no accuracy on the card: {figure}"] if isinstance(figure, str) else []
+    left_out += [f"no class names: {names}; --class-names FILE gives them"] if isinstance(names, str) else []
     return KnownModel(
         model,
         arguments,
         identify(path),
-        found_names=find_class_names(saved.args, model.num_classes),
+        found_names=names if isinstance(names, FoundNames) else None,
         training=saved.args,
         ema=saved.ema,
         epoch=saved.epoch,
-        figure=figure_of(saved, model),
+        figure=figure if isinstance(figure, Figure) else None,
+        left_out=left_out,
     )
 
 
@@ -175,12 +211,18 @@ def _recorded(metadata: Mapping[str, str]) -> str | None:
 
 def _claimed(name: str, known: KnownModel) -> str:
     """Return ``name`` if ``known`` can be that checkpoint."""
-    released = released_checkpoints()
-    if name not in released:
-        raise ValueError(f"there is no released checkpoint {name!r}: expected one of {', '.join(released)}")
-    # How many kinds of things ImageNet-21k has is nowhere stated.
-    free = {"num_classes"} if name in load_published()["orbax"] else set()
-    if name.split(".")[0] != known.architecture or not set(known.model_args) <= free:
+    if name not in released_checkpoints():
+        raise ValueError(
+            f"there is no released checkpoint {name!r}: expected one of {', '.join(released_checkpoints())}"
+        )
+    if not _fits(name, known):
         differs = "".join(f", {key}={value!r}" for key, value in known.model_args.items())
         raise ValueError(f"this is no {name}: its arrays are those of {known.architecture}{differs}")
     return name
+
+
+def _fits(name: str, known: KnownModel) -> bool:
+    """Tell whether the architecture and arguments are those of a released checkpoint."""
+    # How many kinds of things ImageNet-21k has is nowhere stated.
+    free = {"num_classes"} if name in load_published()["orbax"] else set()
+    return name.split(".")[0] == known.architecture and set(known.model_args) <= free

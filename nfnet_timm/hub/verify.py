@@ -6,7 +6,6 @@ from the cache ever after.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import validate_repo_id
-from safetensors import safe_open
 
+from nfnet_timm.formats.safetensors_writer import read_header
 from nfnet_timm.hub.client import explained, recorded_hash
-from nfnet_timm.hub.fingerprints import file_hashes, logits_of
+from nfnet_timm.hub.config_json import is_ours, read_json
+from nfnet_timm.hub.fingerprints import RECORDED, file_hashes, logits_of, recorded_logits
 from nfnet_timm.hub.folder import load_folder
 
 __all__ = ["Report", "remove_cached", "verify"]
@@ -51,7 +51,8 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
     model.safetensors. What the user's own cache holds of the same commit is compared too.
 
     Raises:
-        ValueError: If a download or the logits differ; the message names the file and both hashes.
+        ValueError: If a download or the logits differ, with the file and both hashes, or if what the repo says of a
+            network of ours cannot be read.
         OSError: If the Hub cannot be reached, or there is no such repo.
     """
     validate_repo_id(repo_id)
@@ -80,7 +81,10 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
             if isinstance(cached, str) and recorded not in file_hashes(Path(cached)):
                 bad_cached.append(Path(cached))
         if root is not None and {"config.json", "model.safetensors"} <= set(hashes):
-            difference = _difference(root, expected)
+            try:
+                difference = _difference(root, expected)
+            except ValueError as error:  # the folder is about to be removed
+                raise ValueError(str(error).replace(str(root), repo_id)) from None
     if difference is not None and not difference <= TOLERANCE:
         raise ValueError(
             f"the logits of {repo_id} at {commit} differ by {difference:.1e} (relative) from those recorded: expected "
@@ -96,13 +100,16 @@ def remove_cached(path: Path) -> None:
 
 
 def _difference(folder: Path, expected: Any) -> float | None:
-    if expected is None:
-        with safe_open(folder / "model.safetensors", "pt") as weights:
-            recorded = (weights.metadata() or {}).get("logits")
-        if recorded is None:
-            return None
-        theirs = torch.tensor(json.loads(recorded))
-    else:
+    """Return the relative difference of the logits; None if none are recorded, or it is another network than ours."""
+    if expected is not None:
         theirs = logits_of(expected)
-    ours = logits_of(load_folder(folder))[: len(theirs)]
+        ours = logits_of(load_folder(folder))
+    else:
+        header = read_header(folder / "model.safetensors")
+        if "logits" not in header or not is_ours(read_json(folder / "config.json")):
+            return None
+        theirs = torch.tensor(recorded_logits(header))
+        ours = logits_of(load_folder(folder))[:RECORDED]
+    if theirs.shape != ours.shape:
+        raise ValueError(f"there are {len(theirs)} logits to compare with, expected {len(ours)}")
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12))

@@ -7,6 +7,7 @@ standardize_op      the same as one operation; by torch's own
 standardize_triton  the same on a GPU
 clip                adaptive clipping of many tensors, as one operation; by torch's own
 clip_triton         the same on a GPU
+check               the first use of a kernel compares it with torch's operations
 gelu                GELU in its tanh form
 torch_private       what is used of torch's private functions
 """

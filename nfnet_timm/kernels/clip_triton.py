@@ -12,8 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from nfnet_timm.kernels.clip import unit_length
+from nfnet_timm.kernels.clip import Clipping, settings_of_each, unit_length
 
 __all__ = ["clip_"]
 
@@ -73,31 +74,28 @@ def clip_kernel(
             tl.store(grad + at + cols, (g * ratio).to(GRAD), mask=inside)
 
 
-def clip_(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    clip_factors: list[float],
-    eps: list[float],
-    grad_scale: Tensor | None,
-) -> None:
-    """Clip all tensors; a launch for each pair of dtypes and each setting."""
-    alike: dict[tuple[torch.dtype, torch.dtype, float, float], list[int]] = {}
-    for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+def clip_(weights: list[Tensor], grads: list[Tensor], settings: list[float], grad_scale: Tensor | None) -> None:
+    """Clip all tensors; a launch for each pair of dtypes and each ``Clipping``.
+
+    A program for each unit: a grid has room for 2**31 - 1. Offsets are 64 bits wide.
+    """
+    alike: dict[tuple[torch.dtype, torch.dtype, tuple[float, ...]], list[int]] = {}
+    for i, (w, g, own) in enumerate(zip(weights, grads, settings_of_each(settings), strict=True)):
         if g.numel():
-            alike.setdefault((w.dtype, g.dtype, clip_factors[i], eps[i]), []).append(i)
-    for (weight_dtype, grad_dtype, clip_factor, least), members in alike.items():
+            alike.setdefault((w.dtype, g.dtype, own), []).append(i)
+    for (weight_dtype, grad_dtype, own), members in alike.items():
+        clipping = Clipping(*own)
         entries, units = [], 0
         for i in members:
             length = unit_length(weights[i])
             entries += [weights[i].data_ptr(), grads[i].data_ptr(), units, length]
             units += grads[i].numel() // length
-        device = grads[0].device
-        table = _captured(entries, device) if _is_capturing(device) else _table(tuple(entries), device)[1]
+        table = _table_on_device(entries, weights[members[0]], grads[0].device)
         clip_kernel[(units,)](
             table,
             len(members),
-            clip_factor,
-            least,
+            clipping.clip_factor,
+            clipping.clip_eps,
             table if grad_scale is None else grad_scale.float(),
             HAS_SCALE=grad_scale is not None,
             WEIGHT=_DTYPES[weight_dtype],
@@ -108,24 +106,31 @@ def clip_(
         )
 
 
-@lru_cache(maxsize=16)
-def _table(entries: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return a table on the host and on the device; from step to step the same addresses come again."""
-    here = torch.tensor(entries, pin_memory=device.type == "cuda")
-    return here, here.to(device, non_blocking=True)
+# Tables that a CUDA graph copies from the host at each replay. They live as long as a weight that the graph reads.
+_in_graphs = WeakTensorKeyDictionary()
 
 
-_in_graphs: list[tuple[Tensor, Tensor]] = []
+def _table_on_device(entries: list[int], weight: Tensor, device: torch.device) -> Tensor:
+    """Return ``entries`` on ``device``; nothing waits for the copy.
 
-
-def _captured(entries: list[int], device: torch.device) -> Tensor:
-    """Return a table whose copy to the device is a part of the CUDA graph that is being captured.
-
-    Whenever it is replayed, it reads the host's memory again, which is kept for that.
+    From step to step the same addresses come again, and the table is taken from a cache. Its key contains all entries,
+    so an address that now belongs to a tensor of another shape has another table. It also contains the stream: on the
+    stream that copies, what reads the table comes after the copy, and memory is reused after what reads it.
     """
-    _in_graphs.append(_table.__wrapped__(tuple(entries), device))
-    return _in_graphs[-1][1]
+    if device.type != "cuda":  # in Triton's interpreter
+        return torch.tensor(entries)
+    if torch.cuda.is_current_stream_capturing():
+        pinned, table = _copied(tuple(entries), device)
+        _in_graphs.setdefault(weight, []).append(pinned)
+        return table
+    return _cached(tuple(entries), device, torch.cuda.current_stream(device).cuda_stream)[1]
 
 
-def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+@lru_cache(maxsize=16)
+def _cached(entries: tuple[int, ...], device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
+    return _copied(entries, device)
+
+
+def _copied(entries: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    pinned = torch.tensor(entries, pin_memory=True)
+    return pinned, pinned.to(device, non_blocking=True)

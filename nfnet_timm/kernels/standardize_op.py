@@ -1,22 +1,25 @@
 """Weight standardization as one operation and its gradients as one more, for every device but a CPU.
 
-``nfnet_timm::standardize`` has an implementation by Triton for GPUs, one by torch's operations for where there is no
-Triton, and one for the meta device, so that what a GPU is asked for can be counted on any machine.
+On a GPU with Triton these are kernels. Elsewhere they are the operations ``nfnet_timm::standardize`` and
+``nfnet_timm::standardize_backward``, of torch's own operations. On the meta device, or under a dispatch mode, each
+counts as one, so that the work of a GPU can be counted on any machine.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nfnet_timm.kernels.check import has_right_kernel
 from nfnet_timm.kernels.formula import standardize_formula
+from nfnet_timm.kernels.torch_private import has_dispatch_modes, has_forward_derivatives
 
 __all__ = ["backward_by_torch", "standardize_as_one_operation", "standardize_by_torch"]
 
-LONGEST_ROW = 8192  # that the kernels hold in registers; of the networks here a row has at most 4,608 weights
+LONGEST_ROW = 8192  # weights that the kernels hold in registers; the longest row of the networks here has 4,608
 
 torch.library.define(
     "nfnet_timm::standardize", "(Tensor weight, Tensor gain, float scale, float eps, ScalarType dtype) -> Tensor"
@@ -32,7 +35,44 @@ def standardize_as_one_operation(weight: Tensor, gain: Tensor, scale: float, eps
 
     Second derivatives and tangents are those of the formula.
     """
-    return _Standardize.apply(weight.contiguous(), gain, scale, eps, dtype)
+    weight = weight.contiguous()
+    if torch.is_grad_enabled() or has_forward_derivatives():
+        return _Standardize.apply(weight, gain, scale, eps, dtype)
+    return _standardize(weight, gain, scale, eps, dtype)
+
+
+def _standardize(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
+    if _takes_kernel("standardize", weight):
+        from nfnet_timm.kernels import standardize_triton  # not above: it needs Triton
+
+        with _current(weight.device):
+            return standardize_triton.standardize(weight, gain, scale, eps, dtype)
+    return torch.ops.nfnet_timm.standardize(weight, gain, scale, eps, dtype)
+
+
+def _standardize_backward(
+    grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    if _takes_kernel("standardize_backward", weight):
+        from nfnet_timm.kernels import standardize_triton
+
+        with _current(weight.device):
+            return standardize_triton.backward(grad, weight, gain, scale, eps)
+    return torch.ops.nfnet_timm.standardize_backward(grad, weight, gain, scale, eps)
+
+
+def _takes_kernel(name: str, weight: Tensor) -> bool:
+    return (
+        weight.is_cuda
+        and 0 < weight.shape[1:].numel() <= LONGEST_ROW
+        and not has_dispatch_modes()
+        and has_right_kernel(name, weight.device)
+    )
+
+
+def _current(device: torch.device) -> Any:
+    """Make ``device`` the current one, on which Triton launches."""
+    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 class _Standardize(torch.autograd.Function):
@@ -41,7 +81,7 @@ class _Standardize(torch.autograd.Function):
         ctx.save_for_backward(weight, gain)
         ctx.save_for_forward(weight, gain)
         ctx.scale, ctx.eps, ctx.dtype = scale, eps, dtype
-        return torch.ops.nfnet_timm.standardize(weight, gain, scale, eps, dtype)
+        return _standardize(weight, gain, scale, eps, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -49,9 +89,9 @@ class _Standardize(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody is going to differentiate the gradients
             out = standardize_formula(weight, gain, ctx.scale, ctx.eps).to(ctx.dtype)
             inputs = [x for x in (weight, gain) if x.requires_grad]
-            grads = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
-            return *(next(grads) if x.requires_grad else None for x in (weight, gain)), None, None, None
-        grads = torch.ops.nfnet_timm.standardize_backward(grad.contiguous(), weight, gain, ctx.scale, ctx.eps)
+            found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
+            return *(next(found) if x.requires_grad else None for x in (weight, gain)), None, None, None
+        grads = _standardize_backward(grad.contiguous(), weight, gain, ctx.scale, ctx.eps)
         return *grads, None, None, None
 
     @staticmethod
@@ -109,21 +149,3 @@ def backward_by_torch(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, 
 
 torch.library.impl("nfnet_timm::standardize", "CompositeExplicitAutograd", standardize_by_torch)
 torch.library.impl("nfnet_timm::standardize_backward", "CompositeExplicitAutograd", backward_by_torch)
-
-if find_spec("triton") is not None:
-
-    @torch.library.impl("nfnet_timm::standardize", "CUDA")
-    def _(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
-        from nfnet_timm.kernels import standardize_triton  # not above: it takes a GPU
-
-        by = standardize_triton.standardize if weight.shape[1:].numel() <= LONGEST_ROW else standardize_by_torch
-        with torch.cuda.device_of(weight):  # Triton launches on the current device
-            return by(weight, gain, scale, eps, dtype)
-
-    @torch.library.impl("nfnet_timm::standardize_backward", "CUDA")
-    def _(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
-        from nfnet_timm.kernels import standardize_triton
-
-        by = standardize_triton.backward if weight.shape[1:].numel() <= LONGEST_ROW else backward_by_torch
-        with torch.cuda.device_of(weight):
-            return by(grad, weight, gain, scale, eps)

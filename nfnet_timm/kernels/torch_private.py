@@ -13,6 +13,7 @@ __all__ = [
     "foreach_mul_",
     "foreach_norm",
     "has_dispatch_modes",
+    "has_forward_derivatives",
     "has_saved_tensors_hooks",
     "has_transforms",
 ]
@@ -35,6 +36,11 @@ def has_transforms() -> bool:
 def has_dispatch_modes() -> bool:
     """Tell whether a ``TorchDispatchMode`` sees the operations that run now."""
     return bool(torch._C._len_torch_dispatch_stack())
+
+
+def has_forward_derivatives() -> bool:
+    """Whether forward-mode derivatives are computed, also under ``torch.no_grad()``."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def has_saved_tensors_hooks() -> bool:

@@ -10,7 +10,14 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["clip_grad_module", "optimizer_registry", "save_config", "saved_config", "take_feature_indices"]
+__all__ = [
+    "clip_grad_module",
+    "config_file",
+    "optimizer_registry",
+    "save_config",
+    "split_folder",
+    "take_feature_indices",
+]
 
 
 def take_feature_indices(count: int, indices: int | list[int] | None) -> tuple[list[int], int]:
@@ -41,18 +48,23 @@ def clip_grad_module() -> Any:
     return timm.utils.clip_grad
 
 
-def saved_config(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return the architecture, arguments and pretrained configuration that a config.json gives to ``name``.
+def config_file(name: str) -> Path | None:
+    """Return the config.json of what ``timm.create_model`` takes as ``name``; None of a name without a place.
 
     Args:
-        name: As ``timm.create_model`` takes it: ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``; of any other name, it is
-            the architecture itself, without its tag.
+        name: ``hf-hub:ORG/NAME``, whose config.json is downloaded unless it is cached, or ``local-dir:FOLDER``.
     """
-    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+    from timm.models import parse_model_name
+    from timm.models._hub import download_from_hf
 
-    source, _, place = name.partition(":")
-    if not place:
-        return name.split(".")[0], {}, {}
-    load = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
-    pretrained_cfg, architecture, arguments = load(place)
-    return architecture, dict(arguments or {}), dict(pretrained_cfg or {})
+    source, place = parse_model_name(name)
+    if source == "hf-hub":
+        return Path(download_from_hf(place, "config.json"))
+    return Path(place) / "config.json" if source == "local-dir" else None
+
+
+def split_folder(root: str, split: str) -> str:
+    """Return the folder from which timm's ``create_dataset`` reads ``split``: ``root`` itself, where it has none."""
+    from timm.data.dataset_factory import _search_split
+
+    return _search_split(root, split)

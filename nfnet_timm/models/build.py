@@ -76,7 +76,7 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
             },
             **arguments,
         )
-        model.load_state_dict(check_state_dict(state_dict, model, name))
+        model.load_state_dict(check_state_dict(state_dict, model, name, exact=True))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return model, arguments

@@ -29,29 +29,32 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
             stage = name.split(".")[1]
             if stage in ("0", "1", "2", "3"):
                 depths[int(stage)] += 1
-    try:
-        channels = [len(state_dict[f"stages.{i}.0.conv3.weight"]) for i in range(4)]
-        mid_chs, group_size = state_dict["stages.3.0.conv2.weight"].shape[:2]
-        stem = state_dict["stem.conv1.weight" if deep_stem else "stem.conv.weight"]
-        state_dict["stages.0.0.skipinit_gain"]
-    except KeyError as error:
-        names = ", ".join(list(state_dict)[:3]) or "none"
-        raise ValueError(
-            f"not the arrays of a Normalizer-Free network: {error} is missing; the names begin with {names}. Expected "
-            "those of an NFNet, NF-ResNet or NF-RegNet of nfnet_timm or timm's dm_nfnet_*"
-        ) from None
+    kernels = [*(f"stages.{i}.0.conv3.weight" for i in range(4)), "stages.3.0.conv2.weight"]
+    kernels.append("stem.conv1.weight" if deep_stem else "stem.conv.weight")
+    for name in (*kernels, "stages.0.0.skipinit_gain"):
+        if name not in state_dict:
+            names = ", ".join(list(state_dict)[:3]) or "none"
+            raise ValueError(
+                f"not the arrays of a Normalizer-Free network: {name!r} is missing; the names begin with {names}. "
+                "Expected those of an NFNet, NF-ResNet or NF-RegNet of nfnet_timm or timm's dm_nfnet_*"
+            )
+    for name in kernels:
+        if state_dict[name].dim() != 4 or 0 in state_dict[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state_dict[name].shape)}, expected that of a convolution")
+    *last, conv2, stem = (state_dict[name].shape for name in kernels)
+    channels, (mid_chs, group_size) = [shape[0] for shape in last], conv2[:2]
     found: dict[str, Any] = {
-        "stem_type": "deep_quad" if deep_stem else "3x3" if stem.shape[2] == 3 else "7x7_pool",
+        "stem_type": "deep_quad" if deep_stem else "3x3" if stem[2] == 3 else "7x7_pool",
         "depths": tuple(depths),
         "channels": tuple(channels),
         "group_size": None if mid_chs == group_size else group_size,
     }
     has_se = any(".attn" in name for name in state_dict)
     overrides: dict[str, Any] = {}
-    if "head.fc.bias" in state_dict and len(state_dict["head.fc.bias"]) != 1000:
-        overrides["num_classes"] = len(state_dict["head.fc.bias"])
-    if stem.shape[1] != 3:
-        overrides["in_chans"] = stem.shape[1]
+    if "head.fc.bias" in state_dict and state_dict["head.fc.bias"].numel() != 1000:
+        overrides["num_classes"] = state_dict["head.fc.bias"].numel()
+    if stem[1] != 3:
+        overrides["in_chans"] = stem[1]
     family = None
     for variant_name, variant in VARIANTS.items():
         cfg = variant.cfg
@@ -69,9 +72,13 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
     return family, {**{key: value for key, value in found.items() if own[key] != value}, **overrides}
 
 
-def check_state_dict(state_dict: dict[str, Tensor], model: nn.Module, name: str) -> dict[str, Tensor]:
+def check_state_dict(
+    state_dict: dict[str, Tensor], model: nn.Module, name: str, exact: bool = False
+) -> dict[str, Tensor]:
     """Return ``state_dict`` if its arrays are those of ``model``, but for the classes and input channels timm adapts.
 
+    Args:
+        exact: Whether classes and input channels must be those of ``model``, too.
     Raises:
         ValueError: If they are not; the message names the arrays, and the network that they are.
     """
@@ -81,20 +88,23 @@ def check_state_dict(state_dict: dict[str, Tensor], model: nn.Module, name: str)
             f"gamma in the weights, erf GELU): expected arrays like stages.0.0.skipinit_gain. Load it into "
             f"timm.models.nfnet.{name}(), or set NFNET_TIMM_AUTOLOAD=0 to have timm's network back under its name"
         )
-    expected = {key: _comparable(key, t) for key, t in model.state_dict().items()}
-    given = {key: _comparable(key, t) for key, t in state_dict.items()}
+    expected = {key: _comparable(key, t, exact) for key, t in model.state_dict().items()}
+    given = {key: _comparable(key, t, exact) for key, t in state_dict.items()}
     heads = ("head.fc.weight", "head.fc.bias")  # a model or a checkpoint without classes has none
-    if heads[1] in given and len(state_dict[heads[1]]) != getattr(model, "num_classes", None):
+    free = () if exact else heads
+    if not exact and heads[1] in given and tuple(state_dict[heads[1]].shape) != (getattr(model, "num_classes", None),):
         given.pop(heads[0], None)  # timm is about to throw it away, whatever it is
-    problems = [f"{key} is missing" for key in expected if key not in given and key not in heads]
-    problems += [f"{key} is surplus" for key in given if key not in expected and key not in heads]
+    problems = [f"{key} has 0 classes" for key in heads if key in state_dict and 0 in state_dict[key].shape]
+    problems += [f"{key} is missing" for key in expected if key not in given and key not in free]
+    problems += [f"{key} is surplus" for key in given if key not in expected and key not in free]
     problems += [
         f"{key} has shape {tuple(state_dict[key].shape)}, expected {expected[key]}"
         for key in expected
         if key in given and given[key] != expected[key]
     ]
-    if all(key in state_dict for key in heads) and len(state_dict[heads[0]]) != len(state_dict[heads[1]]):
-        problems.append(f"head.fc has {len(state_dict[heads[0]])} rows and {len(state_dict[heads[1]])} biases")
+    if all(key in state_dict for key in heads) and state_dict[heads[0]].shape[:1] != state_dict[heads[1]].shape[:1]:
+        rows, biases = (list(state_dict[key].shape[:1]) for key in heads)
+        problems.append(f"head.fc has {rows} rows and {biases} biases")
     if not problems:
         return state_dict
     try:
@@ -107,11 +117,15 @@ def check_state_dict(state_dict: dict[str, Tensor], model: nn.Module, name: str)
     raise ValueError(f"the checkpoint does not fit {name}: {'; '.join(problems[:3])}{more}. {hint}")
 
 
-def _comparable(key: str, tensor: Tensor) -> tuple[int | str, ...]:
-    """Return the shape of an array, with a letter for a size that timm adapts, and a gain always as (O,)."""
+def _comparable(key: str, tensor: Tensor, exact: bool) -> tuple[int | str, ...]:
+    """Return the shape of an array, gains in one form; unless ``exact``, with a letter for what timm adapts."""
     shape = tuple(tensor.shape)
     if key.endswith(".gain") and len(shape) == 4:  # timm's (O, 1, 1, 1)
         return (tensor.numel(),)
+    if key.endswith(".skipinit_gain") and shape == (1,):  # of vectorize_skip_gains()
+        return ()
+    if exact:
+        return shape
     if key in ("stem.conv1.weight", "stem.conv.weight"):
         return (*shape[:1], "C", *shape[2:])
     if key in ("head.fc.weight", "head.fc.bias"):

@@ -36,7 +36,7 @@ from nfnet_timm.models.block import NormFreeBlock, create_stem
 from nfnet_timm.models.build import build_network
 from nfnet_timm.models.infer import check_state_dict
 from nfnet_timm.models.variants import VARIANTS, NormFreeCfg, Variant
-from nfnet_timm.optim.classifiers import remember
+from nfnet_timm.optim.param_groups import remember
 
 __all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
 
@@ -199,8 +199,8 @@ class NormFreeNet(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """Return the classifier, ``nn.Identity`` where there is none."""
-        return self.head.fc
+        """Return the classifier, ``nn.Identity`` where there is none; the head itself, if the user has replaced it."""
+        return getattr(self.head, "fc", self.head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of ``num_classes`` classes (0: none), initialised as the authors' is."""

@@ -1,14 +1,11 @@
 """Adaptive gradient clipping as published, and optimizers that clip.
 
-agc            the rule, of any parameters; what it would do to each
-classifiers    which parameters it leaves alone
-groups         the authors' parameter groups
-clipping       an optimizer that clips before each step
-twins          ``agc-*``, in timm's registry
-factory        an optimizer by its name and model
+agc            the rule
+param_groups   which parameters are clipped, and which are decayed
+agc_optimizer  any optimizer with the rule before each step
+twins          ``agc-sgd``, ``agc-adamw`` and so on, in timm's registry
+factory        an optimizer from a name and a model
 sam            sharpness-aware minimization around any optimizer
-fused_step     torch's fused step on a CPU, where it is right
-clip_mode      a warning where timm clips too
 """
 
 from typing import TYPE_CHECKING
@@ -17,9 +14,9 @@ from nfnet_timm.lazy import lazy_names
 
 if TYPE_CHECKING:
     from nfnet_timm.optim.agc import ClipStats, adaptive_clip_grad_, clip_stats, unitwise_norm
-    from nfnet_timm.optim.clipping import attach_agc
+    from nfnet_timm.optim.agc_optimizer import attach_agc
     from nfnet_timm.optim.factory import create_optimizer
-    from nfnet_timm.optim.groups import agc_param_groups
+    from nfnet_timm.optim.param_groups import agc_param_groups
     from nfnet_timm.optim.sam import SAM
 
 _HOMES = {
@@ -28,8 +25,8 @@ _HOMES = {
     "adaptive_clip_grad_": "agc",
     "clip_stats": "agc",
     "unitwise_norm": "agc",
-    "agc_param_groups": "groups",
-    "attach_agc": "clipping",
+    "agc_param_groups": "param_groups",
+    "attach_agc": "agc_optimizer",
     "create_optimizer": "factory",
 }
 __all__ = [

@@ -6,7 +6,7 @@ Source: arXiv 2102.06171, section 4; ``SGD_AGC`` in deepmind-research/nfnets/opt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nfnet_timm.kernels.clip import clip_, is_dense, is_one_unit, unit_norm
+from nfnet_timm.kernels.clip import CLIP_EPS, CLIP_FACTOR, Clipping, clip_, is_dense, is_one_unit, unit_norm
 from nfnet_timm.kernels.torch_private import (
     foreach_clamp_max_,
     foreach_clamp_min_,
@@ -23,26 +23,35 @@ from nfnet_timm.kernels.torch_private import (
     foreach_norm,
 )
 
-__all__ = ["ClipStats", "Limit", "adaptive_clip_grad_", "clip_each_", "clip_stats", "unitwise_norm"]
+__all__ = [
+    "CLIP_EPS",
+    "CLIP_FACTOR",
+    "ClipStats",
+    "Clipping",
+    "Limit",
+    "adaptive_clip_grad_",
+    "clip_each_",
+    "clip_stats",
+    "unitwise_norm",
+]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A parameter, and how its gradient is limited; ``adaptive_clip_grad_`` says what the numbers are."""
+    """A parameter, and the settings by which its gradient is clipped."""
 
     param: Tensor
-    clip_factor: float
-    clip_eps: float
+    clipping: Clipping
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
     """Return the L2 norm of each unit of ``x``, at least in float32, in a shape that broadcasts against ``x``.
 
-    A unit is a row of a matrix or of a convolution kernel (dim 0: the weights into one output); a vector or a scalar,
-    also one stored with further dimensions of size 1, is one unit as a whole. Of a transposed convolution, which no
-    network of the papers has, dim 0 is an input: its units are the weights out of one.
+    A unit is a row of a matrix or of a convolution kernel (dim 0: the weights of one output). A vector or a scalar is
+    one unit as a whole, also if it is stored with further dimensions of size 1. The kernel of a transposed convolution,
+    which no network of the papers has, has inputs on dim 0: there a unit is the weights of one input.
 
-    Differs from timm: its ``unitwise_norm`` takes each element of a gain of shape (O, 1, 1, 1) for a unit.
+    Differs from timm: its ``unitwise_norm`` makes each element of a gain of shape (O, 1, 1, 1) a unit.
     """
     return unit_norm(x, is_one_unit(x))
 
@@ -50,53 +59,55 @@ def unitwise_norm(x: Tensor) -> Tensor:
 @torch.no_grad()
 def adaptive_clip_grad_(
     parameters: Tensor | Iterable[Tensor],
-    clip_factor: float = 0.01,
-    eps: float = 1e-3,
+    clip_factor: float | None = CLIP_FACTOR,
+    eps: float = CLIP_EPS,
     error_if_nonfinite: bool = False,
 ) -> None:
     """Scale each unit's gradient, in place, to at most ``clip_factor`` times the norm of the unit's weights.
 
-    ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` per unit; see ``unitwise_norm`` for what a unit is. Leave out
-    the classifier's weight, as the authors do; its bias is clipped. Norms are float32 at least. Parameters that are
-    sharded over processes on dim 0 (FSDP2) get the same result: rows are clipped where they lie, and the norms of
-    all vectors take one collective. On a GPU with Triton all is one launch; on one without, units of one length are
-    copied into one matrix for the time of the call.
+    ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` per unit; see ``unitwise_norm`` for units. All parameters
+    that are passed are clipped: leave out the classifier's weight, as the authors do; they clip its bias. Norms are
+    at least float32. Parameters that are sharded over processes on dim 0 (FSDP2) get the same result: each process
+    clips its own rows, and the norms of all vectors take one collective. On a GPU with Triton this is one launch; on a
+    GPU without, units of one length are copied into one matrix for the time of the call.
 
     Args:
         clip_factor: Largest ratio of gradient norm to weight norm (lambda in the paper); 0.01 suits batches of 1024
-            to 4096, smaller batches train with larger ones.
-        eps: Smallest weight norm that is reckoned with, so that parameters that start at zero can leave it.
+            to 4096, smaller batches train with larger factors. None: nothing is clipped.
+        eps: Lower bound of the weight norm, so that parameters that start at zero can leave it.
         error_if_nonfinite: Whether to look for NaN and infinite gradients, which waits for the device.
     Raises:
-        ValueError: If a gradient is sparse, a matrix or kernel is sharded across its rows, or FSDP1 has flattened it.
+        ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a parameter is complex, a gradient is sparse,
+            a matrix or kernel is sharded across its rows, or FSDP1 has flattened it.
         RuntimeError: If ``error_if_nonfinite`` and a gradient is not finite; nothing is clipped then.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    limits = [Limit(p, clip_factor, eps) for p in params]
+    clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
+    limits = [Limit(p, clipping) for p in params if clipping is not None]
     if error_if_nonfinite and not _are_finite(limits):
         raise RuntimeError(
-            "a gradient is NaN or infinite, so it cannot be clipped: expected finite gradients. Look for the step's "
-            "cause, or pass error_if_nonfinite=False to go on"
+            "a gradient is NaN or infinite, so it cannot be clipped: expected finite gradients. Find the cause, for "
+            "instance a learning rate that is too large, or pass error_if_nonfinite=False to go on"
         )
     clip_each_(limits)
 
 
 @torch.no_grad()
 def clip_each_(limits: list[Limit], grad_scale: Tensor | None = None) -> None:
-    """Clip each parameter's gradient within a limit of its own, as ``adaptive_clip_grad_`` does.
+    """Clip each parameter's gradient by settings of its own, as ``adaptive_clip_grad_`` does.
 
-    All in one call, so that vectors sharded over processes take one collective whatever groups they are in.
+    One call for all parameters, so that vectors that are sharded over processes take one collective in all.
 
     Args:
-        grad_scale: What the gradients have been multiplied with, by a gradient scaler, and still are.
+        grad_scale: The factor of a gradient scaler by which the gradients are still multiplied.
     """
     for device, here in _by_device(limits).items():
         _clip_on_device_(here, None if grad_scale is None else grad_scale.to(device))
 
 
 def _by_device(limits: list[Limit]) -> dict[torch.device, list[Limit]]:
-    """Return those that have a gradient, by device: one foreach call takes the tensors of one."""
+    """Return the limits of the parameters that have a gradient, by device, as one foreach call needs them."""
     devices: dict[torch.device, list[Limit]] = {}
     for limit in limits:
         if limit.param.grad is not None:
@@ -105,7 +116,7 @@ def _by_device(limits: list[Limit]) -> dict[torch.device, list[Limit]]:
 
 
 def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
-    whole: list[tuple[Limit, Tensor, Tensor]] = []  # with what this process holds of the weight and the gradient
+    whole: list[tuple[Limit, Tensor, Tensor]] = []  # with this process's part of the weight and the gradient
     rest: list[Limit] = []
     for limit in limits:
         weight, grad, group = _local(limit.param)
@@ -122,13 +133,13 @@ def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
         foreach_clamp_max_(scales, 1.0)
         foreach_mul_(grads, scales)
     if whole:
-        factors, eps = [limit.clip_factor for limit, _, _ in whole], [limit.clip_eps for limit, _, _ in whole]
-        clip_([weight for _, weight, _ in whole], [grad for _, _, grad in whole], factors, eps, grad_scale)
+        records, weights, grads = map(list, zip(*whole, strict=True))
+        clip_(weights, grads, [limit.clipping for limit in records], grad_scale)
 
 
 @dataclass(frozen=True)
 class ClipStats:
-    """What clipping does to one parameter.
+    """The effect of clipping on one parameter.
 
     Args:
         clipped: Share of its units whose gradient is scaled down, 0 to 1.
@@ -142,39 +153,45 @@ class ClipStats:
 @torch.no_grad()
 def clip_stats(
     parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
-    clip_factor: float = 0.01,
-    eps: float = 1e-3,
+    clip_factor: float = CLIP_FACTOR,
+    eps: float = CLIP_EPS,
 ) -> dict[str, ClipStats]:
-    """Return, by name, what ``adaptive_clip_grad_`` would do to each parameter now; call it before the step.
+    """Return, by name, what an optimizer that clips would do to each parameter now; call it before the step.
 
-    Costs the norms and one transfer from each device. Of sharded parameters, the rows that this process holds count.
+    The weight of a network's classifier is not clipped, as in the optimizers. The call costs the norms and one transfer
+    from each device. Of sharded parameters, this process's rows count.
 
     Args:
         parameters: ``model.named_parameters()``, or a dict.
     """
+    from nfnet_timm.optim.param_groups import known_classifier_weights
+
     named = dict(parameters)
     names = {id(p): name for name, p in named.items()}
+    clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
     found: dict[str, list[float]] = {}
-    for here in _by_device([Limit(p, clip_factor, eps) for p in named.values()]).values():
+    for here in _by_device([Limit(p, clipping) for p in named.values() if clipping is not None]).values():
         _, max_norms, grad_norms = _norms(here)
         ratios = [(limit.param, g / m) for limit, g, m in zip(here, grad_norms, max_norms, strict=True)]
         ratios = [(p, ratio) for p, ratio in ratios if ratio.numel()]  # a process may hold no row
         rows = [torch.stack([(ratio > 1).float().mean(), ratio.max() * clip_factor]) for _, ratio in ratios]
         if rows:
             found.update(zip((names[id(p)] for p, _ in ratios), torch.stack(rows).tolist(), strict=True))
-    return {name: ClipStats(*found[name]) for name in named if name in found}
+    exempt = known_classifier_weights()
+    stats = {name: ClipStats(*found[name]) for name in named if name in found}
+    return {name: replace(s, clipped=0.0) if id(named[name]) in exempt else s for name, s in stats.items()}
 
 
 def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
     whole = [x for x, one in zip(tensors, one_unit, strict=True) if one]
-    # All vectors in a few launches: they are two thirds of a network's parameters.
+    # All vectors together, in a few launches: two thirds of a network's parameters are vectors.
     dtype = reduce(torch.promote_types, {x.dtype for x in whole}, torch.float32)
     norms = iter(foreach_norm(whole, 2, dtype=dtype) if whole else [])
     return [next(norms) if one else unit_norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
 
 
 def _norms(limits: list[Limit]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the gradients that this process holds, the largest norms that their units may have, and their norms."""
+    """Return this process's parts of the gradients, the largest norms that their units may have, and their norms."""
     owners = [limit.param for limit in limits]
     weights, grads, groups = map(list, zip(*map(_local, owners), strict=True))
     one_unit = [is_one_unit(p) for p in owners]
@@ -188,13 +205,13 @@ def _norms(limits: list[Limit]) -> tuple[list[Tensor], list[Tensor], list[Tensor
         dist.all_reduce(squares, group=group)
         for norm, whole in zip(norms, squares.sqrt_(), strict=True):
             norm.copy_(whole)
-    foreach_clamp_min_(weight_norms, [limit.clip_eps for limit in limits])
-    foreach_mul_(weight_norms, [limit.clip_factor for limit in limits])
+    foreach_clamp_min_(weight_norms, [limit.clipping.clip_eps for limit in limits])
+    foreach_mul_(weight_norms, [limit.clipping.clip_factor for limit in limits])
     return grads, weight_norms, grad_norms
 
 
 def _are_finite(limits: list[Limit]) -> bool:
-    """Tell whether all gradients are finite, the same in every process that shares one of the parameters."""
+    """Whether all gradients are finite; the same answer in every process that shares one of the parameters."""
     finite: dict[Any, Tensor] = {}
     for here in _by_device(limits).values():
         for limit, grad_norm in zip(here, _norms(here)[2], strict=True):
@@ -212,7 +229,12 @@ def _are_finite(limits: list[Limit]) -> bool:
 
 
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
-    """Return the weight and gradient that this process holds, and the group that shares a unit of them, if any does."""
+    """Return this process's part of the weight and the gradient, and the process group that shares a unit, if any."""
+    if p.is_complex():
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} has dtype {p.dtype}: adaptive clipping is for real numbers. Leave "
+            "the parameter out, or set its group's clip_factor to None"
+        )
     if p.grad.is_sparse:  # type: ignore[union-attr]
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} has a sparse gradient: adaptive clipping needs dense rows. "

@@ -1,16 +1,18 @@
-"""An optimizer that clips, by its name and a model."""
+"""An optimizer that clips, from a name and a model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
-import nfnet_timm.optim.twins  # noqa: F401  # the names that may be asked for
-from nfnet_timm.optim.clipping import attach_agc
-from nfnet_timm.optim.groups import CLIPPING, agc_param_groups
+import nfnet_timm.optim.twins  # noqa: F401  # registers the agc- names
+from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR
+from nfnet_timm.optim.agc_optimizer import attach_agc
+from nfnet_timm.optim.param_groups import agc_param_groups
 
 __all__ = ["create_optimizer"]
 
@@ -20,21 +22,29 @@ def create_optimizer(
     opt: str = "sgd",
     lr: float | None = None,
     weight_decay: float = 0.0,
-    clip_factor: float = CLIPPING["clip_factor"],
-    clip_eps: float = CLIPPING["clip_eps"],
+    clip_factor: float | None = CLIP_FACTOR,
+    clip_eps: float = CLIP_EPS,
     layer_decay: float | None = None,
+    no_clip: str | Iterable[str] | None = None,
     **kwargs: Any,
 ) -> Optimizer:
     """Return timm's optimizer ``opt`` over ``agc_param_groups``, which clips adaptively before each step.
 
     Args:
         opt: Any name of ``timm.optim.list_optimizers()``; "sgd" is the authors', with Nesterov momentum.
+        layer_decay: Factor of the learning rate from layer to layer. The rates of the groups are the scaled ones, for a
+            scheduler of any library.
+        no_clip: See ``agc_param_groups``.
         kwargs: For timm's ``create_optimizer_v2``.
     Raises:
-        ValueError: If ``opt`` differentiates gradients, as "adahessian" does.
+        ValueError: See ``agc_param_groups`` and ``attach_agc``.
+    Differs from timm: with ``layer_decay`` its groups have an ``lr_scale``, which only its own schedulers apply.
     """
-    groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay)
+    groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay, no_clip)
     lookahead, _, name = opt.lower().rpartition("_")
     if f"agc-{name}" in list_optimizers():
         opt = f"{lookahead}_agc-{name}" if lookahead else f"agc-{name}"
-    return attach_agc(create_optimizer_v2(groups, opt, lr=lr, **kwargs), clip_factor, clip_eps)
+    optimizer = attach_agc(create_optimizer_v2(groups, opt, lr=lr, **kwargs), clip_factor, clip_eps)
+    for group in optimizer.param_groups:
+        group["lr"] *= group.pop("lr_scale", 1.0)
+    return optimizer

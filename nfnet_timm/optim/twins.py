@@ -1,7 +1,4 @@
-"""``agc-sgd``, ``agc-adamw`` and so on: a twin that clips for each optimizer in timm's registry.
-
-Importing this registers them.
-"""
+"""``agc-sgd``, ``agc-adamw`` and so on: importing this registers an optimizer that clips for each one of timm's."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 from timm.optim import OptimInfo, list_optimizers
 
 from nfnet_timm.layers.timm_private import optimizer_registry
-from nfnet_timm.optim.clipping import clipping_twin
+from nfnet_timm.optim.agc_optimizer import agc_class
 
 __all__: list[str] = []
 
@@ -20,15 +17,15 @@ def _register() -> None:
     registry = optimizer_registry()
     for name in map(str, list_optimizers()):
         info: OptimInfo = registry.get_optimizer_info(name)
-        base: Any = info.opt_class
+        plain: Any = info.opt_class
         # Left out: those that are imported by name as they need a GPU, and those whose step differentiates gradients.
-        if isinstance(base, str) or info.second_order or name.startswith("agc-"):
+        if isinstance(plain, str) or info.second_order or name.startswith("agc-"):
             continue
         registry.register(
             replace(
                 info,
                 name=f"agc-{name}",
-                opt_class=clipping_twin(base),
+                opt_class=agc_class(plain),
                 description=f"{info.description.rstrip('.')}, with adaptive gradient clipping (nfnet_timm)",
             )
         )

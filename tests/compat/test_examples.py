@@ -161,3 +161,15 @@ def test_features_finds_neighbours_and_draws_them(tmp_path):
         assert picture.size > (300, 300)
     error = run("features.py", "--out", "nowhere/x.png", cwd=tmp_path, code=2)
     assert "--out nowhere/x.png: there is no folder nowhere; make it first" in error
+
+
+@pytest.mark.parametrize(("split", "code"), [("validation", 1), ("train", 2)])
+def test_fine_tune_stops_where_validation_has_no_images_of_its_own(digits, tmp_path, split, code):
+    """fine_tune.py measures no accuracy on the images of the training."""
+    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(digits / "train")
+    error = fine_tune(tmp_path / "data", tmp_path, "--epochs", 1, "--val-split", split, code=code)
+    assert f"--val-split {split}" in error or f"both {split}" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "fine_tuned").exists()

@@ -11,11 +11,14 @@ import golden
 import huggingface_hub
 import pytest
 import timm
+import torch
 from hub_server import Fault
 from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file, save_file
 from test_cli import COMMAND, hears_ctrl_c
 
 from nfnet_timm.cli import main
+from nfnet_timm.formats.safetensors_writer import read_header
 from nfnet_timm.hub.client import push, tag
 from nfnet_timm.hub.known_model import open_model
 from nfnet_timm.hub.publish import build_repo
@@ -288,16 +291,9 @@ def test_a_damaged_file_in_the_cache_is_found_and_removed(hub, built, capsys):
 
 
 def test_wrong_weights_are_told_from_the_recorded_logits(hub, built, tmp_path):
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    push(built, "org/tiny")
-    with safe_open(built / "model.safetensors", "pt") as weights:
-        metadata = weights.metadata()
-    tensors = load_file(built / "model.safetensors")
-    tensors["head.fc.bias"] += 0.1
-    save_file(tensors, tmp_path / "wrong.safetensors", metadata=metadata)
-    hub.push("org/tiny", "model.safetensors", (tmp_path / "wrong.safetensors").read_bytes())
+    arrays = load_file(built / "model.safetensors")
+    arrays["head.fc.bias"] += 0.1
+    pushed_by_others(hub, built, tmp_path, arrays=arrays)
     with pytest.raises(ValueError, match=r"the logits of org/tiny at .* differ by"):
         verify("org/tiny")
 
@@ -310,6 +306,79 @@ def test_a_repo_without_recorded_logits_can_be_verified(hub, built, capsys):
     hub.push("org/tiny", "model.safetensors", header + files["model.safetensors"][8 + size :])
     assert main(["verify", "org/tiny"]) == 0
     assert "no logits are recorded" in capsys.readouterr().out
+
+
+def pushed_by_others(hub, built, tmp_path, header=None, config=None, arrays=None):
+    """Let org/tiny hold what ``built`` has, with other entries in its header, another config.json or other arrays."""
+    push(built, "org/tiny")
+    metadata = {**read_header(built / "model.safetensors"), **(header or {})}
+    save_file(arrays or load_file(built / "model.safetensors"), tmp_path / "theirs.safetensors", metadata)
+    hub.push("org/tiny", "model.safetensors", (tmp_path / "theirs.safetensors").read_bytes())
+    if config is not None:
+        hub.push("org/tiny", "config.json", config)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        "[]",
+        "[1.0]",
+        "[" + "1.0, " * 19 + "1.0]",
+        "[NaN" + ", 1.0" * 7 + "]",
+        '["a"' + ", 1.0" * 7 + "]",
+        "[[1.0]" + ", 1.0" * 7 + "]",
+        "{}",
+        "null",
+        "1.0",
+        "",
+        "[" * 100_000,
+    ],
+)
+def test_logits_of_another_form_do_not_pass_and_are_one_line(hub, built, tmp_path, capsys, logits):
+    pushed_by_others(hub, built, tmp_path, {"logits": logits})
+    capsys.readouterr()
+    assert main(["verify", "org/tiny"]) == 1
+    captured = capsys.readouterr()
+    assert "within" not in captured.out
+    assert "logits" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "config", [b"{}", b'{"architecture": "resnet18"}', b'{"architecture": ["a"]}', b'{"architectures": ["BertModel"]}']
+)
+def test_hashes_alone_are_compared_of_another_network_whatever_its_header_calls_logits(
+    hub, built, tmp_path, capsys, config
+):
+    arrays = {"bn1.num_batches_tracked": torch.tensor(5), "weight": torch.ones(3)}
+    pushed_by_others(hub, built, tmp_path, {"logits": "yes"}, config, arrays)
+    capsys.readouterr()
+    assert main(["verify", "org/tiny"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("as the Hub records") == 3
+    assert "within" not in out
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (b"[1]", "list"),
+        (b"{", "JSON"),
+        (b'{"architecture": "nfnet_f0", "num_classes": 10, "model_args": null}', "model_args"),
+        (b'{"architecture": "nfnet_f0", "num_classes": 10}', "stages.2"),
+    ],
+)
+def test_a_config_of_ours_that_cannot_be_read_is_one_line_with_the_repos_name(
+    hub, built, tmp_path, capsys, config, told
+):
+    pushed_by_others(hub, built, tmp_path, config=config)
+    capsys.readouterr()
+    assert main(["verify", "org/tiny"]) == 1
+    error = capsys.readouterr().err
+    assert told in error
+    assert "org/tiny" in error
+    assert "/tmp" not in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_check_that_fails_keeps_what_is_there(tiny, tmp_path):
 
     for _ in range(2):
         with pytest.raises(ValueError, match="unfit"):
-            save_folder(tiny(), tmp_path / "out", golden.TINY, check=unfit, overwrite=True)
+            save_folder(tiny(), tmp_path / "out", golden.TINY, finish=unfit, overwrite=True)
         assert list(tmp_path.iterdir()) == []
 
 

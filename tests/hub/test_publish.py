@@ -19,6 +19,7 @@ from test_cli import COMMAND
 
 from nfnet_timm.cli import main
 from nfnet_timm.hub.fingerprints import logits_of
+from nfnet_timm.hub.folder import save_folder
 from nfnet_timm.hub.known_model import open_model
 from nfnet_timm.hub.publish import build_repo
 
@@ -52,7 +53,9 @@ def training(tiny, tmp_path):
     model, average = tiny(), tiny()
     average.head.fc.bias.data.fill_(0.5)
     for name in ("cat", "dog 2", "dog 10", *"abcdefg"):
-        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        for split in ("train", "validation"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            (tmp_path / "data" / split / name / "1.png").touch()
     args = argparse.Namespace(
         **{
             "model": "nfnet_f0",
@@ -147,12 +150,17 @@ def test_the_header_tells_the_origin(publish, tmp_path):
     assert torch.allclose(torch.tensor(json.loads(metadata["logits"])), logits_of(model)[:8], rtol=1e-5)
 
 
-def test_a_folder_of_convert_gives_the_same_weights_and_origin_as_its_file(publish, tmp_path):
+def test_a_folder_of_convert_gives_what_its_file_gives_and_says_that_its_origin_is_not_recomputed(publish, tmp_path):
     assert main(["convert", SOURCE, "--out", str(tmp_path / "converted")]) == 0
     assert publish("--dry-run", "--out", "a")[0] == 0
-    assert publish("--dry-run", "--out", "b", source="converted")[0] == 0
-    for name in ("README.md", "config.json"):
-        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+    _, out, _ = publish("--dry-run", "--out", "b", source="converted")
+    assert "not recomputed" in out
+    assert (tmp_path / "a" / "config.json").read_text() == (tmp_path / "b" / "config.json").read_text()
+    cards = [(tmp_path / folder / "README.md").read_text().splitlines() for folder in "ab"]
+    different = [lines for lines in zip(*cards, strict=True) if lines[0] != lines[1]]
+    assert len(different) == 1
+    assert "not recomputed" not in different[0][0]
+    assert "not recomputed" in different[0][1]
     a, b = (timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True).eval() for folder in "ab")
     same_network(a, b)
 
@@ -189,14 +197,99 @@ def test_a_card_and_words_for_the_classes_that_are_there_are_kept(publish, tmp_p
     assert "--license mit: the card that is there says apache-2.0; change it in README.md" in error
 
 
-def test_what_was_built_and_changed_by_hand_is_not_built_over(publish, tmp_path):
+EDITS = {
+    "a sentence": lambda card: card + b"\nWritten by hand.\n",
+    "line endings": lambda card: card.replace(b"\n", b"\r\n") + b"Mine.",
+    "metadata": lambda card: card.replace(b"library_name: timm", "library_name: timm\nlanguage: ü # mine".encode()),
+    "rewritten": lambda card: card[: card.index(b"\n---\n", 4)] + b"\n---\n\n# Short\n",
+}
+
+
+@pytest.mark.parametrize("again", ["the source", "the folder", "the folder elsewhere"])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_card_that_was_edited_is_what_the_next_run_pushes(hub, publish, tmp_path, edit, again):
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+    names = ("--class-names", "names.txt")
+    assert publish("--dry-run", *names)[0] == 0
+    card = tmp_path / BUILT / "README.md"
+    card.write_bytes(edit(card.read_bytes()))
+    before = contents(tmp_path / BUILT)
+    if again == "the folder elsewhere":
+        (tmp_path / BUILT).rename(tmp_path / "mine")
+    source, options = (SOURCE, names) if again == "the source" else ("mine" if "elsewhere" in again else BUILT, ())
+    status, out, error = publish(*options, source=source)
+    assert status == 0, error
+    assert contents(tmp_path / BUILT) == before
+    assert before.items() <= hub.files("org/tiny").items()
+    assert ("kept" in out) == (again == "the source")
+    head = hub.repos["org/tiny"].branches["main"]
+    assert publish(*options, "--overwrite", source=source)[0] == 0
+    assert contents(tmp_path / BUILT) == before
+    assert hub.repos["org/tiny"].branches["main"] == head
+
+
+def test_a_licence_that_was_edited_is_kept_or_told(publish, tmp_path):
+    assert publish("--dry-run")[0] == 0
+    card = tmp_path / BUILT / "README.md"
+    card.write_text(card.read_text().replace("license: apache-2.0", "license: mit"))
+    before = contents(tmp_path / BUILT)
+    for source in (SOURCE, BUILT):
+        for options in ((), ("--overwrite",)):
+            status, _, error = publish("--dry-run", *options, source=source)
+            assert status == 1
+            assert "--license apache-2.0" in error
+            assert contents(tmp_path / BUILT) == before
+    for source in (BUILT, SOURCE):
+        assert publish("--dry-run", source=source, license="mit")[0] == 0
+        assert contents(tmp_path / BUILT)["README.md"] == before["README.md"]
+        assert json.loads((tmp_path / BUILT / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
+
+
+@pytest.mark.parametrize("change", ["weights", "names", "repo"])
+def test_a_card_of_another_model_or_repo_is_not_kept(publish, tmp_path, change):
     assert publish("--dry-run")[0] == 0
     card = tmp_path / BUILT / "README.md"
     card.write_text(card.read_text() + "Mine.")
     before = contents(tmp_path / BUILT)
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+    model = open_model(Path(SOURCE)).model
+    model.head.fc.bias.data += 1
+    save_folder(model, tmp_path / "other", golden.TINY)
+    arguments = {
+        "weights": ((), {"source": "other"}),
+        "names": (("--class-names", "names.txt"), {}),
+        "repo": ((), {"repo": "elsewhere/tiny"}),
+    }
+    options, more = arguments[change]
+    status, _, error = publish("--dry-run", *options, **more)
+    assert status == 1
+    assert "README.md" in error
+    assert "--overwrite" in error
+    assert contents(tmp_path / BUILT) == before
+    assert publish("--dry-run", "--overwrite", *options, **more)[0] == 0
+    assert b"Mine." not in contents(tmp_path / BUILT)["README.md"]
+
+
+def test_a_folder_of_an_earlier_version_with_its_names_twice_is_mended(publish, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+    assert publish("--dry-run", "--class-names", "names.txt")[0] == 0
+    config = tmp_path / BUILT / "config.json"
+    good = config.read_text()
+    content = json.loads(good)
+    content["pretrained_cfg"] |= {"label_names": list("abcdefghij"), "tag": "dm_in1k"}
+    config.write_text(json.dumps(content))
+    assert publish("--dry-run", source=BUILT)[0] == 0
+    assert config.read_text() == good
+
+
+def test_what_was_built_and_changed_by_hand_is_not_built_over(publish, tmp_path):
+    assert publish("--dry-run")[0] == 0
+    config = tmp_path / BUILT / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "mine": 1}))
+    before = contents(tmp_path / BUILT)
     status, _, error = publish("--dry-run")
     assert status == 1
-    assert f"{BUILT} is there, and README.md would change: pass --overwrite" in error
+    assert f"{BUILT} is there, and config.json would change: pass --overwrite" in error
     assert contents(tmp_path / BUILT) == before
     assert publish("--dry-run", "--overwrite")[0] == 0
     assert contents(tmp_path / BUILT) != before
@@ -295,7 +388,7 @@ def test_weights_of_ones_own_need_a_licence(capsys, tmp_path, monkeypatch):
 def test_a_run_that_diverged_is_not_published(tiny, tmp_path):
     source = open_model(Path(SOURCE))
     source.model.head.fc.bias.data[0] = float("nan")
-    with pytest.raises(ValueError, match=r"not finite|other values"):
+    with pytest.raises(ValueError, match=r"nfnet_tiny_haiku_2021.npz has NaN .*head.fc.bias"):
         build_repo(source, "org/tiny", tmp_path / "out", "mit")
 
 
@@ -319,7 +412,7 @@ def test_ctrl_c_while_building_leaves_the_folder_as_it_was(publish, tmp_path, mo
     assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to go on\n")
     assert {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    assert publish("--dry-run", "--overwrite", license="mit")[0] == 0
+    assert publish("--dry-run", "--overwrite")[0] == 0
 
 
 @pytest.mark.slow

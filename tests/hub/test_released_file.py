@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nfnet_timm.cli import main
 from nfnet_timm.formats.haiku_reader import read_tree
+from nfnet_timm.hub.folder import save_folder
 from nfnet_timm.hub.published import load_published
 
 NAME = "nfnet_f0.dm_in1k"
@@ -81,25 +82,119 @@ def test_by_its_hash_it_is_the_released_file_and_gets_its_figures(released, reco
     assert "nfnet_f0.dm_in1k was released under apache-2.0; leave the option out" in capsys.readouterr().err
 
 
-def test_its_folder_is_told_by_the_hash_too_until_an_array_is_changed(
+def test_its_folder_is_told_by_its_header_and_says_so_until_an_array_is_changed(
     released, recorded, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["convert", str(released[0]), "--out", "f0"]) == 0
     assert f"released as {NAME}" in capsys.readouterr().out
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "built"]) == 0
-    assert f"released as {NAME}" in capsys.readouterr().out
-    assert "83.6" in (tmp_path / "built" / "README.md").read_text()
+    out = capsys.readouterr().out
+    assert f"released as {NAME}" in out
+    assert "according to the header written at conversion" in out
+    assert "not recomputed" in out
+    card = ModelCard.load("built/README.md")
+    assert (card.data.license, card.data.eval_results) == ("apache-2.0", None)
+    assert card.text.count("not recomputed") == 2
+    assert "83.6" not in str(card)
+    assert "MD5 is the recorded one" not in card.text
     weights = tmp_path / "f0" / "model.safetensors"
     arrays = load_file(weights)
     arrays["head.fc.bias"] = arrays["head.fc.bias"] + 1
     with safe_open(weights, "pt") as file:
         metadata = file.metadata()
     save_file(arrays, weights, metadata)  # the header still has the hash of the file
+    assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other", "--license", "mit"]) == 1
+    assert "model.safetensors has other arrays" in capsys.readouterr().err
+    del metadata["arrays_sha256"]
+    save_file(arrays, weights, metadata)
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other"]) == 1
     assert "by its hash this is no released file; weights of your own" in capsys.readouterr().err
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other", "--license", "mit"]) == 0
-    assert "83.6" not in (tmp_path / "other" / "README.md").read_text()
+    card = (tmp_path / "other" / "README.md").read_text()
+    assert "83.6" not in card
+    assert "F0_haiku" not in card
+
+
+CLAIM = {"source": "F0_haiku.npz", "source_bytes": "285976842", "source_sha256": "0" * 64, "source_md5": "a" * 32}
+SMALL = "dm_nf_regnet_b0"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Let a network that is quickly built be a released one, of the MD5 in ``CLAIM``."""
+    entry = {**load_published()["checkpoints"][NAME], "md5": CLAIM["source_md5"]}
+    monkeypatch.setitem(load_published()["checkpoints"], f"{SMALL}.dm_in1k", entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (SMALL, {"num_classes": 10}),
+        (SMALL, {"alpha": 0.5}),
+        (SMALL, {"act_layer": "relu"}),
+        (SMALL, {"in_chans": 1}),
+        ("nfnet_f0", golden.TINY),
+    ],
+)
+def test_a_header_makes_no_other_network_the_released_file(small, tmp_path, monkeypatch, capsys, name, arguments):
+    monkeypatch.chdir(tmp_path)
+    save_folder(timm.create_model(name, **arguments), "random", arguments, CLAIM)
+    assert main(["publish", "random", "org/f0", "--dry-run", "--out", "out"]) == 1
+    assert "--license" in capsys.readouterr().err
+    assert main(["publish", "random", "org/f0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
+    card, out = ModelCard.load("out/README.md"), capsys.readouterr().out
+    assert (card.data.license, card.data.datasets, card.data.eval_results) == ("mit", None, None)
+    for claimed in ("F0_haiku", "83.6", "0" * 64, CLAIM["source_md5"], "ImageNet-1k"):
+        assert claimed not in card.text
+        assert claimed not in out
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert config["license"] == "mit"
+    assert not {"origin_url", "tag"} & set(config)
+
+
+def test_random_weights_of_the_released_network_get_no_figure_by_a_header(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_folder(timm.create_model(SMALL), "random", {}, CLAIM)
+    assert main(["publish", "random", "org/f0", "--dry-run", "--out", "out"]) == 0
+    assert "not recomputed" in capsys.readouterr().out
+    card = ModelCard.load("out/README.md")
+    assert card.data.eval_results is None
+    assert "not recomputed" in card.text
+    assert "top-1" not in card.text
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"source": "<img src=x onerror=alert(1)>"},
+        {"source": "a|b\nc"},
+        {"source": "../../etc/passwd"},
+        {"source_sha256": "<script>"},
+        {"source_md5": "`x`"},
+        {"source": "x" * 1000},
+    ],
+)
+def test_what_is_no_file_name_or_hash_in_a_header_is_not_repeated(tiny, tmp_path, monkeypatch, claim):
+    monkeypatch.chdir(tmp_path)
+    save_folder(tiny(), "folder", golden.TINY, {"source": "mine.npz", **claim})
+    assert main(["publish", "folder", "org/f0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert next(iter(claim.values())) not in card
+    assert "<" not in card.split("---", 2)[2]
+
+
+def test_origin_and_licence_of_a_config_are_not_repeated(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_folder(tiny(), "folder", golden.TINY)
+    path = tmp_path / "folder" / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"] |= {"license": "mit", "origin_url": "https://example.org", "hf_hub_id": "a/b", "tag": "x"}
+    path.write_text(json.dumps(config))
+    assert main(["publish", "folder", "org/f0", "--dry-run", "--out", "out", "--license", "apache-2.0"]) == 0
+    published = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert published["license"] == "apache-2.0"
+    assert not {"origin_url", "hf_hub_id", "tag"} & set(published)
 
 
 def test_another_content_of_that_name_and_size_is_weights_of_ones_own(released, tmp_path, monkeypatch, capsys):

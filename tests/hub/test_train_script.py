@@ -1,7 +1,10 @@
 """What is published of a run of train.py is the network that it trained, with its own figure, and names by consent."""
 
 import argparse
+import html
 import json
+import os
+import pickle
 import re
 from pathlib import Path
 
@@ -10,9 +13,10 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_dataset, create_transform, resolve_model_data_config
 
 from nfnet_timm.cli import main
+from nfnet_timm.hub.train_data import dataset_name
 
 BUILT = Path("hub-repos/tiny")
 # What train.py has where an option is not given, as far as a network, its input or its figure depend on it.
@@ -133,17 +137,29 @@ def test_its_preprocessing_is_the_runs(publish, options):
         assert tuple(test_size) == tuple(found["input_size"])
 
 
-def test_the_code_of_the_card_of_a_grey_network_runs(publish, capsys):
+@pytest.mark.parametrize(
+    ("options", "embeddings"),
+    [
+        ({"input_size": [1, 32, 32], "mean": (0.5,), "std": (0.25,)}, "(2, 192)"),
+        ({"input_size": [1, 32, 32], "gp": "catavgmax"}, "(2, 384)"),
+        ({"input_size": [1, 64, 96], "gp": "avgmax"}, "(2, 192)"),
+        ({"in_chans": 1, "img_size": 32, "model_kwargs": {**golden.TINY, "num_features": 0}}, "(2, 96)"),
+    ],
+)
+def test_the_code_of_the_card_of_a_grey_network_runs_and_its_comments_are_true(publish, capsys, options, embeddings):
     from PIL import Image
 
-    publish(input_size=[1, 32, 32], mean=(0.5,), std=(0.25,), val_split="")
+    publish(**options)
     Image.new("RGB", (50, 40), "red").save("photo.jpg")
     text = (BUILT / "README.md").read_text().replace("hf-hub:org/tiny", f"local-dir:{BUILT}")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "card", "exec"), {})
-    assert "torch.Size([2, 192])" in capsys.readouterr().out
+    assert f"torch.Size([{embeddings.strip('()')}])" in capsys.readouterr().out
+    assert f"print(vectors.shape)  # {embeddings}" in text
+    height, width = options.get("input_size", [1, 32, 32])[1:]
+    assert f"| image size | {height} x {width} in training, {height} x {width} in use |" in text
 
 
 def test_a_network_that_train_script_would_not_build_is_refused(publish):
@@ -172,7 +188,7 @@ def test_a_run_whose_beginning_is_gone_is_one_line(publish, capsys):
     Path("base/config.json").unlink()
     assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 1
     error = capsys.readouterr().err
-    assert "it was trained from 'local-dir:base', whose config.json is not to be had" in error
+    assert "it was trained from 'local-dir:base'" in error
     assert error.count("\n") == 1
 
 
@@ -200,18 +216,33 @@ FIGURES = {
     "the loss": ({"eval_metric": "loss", "metric": 2.31}, None),
     "augmented": ({"tta": 3}, None),
     "nothing measured": ({"metric": None}, None),
+    "no number": ({"metric": float("nan")}, None),
+    "no percentage": ({"metric": 1234.5}, None),
+    "a part of the split": ({"val_num_samples": 100}, None),
+    "the data folder is gone": ({"data_dir": "elsewhere"}, None),
+    "no data folder": ({"data_dir": None}, None),
+    "the training split": ({"val_split": "train"}, None),
+    "the training split by another name": ({"train_split": "training", "val_split": "train"}, None),
+    "a part of the training split": ({"val_split": "train[:10%]"}, None),
+    "a split without a folder": ({"val_split": "test"}, None),
+    "training on everything": ({"train_split": "all"}, None),
+    "a synonym": ({"val_split": "eval"}, "Top-1 accuracy in percent at 192 pixels, measured in training"),
+    "one tar for both": ({"data_dir": "data.tar"}, None),
 }
 
 
 @pytest.mark.parametrize(("options", "name"), FIGURES.values(), ids=FIGURES)
 def test_a_figure_is_on_the_card_only_with_what_it_is_a_figure_of(publish, options, name):
-    status, _, error, _ = publish(**options)
+    images("data/train")
+    images("data/val")
+    status, out, error, _ = publish(**{"data_dir": "data", **options})
     assert status == 0, error
+    assert ("no accuracy on the card: " in out) == (name is None)
     card = ModelCard.load(BUILT / "README.md")
     results = card.data.eval_results or []
     assert [result.metric_name for result in results] == ([name] if name else [])
     assert ("% top-" in card.text) == bool(name)
-    assert ("The run measured no accuracy of these." in card.text) == (name is None)
+    assert ("No accuracy of these on images that training did not see is known" in card.text) == (name is None)
     if name:
         pixels = int(re.search(r"at (\d+) pixels", name)[1])
         assert results[0].dataset_args == {"resolution": pixels, "crop_pct": 0.9}
@@ -219,12 +250,76 @@ def test_a_figure_is_on_the_card_only_with_what_it_is_a_figure_of(publish, optio
         assert results[0].metric_value == 87.5
 
 
+def images(folder, names="abcdefghij"):
+    """Make a folder of images for each class."""
+    for name in names:
+        Path(folder, name).mkdir(parents=True)
+        Path(folder, name, "1.png").touch()
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: images("data"), {}),
+        (lambda: images("data/train"), {}),
+        (lambda: (images("data/train"), Path("data/val").symlink_to("train")), {}),
+        (lambda: (images("data/train"), Path("data/val").mkdir(), Path("data/val/a").symlink_to("../train/a")), {}),
+        (lambda: (images("data/train"), Path("data/val/a").mkdir(parents=True)), {}),
+        (lambda: images("data/val"), {}),  # the training images are the whole folder
+        (lambda: (images("data/train"), images("data/train/val")), {"val_split": "train/val"}),
+        (lambda: (images("data/train"), Path("data/validation").touch()), {"val_split": "train/."}),
+    ],
+    ids=[
+        "no splits",
+        "no validation",
+        "a link",
+        "a link in it",
+        "no images",
+        "no training",
+        "within training",
+        "another way to it",
+    ],
+)
+def test_without_a_validation_folder_of_its_own_there_is_no_accuracy(publish, make, options):
+    """timm reads the data folder itself then, so that the figure is of images that training saw."""
+    make()
+    status, out, error, _ = publish(data_dir="data", **options)
+    assert status == 0, error
+    assert "no accuracy on the card: " in out
+    assert "87.5" not in (BUILT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "train", "validation", "known"),
+    [
+        ("torch/cifar10", "train", "validation", True),
+        ("torch/cifar10", "train", "test", True),
+        ("torch/cifar10", "train", "training", False),
+        ("torch/cifar10", "everything", "validation", False),  # torchvision's test images in both
+        ("torch/imagenet", "train", "val", True),
+        ("hfds/org/birds", "train", "validation", True),
+        ("HFDS/org/birds", "train", "train", False),
+        ("hfds/org/birds", "train+validation", "validation", False),
+        ("hfids/org/birds", "train", "test[:50%]", True),
+        ("tfds/mnist", "train[:90%]", "train[90%:]", False),
+        ("tfds/mnist", "all", "test", False),
+        ("wds/birds", "train", "validation", True),
+        ("wds/birds", "birds-{00..99}.tar", "birds-{90..99}.tar|1000", False),
+        ("wds/birds", "train-{00..99}.tar", "val-{00..09}.tar", True),
+    ],
+)
+def test_a_dataset_of_a_library_needs_two_splits_with_nothing_in_common(publish, dataset, train, validation, known):
+    status, out, error, _ = publish(dataset=dataset, train_split=train, val_split=validation, data_dir="cache")
+    assert status == 0, error
+    assert bool(ModelCard.load(BUILT / "README.md").data.eval_results) == known
+    assert ("no accuracy on the card: " in out) == (not known)
+
+
 # --- names of classes
 
 
 def folders(*path, names="abcdefghij"):
-    for name in names:
-        Path(*path, name).mkdir(parents=True)
+    images(Path(*path), names)
 
 
 def names_of():
@@ -271,6 +366,132 @@ def test_a_file_that_a_checkpoint_names_is_shown_and_not_published_without_a_yes
     assert not any(b"password" in path.read_bytes() for path in BUILT.iterdir())
 
 
+def by_timm(**options):
+    """The class of each output, as timm gives it to the images of the training split."""
+    dataset = create_dataset("", root="data", split="train", **options)
+    index = dataset.reader.class_to_idx
+    return sorted(index, key=index.get)
+
+
+ORDER = "\n".join("jihgfedcba") + "\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"data/train/order.txt": ORDER, "data/validation/order.txt": ORDER},
+        {"order.txt": ORDER, "data/train/order.txt": "\n".join("abcdefghij")},
+        {"order.txt": "\r\n".join("cdefghijab")},
+        {"order.TXT": ORDER},
+        {"data/train/order.TXT": ORDER},
+    ],
+    ids=["in the split folders", "here and in the folders", "of Windows", "capitals", "capitals in the folder"],
+)
+def test_the_names_of_a_class_map_are_found_where_timm_finds_it_and_in_its_order(publish, files):
+    folders("data", "train")
+    folders("data", "validation")
+    for path, text in files.items():
+        Path(path).write_bytes(text.encode())
+    class_map = "order.TXT" if any(path.endswith("TXT") for path in files) else "order.txt"
+    _, _, error, _ = publish("--yes", data_dir="data", class_map=class_map)
+    assert not error
+    assert names_of() == by_timm(class_map=class_map)
+    assert names_of() != sorted(names_of())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("order.pkl", pickle.dumps({name: i for i, name in enumerate("jihgfedcba")})),
+        ("order.PKL", b"cos\nsystem\n(S'touch owned'\ntR."),
+        ("order.csv", ORDER.encode()),
+        ("few.txt", b"j\ni\n"),
+        ("many.txt", (ORDER + "k\n").encode()),
+        ("gap.txt", "\n\n".join("jihgfedcba").encode()),
+        ("twice.txt", ("j\n" + ORDER).encode()),
+        ("latin.txt", (ORDER[:-2] + "\xe4").encode("latin-1")),
+        ("control.txt", (ORDER[:-2] + "\x1b[31ma").encode()),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "data/train"])
+def test_a_run_with_a_class_map_that_does_not_tell_has_no_names_and_never_those_of_the_folders(
+    publish, name, content, place
+):
+    folders("data", "train")
+    if name is not None:
+        Path(place, name).write_bytes(content)
+    status, out, error, _ = publish("--yes", data_dir="data", class_map=name or "gone.txt")
+    assert status == 0, error
+    assert "no class names: " in out
+    assert (name or "gone.txt") in out
+    assert names_of() is None
+    assert not Path("owned").exists()
+
+
+def test_a_class_map_among_the_options_names_the_classes(publish):
+    """As a YAML file of --config can have it."""
+    folders("data", "train")
+    publish("--yes", data_dir="data", class_map={name: i for i, name in enumerate("jihgfedcba")})
+    assert names_of() == list("jihgfedcba")
+    publish("--yes", "--overwrite", data_dir="data", class_map=dict.fromkeys("jihgfedcba", 0))
+    assert names_of() is None
+
+
+def test_datasets_of_torchvision_take_no_class_map(publish):
+    Path("order.txt").write_text(ORDER)
+    _, out, _, _ = publish("--yes", dataset="torch/cifar10", class_map="order.txt")
+    assert "no class names: " in out
+    assert names_of() is None
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: (images("data/train/animals", "fghij"), images("data/train/things", "abcde")), {}),
+        (lambda: (images("data/train"), Path("data/train/.ipynb_checkpoints").mkdir()), {}),
+        (lambda: images("data/train", [f"dog {i}" for i in range(3, 13)]), {}),
+        (lambda: images("data"), {}),
+        (lambda: images("data/training"), {}),
+        (lambda: (images("data/train", "abcdefghijk"), Path("data/train/k/1.png").rename("data/train/k/1.txt")), {}),
+    ],
+    ids=["nested", "an empty folder", "numbers", "no split", "a synonym", "a folder without images"],
+)
+def test_without_a_class_map_the_names_are_those_of_the_folders_as_timm_orders_them(publish, make, options):
+    make()
+    _, _, error, _ = publish("--yes", data_dir="data", **options)
+    assert not error
+    assert names_of() == by_timm()
+
+
+def test_folders_of_another_number_than_the_classes_name_nothing(publish):
+    folders("data", "train", names="abc")
+    status, out, _, _ = publish("--yes", data_dir="data")
+    assert status == 0
+    assert "no class names: " in out
+    assert names_of() is None
+
+
+def test_images_beside_the_folders_are_a_class_without_a_name(publish):
+    folders("data", "train", names="abcdefghi")
+    Path("data/train/1.png").touch()
+    status, out, _, _ = publish("--yes", data_dir="data")
+    assert status == 0
+    assert "no class names: " in out
+    assert names_of() is None
+
+
+def test_a_folder_whose_name_is_no_utf8_names_nothing(publish):
+    folders("data", "train", names="abcdefghi")
+    path = os.fsencode("data/train") + b"/\xff"
+    os.mkdir(path)
+    open(path + b"/1.png", "w").close()
+    status, out, error, _ = publish("--yes", data_dir="data")
+    assert status == 0, error
+    assert "no class names: " in out
+    assert names_of() is None
+
+
 @pytest.mark.parametrize("answer", ["y", "yes", "n", "", None])
 def test_a_question_is_answered_by_yes_alone(publish, monkeypatch, answer):
     folders("data", "train")
@@ -294,18 +515,74 @@ def test_a_question_is_answered_by_yes_alone(publish, monkeypatch, answer):
         ({"dataset": "torch/cifar10", "data_dir": "./data"}, "cifar10", None),
         ({"dataset": "tfds/oxford_flowers102", "data_dir": "./data"}, "oxford_flowers102", None),
         ({"dataset": "hfds/org/birds"}, "org/birds", ["org/birds"]),
-        ({"data_dir": "/home/somebody/birds/"}, "birds", None),
+        ({"dataset": "hfds//srv/private/birds"}, "birds", None),
+        ({"dataset": "hfds/downloads/birds"}, "birds", None),  # a folder that is there
+        ({"data_dir": "{here}/birds/"}, "birds", None),
         ({"data": "birds"}, "birds", None),
         ({"dataset": "torch/image_folder", "data_dir": "birds"}, "birds", None),
-        ({}, "a folder of images", None),
+        ({"data_dir": "birds/."}, "birds", None),
+        ({"data_dir": "."}, "a folder of images", None),
+        ({"data_dir": "./"}, "a folder of images", None),
+        ({"data_dir": "birds/.."}, "a folder of images", None),
     ],
 )
-def test_the_data_set_on_the_card_is_the_runs(publish, options, name, on_the_hub):
-    publish(**options)
+def test_the_data_set_on_the_card_is_the_runs(publish, tmp_path, options, name, on_the_hub):
+    for root in ("birds", "."):
+        images(f"{root}/train")
+        images(f"{root}/validation")
+    Path("downloads/birds").mkdir(parents=True)
+    publish(**{key: value.format(here=tmp_path) for key, value in options.items()})
     card = ModelCard.load(BUILT / "README.md")
     assert card.data.eval_results[0].dataset_name == name
     assert card.data.datasets == on_the_hub
-    assert "/home/somebody" not in str(card)
+    assert str(tmp_path) not in str(card)
+    assert "private" not in str(card)
+
+
+def rows(text, first):
+    """The cells of the rows of tables that begin with ``first``."""
+    return [re.split(r"(?<!\\)\|", line)[2:-1] for line in text.splitlines() if line.startswith(f"| {first} |")]
+
+
+NASTY = "x | y <img src=a onerror=alert(1)> `z` [link](javascript:1) \\| **b** \n| more | cells |\n# title & \ud800"
+
+
+def test_what_a_checkpoint_says_cannot_change_the_card_around_it(publish):
+    """Names, options and the rest may be of others, and may hold Markdown, HTML or the end of a line."""
+    images(f"data {NASTY.encode(errors='ignore').decode().replace('/', '')}/train")
+    root = next(str(path) for path in Path().iterdir() if path.name.startswith("data "))
+    images(f"{root}/validation")
+    status, _, error, _ = publish(
+        data_dir=root, opt=NASTY, opt_kwargs={NASTY: NASTY}, script=NASTY, lr=torch.ones(3), sched=[NASTY], epochs=7
+    )
+    assert status == 0, error
+    text = (BUILT / "README.md").read_text()
+    body = text.split("\n---\n", 1)[1]
+    assert "<img" not in body
+    assert "](javascript" not in body
+    assert "\n# title" not in body
+    assert not any(line.startswith("| more") for line in body.splitlines())
+    for option in ("`opt`", "`opt_kwargs`", "`sched`", "`epochs`"):
+        assert [len(cells) for cells in rows(body, option)] == [1]
+    assert rows(body, "`lr`") == []
+    assert [len(cells) for cells in rows(body, "accuracy, measured in training")] == [1]
+
+
+def test_class_names_cannot_change_the_card_around_them(publish):
+    names = ["a|b", "<script>alert(1)</script>", "`c`", "[d](http://e)", "*f*", "g\\", "h & i", *"jkl"]
+    Path("names.txt").write_text("\n".join(names))
+    status, _, error, _ = publish("--class-names", "names.txt")
+    assert status == 0, error
+    assert names_of() == names
+    text = (BUILT / "README.md").read_text()
+    assert "<script>" not in text
+    assert "](http://e)" not in text
+    ((cell,),) = rows(text, "classes")
+    assert html.unescape(cell).strip() == f"10: {', '.join(names)}"
+
+
+def test_a_folder_of_windows_shows_its_last_name_alone():
+    assert dataset_name({"data_dir": "C:\\Users\\me\\birds"}) == "birds"
 
 
 def test_every_transform_of_a_published_config_can_be_made(publish):

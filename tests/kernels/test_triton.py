@@ -125,7 +125,7 @@ def test_clipping_in_one_launch_is_the_published_rule(dtypes, scale):
         limit = unitwise_norm(weight.double()).clamp(min=1e-3) * factor * (scale or 1)
         expected.append(grad.double() * (limit / unitwise_norm(grad.double())).clamp(max=1))
     grad_scale = None if scale is None else torch.tensor(scale, device=DEVICE)
-    clip_triton.clip_(weights, grads, factors, [1e-3] * len(SHAPES), grad_scale)
+    clip_triton.clip_(weights, grads, [x for factor in factors for x in (factor, 1e-3)], grad_scale)
     rounding = 1e-6 if dtypes[1] == torch.float32 else 1.1 * torch.finfo(dtypes[1]).eps
     for grad, exact in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad.double(), exact, rtol=rounding, atol=1e-7, equal_nan=True)
@@ -138,6 +138,15 @@ def test_more_tensors_than_a_halving_of_the_table_are_each_found():
     for count in (1, 2, 3, 4, 5, 31, 32, 33):
         weights = [torch.full((i % 3 + 1, 5), float(i + 1), device=DEVICE) for i in range(count)]
         grads = [torch.full_like(w, 1e3) for w in weights]
-        clip_triton.clip_(weights, grads, [0.5] * count, [1e-3] * count, None)
+        clip_triton.clip_(weights, grads, [0.5, 1e-3] * count, None)
         for weight, grad in zip(weights, grads, strict=True):
             torch.testing.assert_close(grad, 0.5 * weight)
+
+
+@runs_kernels
+def test_the_first_use_finds_every_kernel_right():
+    from nfnet_timm.kernels.check import KERNELS, compare
+
+    for name in KERNELS:
+        result = compare(name, torch.device(DEVICE))
+        assert result.is_right, f"{name}: {result}"

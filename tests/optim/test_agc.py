@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nfnet_timm.formats.haiku_names import from_haiku
-from nfnet_timm.kernels.clip import clip_alike_
+from nfnet_timm.kernels.clip import Clipping, clip_alike_
 from nfnet_timm.optim.agc import Limit, adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
 
 CASES = np.load(golden.DATA / "agc_cases.npz")
@@ -204,7 +204,7 @@ def test_parameters_on_several_devices_are_clipped_each_on_its_own():
     adaptive_clip_grad_(mixed, 0.01)
     for p, grad in zip(here, expected, strict=True):
         assert torch.allclose(p.grad, grad, rtol=1e-6)
-    clip_each_([Limit(p, 0.01, 1e-3) for p in mixed], grad_scale=torch.tensor(2.0))
+    clip_each_([Limit(p, Clipping(0.01, 1e-3)) for p in mixed], grad_scale=torch.tensor(2.0))
     for p, grad in zip(here, expected, strict=True):
         assert torch.allclose(p.grad, grad, rtol=1e-6)  # the norm allowed is now twice as large
 
@@ -219,7 +219,7 @@ def test_parameters_clipped_as_one_matrix_are_clipped_as_each_by_itself():
         p.grad = torch.randn_like(p).mul_(10.0 ** (i - 2))  # some units are clipped
         expected.append(clip(p.detach(), p.grad, 0.5))
     assert not torch.equal(params[2].grad, expected[2])
-    clip_alike_(params, [p.grad for p in params], 0.5, 1e-3, None)
+    clip_alike_(params, [p.grad for p in params], Clipping(0.5, 1e-3), None)
     for p, grad in zip(params, expected, strict=True):
         assert torch.allclose(p.grad, grad, rtol=1e-6)
 

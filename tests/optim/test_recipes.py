@@ -15,11 +15,12 @@ from golden import ROOT
 from timm.data.auto_augment import rand_augment_transform
 from timm.scheduler import create_scheduler_v2
 
+from nfnet_timm import recipes
 from nfnet_timm.cli import main
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.recipes import recipe
 
-FOLDER = ROOT / "nfnet_timm" / "recipes"
-RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))}
+RECIPES = {name: yaml.safe_load(recipe(name)) for name in recipes.RECIPES}
 NFNETS = [f"nfnet_f{i}" for i in range(8)]
 # The options of train.py, as it names them (see data/README.md).
 OPTIONS = set(json.loads((golden.DATA / "train_script_options.json").read_text()))
@@ -39,14 +40,14 @@ def test_every_key_is_an_option_of_the_train_script(name):
 
 @pytest.mark.parametrize("name", NFNETS)
 def test_values_are_the_published_ones(name):
-    recipe = RECIPES[name]
-    assert recipe["model"] == name
-    assert recipe["input_size"] == [3, VARIANTS[name].train_size, VARIANTS[name].train_size]
-    assert recipe["batch_size"] * recipe["grad_accum_steps"] * 8 == 4096
-    assert (recipe["drop"], recipe["drop_path"], recipe["smoothing"]) == (DROP[name], 0.25, 0.1)
-    assert (recipe["opt"], recipe["opt_kwargs"]) == ("agc-sgd", {"clip_factor": 0.01, "clip_eps": 0.001})
-    assert (recipe["momentum"], recipe["weight_decay"]) == (0.9, 2e-5)
-    transform = rand_augment_transform(recipe["aa"], {})
+    values = RECIPES[name]
+    assert values["model"] == name
+    assert values["input_size"] == [3, VARIANTS[name].train_size, VARIANTS[name].train_size]
+    assert values["batch_size"] * values["grad_accum_steps"] * 8 == 4096
+    assert (values["drop"], values["drop_path"], values["smoothing"]) == (DROP[name], 0.25, 0.1)
+    assert (values["opt"], values["opt_kwargs"]) == ("agc-sgd", {"clip_factor": 0.01, "clip_eps": 0.001})
+    assert (values["momentum"], values["weight_decay"]) == (0.9, 2e-5)
+    transform = rand_augment_transform(values["aa"], {})
     assert transform.num_layers == 4
     for op in transform.ops:
         assert (op.magnitude, op.magnitude_std) == (RANDAUGMENT[name], 0)
@@ -55,19 +56,19 @@ def test_values_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet"])
 def test_the_schedule_is_the_authors_to_the_step(name):
-    recipe = RECIPES[name]
-    batch = recipe["batch_size"] * recipe.get("grad_accum_steps", 1) * 8
-    peak = recipe["lr_base"] * batch / recipe["lr_base_size"]
+    values = RECIPES[name]
+    batch = values["batch_size"] * values.get("grad_accum_steps", 1) * 8
+    peak = values["lr_base"] * batch / values["lr_base_size"]
     assert peak == 0.1 * batch / 256
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=peak)
     names = ("warmup_epochs", "warmup_prefix", "warmup_lr", "min_lr")
     scheduler, epochs = create_scheduler_v2(
         optimizer,
-        recipe["sched"],
-        num_epochs=recipe["epochs"],
-        step_on_epochs=not recipe["sched_on_updates"],
+        values["sched"],
+        num_epochs=values["epochs"],
+        step_on_epochs=not values["sched_on_updates"],
         updates_per_epoch=10,
-        **{n: recipe[n] for n in names},
+        **{n: values[n] for n in names},
     )
     assert epochs == (360 if name == "nfnet_f0" else 90)
     warmup, steps = 50, 10 * epochs
@@ -83,14 +84,15 @@ def test_the_command_prints_a_recipe(capsys):
     assert main(["recipe", "nfnet_f3"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == RECIPES["nfnet_f3"]
     assert main(["recipe", "nfnet_f9"]) == 1
-    assert "no recipe for 'nfnet_f9': expected one of finetune, nf_resnet, nfnet_f0" in capsys.readouterr().err
+    assert "'nfnet_f9': expected one of nfnet_f0" in capsys.readouterr().err
 
 
 @pytest.mark.skipif("TIMM_TRAIN_SCRIPT" not in os.environ, reason="TIMM_TRAIN_SCRIPT, the path of train.py, is unset")
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_real_parser_takes_it(name, monkeypatch):
+def test_the_real_parser_takes_it(name, monkeypatch, tmp_path):
     script = os.environ["TIMM_TRAIN_SCRIPT"]
-    monkeypatch.setattr(sys, "argv", [script, "--config", str(FOLDER / f"{name}.yaml"), "--data-dir", "x"])
+    (tmp_path / "recipe.yaml").write_text(recipe(name))
+    monkeypatch.setattr(sys, "argv", [script, "--config", str(tmp_path / "recipe.yaml"), "--data-dir", "x"])
     module = runpy.run_path(script, run_name="train")
     args, _ = module["_parse_args"]()
     for key, value in RECIPES[name].items():
@@ -101,11 +103,11 @@ def test_the_real_parser_takes_it(name, monkeypatch):
 
 def test_the_recipes_are_in_the_wheel(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    command += ["--disable-pip-version-check", "--wheel-dir", tmp_path, FOLDER.parent.parent]
+    command += ["--disable-pip-version-check", "--wheel-dir", tmp_path, ROOT]
     subprocess.run(command, check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"})
     import zipfile
 
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"nfnet_timm/recipes/{name}.yaml" for name in RECIPES} <= set(names)
+    assert {f"nfnet_timm/recipes/{name}.yaml" for name in ("nfnet", "nf_resnet", "finetune")} <= set(names)
     assert "nfnet_timm/py.typed" in names

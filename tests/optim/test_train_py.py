@@ -102,7 +102,7 @@ def test_trains_silently(train, arguments):
     assert "skipinit_gain" in "".join(saved["state_dict"])
     assert all(p.isfinite().all() for p in saved["state_dict"].values())
     if "agc-sgd" in arguments:
-        assert {g["clip_factor"] for g in saved["optimizer"]["param_groups"]} == {0.01, None}
+        assert {g["clip_factor"] for g in saved["optimizer"]["param_groups"]} == {0.01}
 
 
 def test_learns_the_digits(train):
@@ -149,9 +149,15 @@ def test_an_average_that_was_not_measured_gets_no_figure(train, tmp_path):
     assert "model-index" not in card
 
 
-def test_both_routes_at_once_warn(train):
-    out, _ = train(*AGC_SGD, "--clip-mode", "agc", "--clip-grad", "0.01", "--epochs", "1")
-    assert "gradients are clipped adaptively twice" in out
+@pytest.mark.parametrize("first", ["timm's clipping", "ours"])
+def test_a_run_resumes_with_the_other_kind_of_clipping(train, first):
+    options = [("--opt", "sgd", "--clip-mode", "agc", "--clip-grad", "0.01"), AGC_SGD]
+    if first == "ours":
+        options.reverse()
+    _, before = train(*options[0], "--epochs", "1", name="before")
+    _, after = train(*options[1], "--epochs", "2", "--resume", str(before / "last.pth.tar"), name="after")
+    assert checkpoint(after)["epoch"] == 1
+    assert all(p.isfinite().all() for p in checkpoint(after)["state_dict"].values())
 
 
 def test_an_interrupted_run_of_two_processes_ends_in_the_same_weights(train):

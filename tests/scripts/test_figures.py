@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import scale
 from PIL import Image
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
@@ -90,8 +89,6 @@ def test_ctrl_c_ends_in_a_line_and_writes_nothing(tmp_path):
         ("batch_size", ["--batches", "0"], "'0': expected a whole number of at least 1"),
         ("clipped_layers", ["--out", __file__], "is a file: expected a folder, new or there"),
         ("accuracy_latency", ["--device", "cuda"], "--device cuda: torch finds no GPU here; leave it out"),
-        ("scale", ["--step-ms", "nfnet_f1"], "'nfnet_f1': expected NAME=MILLISECONDS, such as nfnet_f1=133.9"),
-        ("scale", ["--network-gbps", "0"], "--network-gbps 0.0: expected more than 0"),
     ],
 )
 def test_mistakes_are_a_line(name, args, message):
@@ -99,32 +96,3 @@ def test_mistakes_are_a_line(name, args, message):
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
     assert message in result.stderr.splitlines()[-1]
-
-
-# --- scale.py: arithmetic, by hand
-
-
-def test_one_device_sends_nothing():
-    assert scale.Cluster().sum_ms(10**9, 1) == 0
-    assert scale.Cluster().step_ms(100.0, 10**9, 1) == 100
-
-
-def test_a_ring_sends_all_but_a_share_twice():
-    cluster = scale.Cluster(per_machine=4, nvlink_gbs=10, network_gbps=80, latency_us=0)
-    # 4 GB: in the machine 2 * 3 / 4 * 4 / 10 = 0.6 s, between two machines 2 * 1 / 2 * 4 / 10 = 0.4 s
-    assert cluster.sum_ms(10**9, 4) == pytest.approx(600)
-    assert cluster.sum_ms(10**9, 8) == pytest.approx(1000)
-    # of a step of 900 ms, 600 are backward, of which 0.9 hide 540 of the 1000
-    assert cluster.step_ms(900, 10**9, 8) == pytest.approx(900 + 460)
-
-
-def test_half_the_bytes_take_half_the_time():
-    whole, half = (scale.Cluster(latency_us=0, gradient_bytes=size) for size in (4, 2))
-    assert half.sum_ms(10**8, 64) == pytest.approx(whole.sum_ms(10**8, 64) / 2)
-
-
-def test_sizes_of_f0_are_its_own():
-    parameters, vectors = scale.counts("nfnet_f0")
-    assert parameters == 71_489_284
-    assert "| `nfnet_f0` | 71.5 M | 286 |" in scale.communication_table(scale.Cluster())
-    assert vectors == 151  # gains, biases and skip gains

@@ -1,0 +1,63 @@
+"""Checks values that others have written, of a config.json or a checkpoint, against type hints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+__all__ = ["check_types"]
+
+
+def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    """Raise unless each value that has a hint is of that type.
+
+    Lists count as tuples, whole numbers as floats. A tuple with one type is of any length, as timm writes its hints.
+
+    Args:
+        where: Where the values are from, for the message.
+    Raises:
+        ValueError: If one is not; the message contains it.
+    """
+    for key, value in values.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise ValueError(f"{where}: {key} is {_short(value)}, expected {_named(hints[key])}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (Union, UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            return False
+        types = [arg for arg in args if arg is not Ellipsis]
+        if len(types) == 1:
+            types *= len(value)
+        return len(types) == len(value) and all(map(_fits, value, types))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _named(hint: Any) -> str:
+    """Return a hint as it is written: ``int | None``."""
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(map(_named, get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

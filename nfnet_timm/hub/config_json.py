@@ -1,0 +1,139 @@
+"""Reads the config.json of a folder or a repo, which others may have written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import timm
+from timm.data import str_to_interp_mode
+from timm.models import PretrainedCfg
+
+from nfnet_timm.formats.typed import check_types
+from nfnet_timm.models.nfnet import NormFreeNet
+from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
+
+__all__ = ["LABELS", "Config", "check_preprocessing", "described_model", "is_ours", "read_config", "read_json"]
+
+# Arguments that a network is built with; where it lies and in which type is decided by who loads it.
+_ARGUMENTS = {
+    **{k: v for k, v in get_type_hints(NormFreeNet.__init__).items() if k not in ("cfg", "device", "dtype", "kwargs")},
+    **get_type_hints(NormFreeCfg),
+}
+_PRETRAINED_CFG = get_type_hints(PretrainedCfg)
+# What a config.json may say of the classes.
+LABELS = {"label_names": list[str] | None, "label_descriptions": dict[str, str] | None}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a config.json in timm's schema contains of a network of this package.
+
+    Args:
+        model_args: Arguments of ``create_model`` beside the name.
+        num_classes: Classes of the weights beside it.
+        label_names: Names of the classes, in the order of the outputs.
+        label_descriptions: Further words for each name.
+    """
+
+    architecture: str
+    model_args: dict[str, Any]
+    num_classes: int
+    label_names: list[str] | None
+    label_descriptions: dict[str, str] | None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        ValueError: If it is not UTF-8, not JSON, or no object.
+        OSError: If it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} contains {type(content).__name__}, expected an object")
+    return content
+
+
+def is_ours(config: dict[str, Any]) -> bool:
+    """Tell whether the content of a config.json is of a network of this package."""
+    return isinstance(config.get("architecture"), str) and config["architecture"] in VARIANTS
+
+
+def read_config(path: Path) -> Config:
+    """Return what timm will read from a config.json, with every value of the type that timm and the network expect.
+
+    Raises:
+        ValueError: If it is of no network of this package, or a value has another type; the message contains it.
+        OSError: If it cannot be read.
+    Source: ``_parse_model_cfg`` in timm/models/_hub.py.
+    """
+    config = read_json(path)
+    if not is_ours(config):
+        raise ValueError(f"{path} is of {config.get('architecture')!r}: expected a network of nfnet_timm")
+    # timm takes a config.json without the entry ``pretrained_cfg`` for that entry.
+    pretrained_cfg = config.get(
+        "pretrained_cfg", {k: v for k, v in config.items() if k not in ("num_features", *LABELS)}
+    )
+    arguments = config.get("model_args", {})
+    for name, value in (("pretrained_cfg", pretrained_cfg), ("model_args", arguments)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: {name} is {value!r}, expected an object")
+    labels = {name: config.get(name, pretrained_cfg.get(name)) for name in LABELS}
+    check_types({**config, **labels}, {"num_classes": int, **LABELS}, str(path))
+    cfg = {k: v for k, v in pretrained_cfg.items() if k not in LABELS}
+    _check_entries(cfg, _PRETRAINED_CFG, f"{path}: pretrained_cfg")
+    _check_entries(arguments, _ARGUMENTS, f"{path}: model_args")
+    check_preprocessing({**PretrainedCfg().to_dict(), **cfg}, f"{path}: pretrained_cfg")
+    num_classes = config.get("num_classes", cfg.get("num_classes", PretrainedCfg.num_classes))
+    for name, value, expected in (
+        ("pretrained_cfg.architecture", cfg.get("architecture"), config["architecture"]),
+        ("model_args.num_classes", arguments.get("num_classes"), num_classes),
+    ):
+        if value not in (None, expected):
+            raise ValueError(f"{path}: {name} is {value!r}, and {expected!r} elsewhere in it")
+    return Config(config["architecture"], arguments, num_classes, **labels)
+
+
+def described_model(architecture: str, arguments: Mapping[str, Any], where: str) -> Any:
+    """Return the network that others describe, on the meta device.
+
+    Args:
+        where: Where the arguments are from, for the message.
+    Raises:
+        ValueError: If there is no such argument, it has another type, or cannot be built.
+    """
+    _check_entries(arguments, _ARGUMENTS, where)
+    try:
+        return timm.create_model(architecture, device="meta", **arguments)
+    except (ValueError, AssertionError, RuntimeError) as error:  # of timm's layers, and of torch for a negative size
+        raise ValueError(f"{where}: {architecture} cannot be built: {error}") from None
+
+
+def check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError unless timm can make transforms of a ``pretrained_cfg``."""
+    for name in ("input_size", "test_input_size", "min_input_size", "std", "crop_pct", "test_crop_pct"):
+        value = cfg.get(name)
+        if value is not None and not min(value if isinstance(value, list | tuple) else [value], default=0) > 0:
+            raise ValueError(f"{where}: {name} is {value!r}, expected numbers above 0")
+    for name in ("mean", "std"):
+        # timm leaves the three of ImageNet where a network has another number of channels.
+        if len(cfg[name]) not in (3, cfg["input_size"][0]):
+            raise ValueError(f"{where}: {name} is {cfg[name]!r}, expected {cfg['input_size'][0]} numbers")
+    try:
+        str_to_interp_mode(cfg["interpolation"])
+    except KeyError:
+        raise ValueError(f"{where}: interpolation is {cfg['interpolation']!r}, expected bicubic or bilinear") from None
+
+
+def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    check_types(values, hints, where)
+    if unknown := sorted(set(map(str, values)) - set(hints)):
+        raise ValueError(f"{where} has the unknown entry {unknown[0]!r}, expected {', '.join(hints)}")

@@ -1,0 +1,118 @@
+"""What the options of a run of timm's train.py say of its images: which they were, and whether validation had its own.
+
+Source: ``create_dataset`` in timm/data/dataset_factory.py and ``create_reader`` in timm/data/readers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from timm.data import get_img_extensions
+
+from nfnet_timm.layers.timm_private import split_folder
+
+__all__ = ["dataset_name", "hub_dataset", "image_types", "library_of", "reader_root", "why_not_unseen"]
+
+# The names that timm takes for the training split and the other one of a dataset of torchvision.
+_TRAIN = ("train", "training")
+_VALIDATION = ("val", "valid", "validation", "eval", "evaluation", "test")
+
+
+def library_of(args: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the library that a run's dataset is from, and its name there; two empty strings for a folder of images."""
+    library, _, name = (args.get("dataset") or "").partition("/")
+    known = name and library.lower() in ("torch", "hfds", "hfids", "tfds", "wds")
+    return (library.lower(), name) if known else ("", "")
+
+
+def reader_root(args: Mapping[str, Any], split: str) -> Path | None:
+    """Return the folder from which train.py reads ``split`` of a folder of images; None if that is not there."""
+    root = args.get("data_dir") or args.get("data")
+    return Path(split_folder(root, split)) if root and Path(root).is_dir() else None
+
+
+def why_not_unseen(args: Mapping[str, Any]) -> str | None:
+    """Return why validation may have been on images that training saw; None where that is known not to be so.
+
+    timm reads the data folder itself for a split that has no folder, and torchvision has two splits whatever they are
+    called. Copies of the same images in both folders are not found.
+    """
+    train, validation = args.get("train_split") or "train", args.get("val_split") or ""
+    splits = f"--train-split {train!r} and --val-split {validation!r}"
+    library, name = library_of(args)
+    if library == "torch" and not _is_image_folder(name):
+        if train in _TRAIN and validation in _VALIDATION:
+            return None
+        return f"{splits} are not known to be different images of {library}/{name}"
+    if library:
+        pairs = [(a, b) for a in _split_names(train) for b in _split_names(validation)]
+        if any(a.startswith(b) or b.startswith(a) or "all" in (a, b) for a, b in pairs):
+            return f"{splits} may have images in common"
+        return None
+    ours, theirs = reader_root(args, train), reader_root(args, validation)
+    if ours is None or theirs is None:
+        return "the data folder is not here, which would show whether validation had images of its own"
+    seen, unseen = (_places(root, image_types(args)) for root in (ours, theirs))
+    if not unseen:
+        return f"{theirs} has no images now"
+    if shared := seen & unseen:
+        return f"train.py reads {min(shared)} for training and for validation: {splits}"
+    return None
+
+
+def image_types(args: Mapping[str, Any]) -> set[str]:
+    """Return the endings of the files that train.py takes for images."""
+    return set(args["input_key"].split(";")) if args.get("input_key") else set(get_img_extensions())
+
+
+def dataset_name(args: Mapping[str, Any]) -> str | None:
+    """Return the name of a run's dataset: on the Hub, in its library, or of its folder, without the way to it."""
+    library, name = library_of(args)
+    if library in ("hfds", "hfids"):
+        return name if hub_dataset(args) else _last(name)
+    if library in ("torch", "tfds") and not _is_image_folder(name):
+        return name.replace("/", " ")  # a name with a stroke is one of the Hub's
+    return _last(args.get("data_dir") or args.get("data") or "")
+
+
+def hub_dataset(args: Mapping[str, Any]) -> str | None:
+    """Return the id of a run's dataset on the Hub, if it is from there; a folder may be given in its place."""
+    library, name = library_of(args)
+    if library not in ("hfds", "hfids") or "/" not in name or Path(name).exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _is_image_folder(name: str) -> bool:
+    return name.lower() in ("folder", "image_folder")
+
+
+def _split_names(split: str) -> list[str]:
+    """Return the splits in "train[:90%]+test" or "data/train-{00..99}.tar", up to what is taken of them."""
+    return [re.split(r"[\[{|]", part)[0].strip() for part in split.split("+")]
+
+
+def _places(root: Path, types: set[str]) -> set[str]:
+    """Return the folders that have images, or the tar file that has them."""
+    if root.is_file():
+        return {os.path.realpath(root)}
+    return {
+        os.path.realpath(folder)
+        for folder, _, files in os.walk(root, followlinks=True)
+        if any(os.path.splitext(name)[1].lower() in types for name in files)
+    }
+
+
+def _last(path: str) -> str | None:
+    """Return the last name of a path, of Linux or Windows, if that is a name."""
+    name = PureWindowsPath(path).name
+    return None if name in ("", ".", "..", "~") else name

@@ -1,0 +1,180 @@
+"""The first use of a Triton kernel on a device compares it with torch's operations; they stay in use if it is wrong.
+
+A kernel that does not compile on some device, or computes something else there, would otherwise break every training
+run on it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from nfnet_timm.kernels.torch_private import has_dispatch_modes
+
+__all__ = ["KERNELS", "Comparison", "compare", "has_right_kernel"]
+
+# Largest difference from torch's operations, relative to the largest value of a row: some roundings.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
+SCALE, EPS = 1.7, 1e-4
+
+_is_right: dict[tuple[str, torch.device], bool] = {}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A kernel compared with torch's operations on one device.
+
+    Args:
+        difference: Largest relative difference over all cases, in units of ``TOLERANCE``.
+        error: The exception that the kernel raised, if any.
+        seconds: Time, with the compilation of the kernel.
+    """
+
+    difference: float
+    error: Exception | None
+    seconds: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the kernel ran and agrees with torch's operations."""
+        return self.error is None and self.difference <= 1  # False also for NaN
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{type(self.error).__name__}: {' '.join(str(self.error).split())[:200]}"
+        return f"differs by {self.difference:.2g} of the rounding allowed, {self.seconds:.2f} s"
+
+
+def has_right_kernel(name: str, device: torch.device) -> bool:
+    """Whether the kernel ``name`` is right on ``device``: compared at the first call for each device, not later.
+
+    A kernel that is wrong gives one RuntimeWarning. While a CUDA graph is captured or a dispatch mode looks on, nothing
+    is compared, and the answer is False for a kernel that was not compared before.
+
+    Args:
+        name: A key of ``KERNELS``.
+    """
+    found = _is_right.get((name, device))
+    if found is None:
+        if not is_wanted():
+            return False
+        if (device.type == "cuda" and torch.cuda.is_current_stream_capturing()) or has_dispatch_modes():
+            return False
+        result = compare(name, device)
+        found = _is_right[name, device] = result.is_right
+        if not found:
+            where = torch.cuda.get_device_name(device) if device.type == "cuda" else device
+            warnings.warn(
+                f"nfnet_timm's Triton kernel {name} is wrong on {where}: {result}. torch's operations are used there "
+                "instead; they are slower. NFNET_TIMM_TRITON=0 selects them without this comparison",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return found
+
+
+@cache
+def is_wanted() -> bool:
+    """Whether Triton is installed and ``NFNET_TIMM_TRITON`` is not 0."""
+    return find_spec("triton") is not None and os.environ.get("NFNET_TIMM_TRITON") != "0"
+
+
+@torch.no_grad()
+def compare(name: str, device: torch.device) -> Comparison:
+    """Compare the kernel ``name`` with torch's operations on small cases that reach each of its branches."""
+    start, difference, error = time.perf_counter(), 0.0, None
+    try:
+        with torch.autocast(device.type, enabled=False):
+            for found, expected in KERNELS[name](device):
+                difference = max(difference, _difference(found, expected))
+    except Exception as exception:  # whatever a compiler or a driver raises
+        error = exception
+    return Comparison(difference, error, time.perf_counter() - start)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    if found.dtype != expected.dtype or found.shape != expected.shape:
+        return float("inf")
+    tolerance = TOLERANCE[found.dtype]
+    found, expected = (x.double().reshape(len(x), -1) for x in (found, expected))
+    # 0.1: rows that are zero but for rounding.
+    relative = (found - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=0.1)
+    largest = float(relative.max()) / tolerance
+    return largest if largest == largest else float("inf")
+
+
+def _numbers(shape: tuple[int, ...], device: torch.device, frequency: float) -> Tensor:
+    """Return numbers that look random and are the same everywhere; no generator is touched."""
+    count = torch.Size(shape).numel()
+    return (torch.arange(count, dtype=torch.float64) * frequency).sin().float().view(shape).to(device)
+
+
+def _weight_and_gain(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a weight with a row that is clamped, one without variance, one far from zero and a large one."""
+    weight = _numbers((6, 27, 3, 3), device, 12.9898)  # fan-in 243, no power of two
+    weight[0] *= 1e-4
+    weight[1] = 0.25
+    weight[2] += 3
+    weight[3] *= 100
+    return weight, _numbers((6,), device, 3.1) + 2
+
+
+def _standardize(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    from nfnet_timm.kernels import standardize_triton
+    from nfnet_timm.kernels.standardize_op import standardize_by_torch
+
+    weight, gain = _weight_and_gain(device)
+    for dtype in TOLERANCE:
+        found = standardize_triton.standardize(weight, gain, SCALE, EPS, dtype)
+        yield found, standardize_by_torch(weight, gain, SCALE, EPS, dtype)
+
+
+def _standardize_backward(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    from nfnet_timm.kernels import standardize_triton
+    from nfnet_timm.kernels.standardize_op import backward_by_torch
+
+    weight, gain = _weight_and_gain(device)
+    for dtype in TOLERANCE:
+        grad = _numbers(tuple(weight.shape), device, 7.7).to(dtype)
+        found = standardize_triton.backward(grad, weight, gain, SCALE, EPS)
+        expected = backward_by_torch(grad, weight, gain, SCALE, EPS)
+        yield found[0], expected[0]
+        yield found[1].view(-1, 1), expected[1].view(-1, 1)
+
+
+def _clip(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    from nfnet_timm.kernels import clip_triton
+    from nfnet_timm.kernels.clip import clip_by_torch_
+
+    # A unit longer than a block, one of a single element, a scalar and a vector.
+    shapes = [(5, 3, 3, 3), (3, 1300), (4, 1), (), (40,)]
+    settings = [0.02, 1e-3] * len(shapes)
+    for dtype, scale in itertools.product(TOLERANCE, (None, torch.tensor(8.0, device=device))):
+        weights = [_numbers(shape, device, 12.9898 + i) for i, shape in enumerate(shapes)]
+        weights[1][1] = 0  # clip_eps is its norm
+        grads = [_numbers(shape, device, 7.7 + i).to(dtype) for i, shape in enumerate(shapes)]
+        grads[1][0] *= 1e-4  # not clipped
+        for tensors in (weights, grads):
+            tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+        expected = [grad.clone() for grad in grads]
+        clip_triton.clip_(weights, grads, settings, scale)
+        clip_by_torch_(weights, expected, settings, scale)
+        for found, other in zip(grads, expected, strict=True):
+            unit = other.abs().max() + 1e-9  # clipped gradients are small
+            yield (found / unit).reshape(1, -1), (other / unit).reshape(1, -1)
+
+
+KERNELS: dict[str, Callable[[torch.device], Iterator[tuple[Tensor, Tensor]]]] = {
+    "standardize": _standardize,
+    "standardize_backward": _standardize_backward,
+    "clip": _clip,
+}

@@ -1,0 +1,169 @@
+"""Which parameters adaptive clipping and weight decay leave alone.
+
+Source: arXiv 2102.06171, section 4.1; ``_make_opt`` in deepmind-research/nfnets/experiment_nfnets.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from threading import Lock
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor, nn
+
+from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping
+
+__all__ = ["agc_param_groups", "classifier_weights", "known_classifier_weights", "remember"]
+
+# An optimizer gets parameters without names, and an attribute of a parameter does not survive loading, copying or
+# sharding. So the living networks are the record: they are asked for their classifier at each step.
+_networks: WeakSet[nn.Module] = WeakSet()
+_lock = Lock()  # one thread may build a network while another one steps
+
+
+def remember(network: nn.Module) -> None:
+    """Exempt the classifier of ``network`` in every optimizer that clips; the network is not kept alive."""
+    with _lock:
+        _networks.add(network)
+
+
+def known_classifier_weights() -> set[int]:
+    """Return the ids of the classifier weights of all living networks of this package, as they are now."""
+    with _lock:
+        networks = list(_networks)
+    return {id(p) for network in networks for p in classifier_weights(network)}
+
+
+def classifier_weights(model: nn.Module) -> list[Tensor]:
+    """Return the weights of what timm's ``get_classifier()`` returns for ``model``; biases are clipped.
+
+    Where ``get_classifier()`` fails, since the user has replaced or removed the head, these are the weights of
+    ``model.head``.
+    """
+    try:
+        classifier = model.get_classifier()  # type: ignore[operator]
+    except Exception:
+        classifier = getattr(model, "head", None)
+    # Distilled networks have several.
+    modules: list[Any] = list(classifier) if isinstance(classifier, (tuple, list)) else [classifier]
+    return [
+        p
+        for module in modules
+        if isinstance(module, nn.Module)
+        for name, p in module.named_parameters()
+        if name.split(".")[-1] != "bias"
+    ]
+
+
+def agc_param_groups(
+    model: nn.Module,
+    weight_decay: float = 0.0,
+    clip_factor: float | None = CLIP_FACTOR,
+    clip_eps: float = CLIP_EPS,
+    layer_decay: float | None = None,
+    no_clip: str | Iterable[str] | None = None,
+    **layer_decay_kwargs: Any,
+) -> list[dict[str, Any]]:
+    """Return the authors' parameter groups of any model, each trainable parameter in exactly one.
+
+    Clipped but not decayed: gains, biases, skip gains, the parameters of normalization layers, and those that the
+    model's ``no_weight_decay()`` names. Decayed but not clipped: the weight of the classifier, which timm's
+    ``get_classifier()`` returns. Everything else is clipped and decayed.
+
+    Args:
+        layer_decay: Factor of the learning rate from layer to layer, for timm's ``param_groups_layer_decay``, which
+            takes ``layer_decay_kwargs`` too. It is the entry ``lr_scale`` of each group, which timm's schedulers apply.
+        no_clip: Names of further parameters that are not clipped, or patterns such as "fc.*", like timm's
+            ``no_weight_decay``. An empty tuple confirms that nothing else is exempt, and silences the warning below.
+    Raises:
+        ValueError: If ``model`` is no module, or a name or pattern of ``no_clip`` matches no parameter.
+    Warns:
+        RuntimeWarning: If no classifier is known, ``no_clip`` is not given, and a linear layer would be clipped.
+    Differs from timm: ``--clip-mode agc`` exempts the last two parameters of the model, whatever they are.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model is of type {type(model).__name__}: expected a torch.nn.Module, whose names and classifier decide "
+            'about the groups. Pass the model, or pass parameters to timm\'s create_optimizer_v2(..., "agc-sgd")'
+        )
+    network = _unwrapped(model)
+    exempt = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
+    if no_clip is not None:
+        exempt |= _matching(network, [no_clip] if isinstance(no_clip, str) else list(no_clip))
+    elif not any(id(p) in exempt for p in network.parameters()):
+        _warn_of_linear_layers(network)
+    not_decayed = _not_decayed(network) - {id(p) for p in classifier_weights(network)} - known_classifier_weights()
+    if layer_decay is None:
+        groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p.requires_grad]}]
+    else:
+        from timm.optim import param_groups_layer_decay  # not above, by the rule in nfnet_timm/__init__.py
+
+        groups = param_groups_layer_decay(network, 0.0, layer_decay=layer_decay, **layer_decay_kwargs)
+    clipping = {"clip_factor": clip_factor, "clip_eps": clip_eps}
+    Clipping.of(clipping)  # raises
+    out: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for i, group in enumerate(groups):
+        for p in group["params"]:
+            decayed, clipped = id(p) not in not_decayed, id(p) not in exempt
+            key = (group.get("lr_scale", i), decayed, clipped)
+            settings = {**group, "params": [], "weight_decay": weight_decay if decayed else 0.0, **clipping}
+            if not clipped:
+                settings["clip_factor"] = None
+            out.setdefault(key, settings)["params"].append(p)
+    return list(out.values())
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside of DDP, ``torch.compile`` or an average, whose names have no prefix."""
+    from timm.utils import unwrap_model
+
+    inner: nn.Module = unwrap_model(model)  # also a part of a model that happens to be called ``module``
+    return inner if {id(p) for p in inner.parameters()} == {id(p) for p in model.parameters()} else model
+
+
+def _not_decayed(model: nn.Module) -> set[int]:
+    named: set[str] = getattr(model, "no_weight_decay", set)()
+    return {
+        id(p)
+        for module_name, module in model.named_modules()
+        for name, p in module.named_parameters(recurse=False)
+        if "Norm" in type(module).__name__
+        or sum(size != 1 for size in p.shape) <= 1
+        or f"{module_name}.{name}".lstrip(".") in named
+    }
+
+
+def _matching(model: nn.Module, patterns: list[str]) -> set[int]:
+    """Return the ids of the parameters whose names match one of ``patterns``."""
+    found: set[int] = set()
+    for pattern in patterns:
+        matches = {id(p) for name, p in model.named_parameters() if fnmatchcase(name, pattern)}
+        if not matches:
+            names = ", ".join([name for name, _ in model.named_parameters()][-3:])
+            raise ValueError(
+                f"no_clip={pattern!r} matches no parameter of {type(model).__name__}: expected a name or a pattern of "
+                f"model.named_parameters(), the last of which are {names}"
+            )
+        found |= matches
+    return found
+
+
+def _warn_of_linear_layers(model: nn.Module) -> None:
+    """Warn if a linear layer, perhaps the classifier, is outside of all that has a ``get_classifier()``."""
+    timms = [module for module in model.modules() if hasattr(module, "get_classifier")]
+    inside = {id(module) for network in timms for module in network.modules()}
+    linear = [
+        f"{name}.weight".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) not in inside
+    ]
+    if linear:
+        warnings.warn(
+            f"no classifier is known in {type(model).__name__}, so every parameter is clipped, {linear[-1]} too. The "
+            f"authors do not clip the classifier's weight: pass no_clip={linear[-1]!r}, or no_clip=() to clip all",
+            RuntimeWarning,
+            stacklevel=3,
+        )
