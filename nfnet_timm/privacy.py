@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nfnet_timm.kernels.torch_private import is_checkpointing
 from nfnet_timm.layers.same import Conv2dSame
 from nfnet_timm.layers.squeeze_excite import PixelConv2d
 from nfnet_timm.layers.ws_conv import WSConv2d
@@ -103,6 +104,11 @@ _branches: WeakKeyDictionary[NormFreeBlock, dict[int, tuple[Tensor, Tensor]]] = 
 
 def _keep_branch(block: NormFreeBlock, out: Tensor, gate: Tensor) -> None:
     gain = block.skipinit_gain
+    if is_checkpointing() and any(hasattr(p, "grad_sample") for p in block.parameters()):
+        raise ValueError(
+            "activation checkpointing runs each block twice, and Opacus counts both. Expected reentrant checkpointing "
+            "(timm.layers.set_reentrant_ckpt()), of which Opacus counts one, or set_grad_checkpointing(False)"
+        )
     if not (block.training and gain.requires_grad and torch.is_grad_enabled() and hasattr(gain, "grad_sample")):
         return
     if hasattr(block, "ft_compute_sample_grad"):

@@ -22,15 +22,15 @@ def conv2d_of_open_size(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
     groups: int,
 ) -> Tensor:
     """Return ``F.conv2d`` of its arguments."""
     if x.is_cpu:
-        # On a CPU torch.compile lays maps out like this in any case. Where that is not how they were traced, the graph of
-        # the backward pass has their strides as numbers.
+        # On a CPU torch.compile lays maps out like this in any case. Where that is not how they were traced, the graph
+        # of the backward pass has their strides as numbers.
         x = x.contiguous(memory_format=torch.channels_last)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)

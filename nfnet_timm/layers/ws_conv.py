@@ -32,7 +32,7 @@ class WSConv2d(Conv2dSame):
         scale: Constant factor of the input (gamma and beta), carried by the weight.
         eps: The authors' 1e-4; no network here has another.
     Raises:
-        ValueError: From forward, if the input has another number of channels or no pixels.
+        ValueError: From forward, if the input has another number of channels or no pixels, or the weight is complex.
     Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
     Differs from timm: ``ScaledStdConv2dSame`` takes ``rsqrt(var + eps)`` and keeps ``gain`` as (O, 1, 1, 1), which
         its optimizers decay and its AGC clips element by element. Here ``gain`` is (O,); both shapes load.
@@ -75,6 +75,8 @@ class WSConv2d(Conv2dSame):
 
     def standardized_weight(self) -> Tensor:
         """Return ``W_hat`` in the shape and dtype of ``weight``; under autocast on a GPU, in the dtype of that."""
+        if not self.weight.is_floating_point():
+            raise ValueError(f"the weight is {self.weight.dtype}: expected a floating-point dtype")
         if self.weight.is_contiguous():
             return standardize(self.weight, self.gain, self.scale, self.eps)
         # Channels-last: a row in the order of memory, so that nothing is copied.

@@ -79,7 +79,7 @@ class NormFreeBlock(nn.Module):
         groups = mid_chs // group_size if group_size else 1
         if group_size:
             mid_chs = groups * group_size
-        if mid_chs == 0:
+        if mid_chs < 1:
             raise ValueError(
                 f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} leaves no room for one "
                 f"group of group_size={group_size} channels: expected a smaller group_size or wider channels"
