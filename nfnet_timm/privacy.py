@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfnet_timm.installation import to_install
+from nfnet_timm.kernels.torch_private import is_checkpointing
 from nfnet_timm.layers.same import Conv2dSame
 from nfnet_timm.layers.squeeze_excite import PixelConv2d
 from nfnet_timm.layers.ws_conv import WSConv2d
@@ -104,6 +105,11 @@ _branches: WeakKeyDictionary[NormFreeBlock, dict[int, tuple[Tensor, Tensor]]] = 
 
 def _keep_branch(block: NormFreeBlock, out: Tensor, gate: Tensor) -> None:
     gain = block.skipinit_gain
+    if is_checkpointing() and any(hasattr(p, "grad_sample") for p in block.parameters()):
+        raise ValueError(
+            "activation checkpointing runs each block twice, and Opacus counts both. Expected reentrant checkpointing "
+            "(timm.layers.set_reentrant_ckpt()), of which Opacus counts one, or set_grad_checkpointing(False)"
+        )
     if not (block.training and gain.requires_grad and torch.is_grad_enabled() and hasattr(gain, "grad_sample")):
         return
     if hasattr(block, "ft_compute_sample_grad"):
@@ -169,5 +175,5 @@ def _patches(layer: Conv2dSame, x: Tensor) -> Tensor:
     if layer.kernel_size == (1, 1):
         x = x[:, :, :: layer.stride[0], :: layer.stride[1]]
     else:
-        x = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]
+        x = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
     return x.flatten(2).unflatten(1, (layer.groups, layer.weight[0].numel()))

@@ -6,6 +6,7 @@ A new format is a module with a function that tells it and one that reads it as 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 
@@ -23,18 +24,22 @@ def is_of_authors(path: Path) -> bool:
     return any(is_it(path) for is_it, _ in _FORMATS)
 
 
-def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+def load_state_dict(path: str | Path | BinaryIO) -> dict[str, Tensor]:
     """Return the state dict in one of the authors' files, or in the directory of an Orbax checkpoint.
 
+    Args:
+        path: Or one of the authors' files that is open for reading bytes.
     Raises:
         ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``), holds no network (see ``from_haiku``) or
             an array without values.
         OSError: If there is nothing, or it cannot be opened.
         ModuleNotFoundError: If it takes ``orbax-checkpoint``, and that is not installed.
     """
-    path = Path(path)
-    read = next((read for is_it, read in _FORMATS if is_it(path)), read_tree)
-    tree = read(path)
+    if isinstance(path, (str, Path)):
+        path = Path(path)
+        tree = next((read for is_it, read in _FORMATS if is_it(path)), read_tree)(path)
+    else:
+        tree = read_tree(path)
     try:
         for module, params in tree.items():
             for name, array in params.items():

@@ -17,7 +17,7 @@ import pickletools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -109,12 +109,14 @@ class _Array:
     value: np.ndarray | None = None
 
 
-def read_tree(path: str | Path) -> Tree:
+def read_tree(path: str | Path | BinaryIO) -> Tree:
     """Return the parameter tree in one of the authors' files, of float32 arrays.
 
     The arrays are views of the mapped file, which must stay as it is while they are used; writing to one changes the
     view and not the file.
 
+    Args:
+        path: Or a file that is open for reading bytes, such as an ``io.BytesIO``, which is read into memory.
     Raises:
         ValueError: If the file is no such pickle, is damaged, asks for anything but a tree of arrays, or holds arrays
             that are not float32. The message says what was found and what was expected.
@@ -122,21 +124,25 @@ def read_tree(path: str | Path) -> Tree:
     Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py, which needs dill, Haiku and JAX, and trusts the
         file.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        head = file.read(4)
-        if not head:
-            raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")
-        if head == b"PK\x03\x04":
-            raise ValueError(
-                f"{path} is a zip archive, a real .npz perhaps: expected one of the authors' F*_haiku.npz files, "
-                "which are pickles in spite of their name. Read a real .npz with numpy.load"
-            )
-        if head[:1] != b"\x80":
-            raise ValueError(
-                f"{path} is no pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
-            )
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    if isinstance(path, (str, Path)):
+        path = Path(path)
+        with path.open("rb") as file:
+            is_empty = not file.read(1)  # which cannot be mapped
+            data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    else:
+        data, path = memoryview(bytearray(path.read())), Path(str(getattr(path, "name", "the file")))
+    head = bytes(data[:4])
+    if not head:
+        raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")
+    if head == b"PK\x03\x04":
+        raise ValueError(
+            f"{path} is a zip archive, a real .npz perhaps: expected one of the authors' F*_haiku.npz files, "
+            "which are pickles in spite of their name. Read a real .npz with numpy.load"
+        )
+    if head[:1] != b"\x80":
+        raise ValueError(
+            f"{path} is no pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
+        )
     try:
         tree = _Interpreter(data).run()
     except Damaged as error:

@@ -12,4 +12,5 @@ def standardize_formula(weight: Tensor, gain: Tensor, scale: float, eps: float) 
     rows, gain = weight.flatten(1).to(dtype), gain.to(dtype)
     centred = rows - rows.mean(1, keepdim=True)
     var_fan_in = centred.square().sum(1)
-    return (centred * (scale * gain * torch.rsqrt(var_fan_in.clamp(min=eps))).unsqueeze(1)).view_as(weight)
+    # Not by rsqrt, which ONNX lacks: where gains are equal, ONNX Runtime fails to merge its 1 / sqrt with the product.
+    return (centred * (scale * gain / torch.sqrt(var_fan_in.clamp(min=eps))).unsqueeze(1)).view_as(weight)

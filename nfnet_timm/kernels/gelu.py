@@ -33,6 +33,9 @@ def gelu_tanh(x: Tensor) -> Tensor:
     if x.is_cpu and torch.compiler.is_compiling() and not (_is_exporting() or x.dtype == torch.float64):
         y = x.float()
         return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
+    if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
+        # torch.jit.optimize_for_inference hands what stands behind a convolution to oneDNN, which lacks the tanh form.
+        x = x.view_as(x)
     return F.gelu(x, approximate="tanh")
 
 

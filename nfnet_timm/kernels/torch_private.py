@@ -16,6 +16,7 @@ __all__ = [
     "has_forward_derivatives",
     "has_saved_tensors_hooks",
     "has_transforms",
+    "is_checkpointing",
 ]
 
 # One operation on a list of tensors, in a few launches; torch's own optimizers are built of them.
@@ -46,3 +47,9 @@ def has_forward_derivatives() -> bool:
 def has_saved_tensors_hooks() -> bool:
     """Tell whether somebody decides what autograd keeps of the operations that run now."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def is_checkpointing() -> bool:
+    """Tell whether what runs now is going to run again in the backward pass, by torch's activation checkpointing."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"

@@ -4,7 +4,6 @@ ws_conv         convolution with scaled weight standardization
 same            convolution and pooling with SAME padding
 activations     activations with their gammas
 squeeze_excite  a gate for each channel
-classifier      the last layer
 recompute       activations computed again in the backward pass
 """
 

@@ -21,9 +21,9 @@ class GELUTanh(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate ``x``."""
-        if not torch.jit.is_scripting():
-            return gelu_tanh(x)
-        return F.gelu(x, approximate="tanh")
+        if torch.jit.is_scripting():
+            return F.gelu(x.view_as(x), approximate="tanh")  # as in gelu_tanh
+        return gelu_tanh(x)
 
 
 class OverwritingReLU(nn.ReLU):
@@ -36,8 +36,8 @@ class OverwritingReLU(nn.ReLU):
         """Activate ``x``."""
         if torch.jit.is_scripting():
             return F.relu(x)
-        is_traced = not isinstance(x, Tensor)  # by torch.fx
-        return F.relu(x, inplace=not is_traced and (torch.compiler.is_compiling() or not x._is_view()))
+        # A compiler decides by itself what to overwrite; to torch.fx, x is no tensor.
+        return F.relu(x, inplace=not torch.compiler.is_compiling() and isinstance(x, Tensor) and not x._is_view())
 
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from nfnet_timm.kernels.torch_private import has_saved_tensors_hooks, has_transforms
 
@@ -66,28 +68,36 @@ class _Origin:
         return self.function(self.input.again(), *self.args)
 
 
+# Of tensors that live. Not on the tensors: whoever saves one would save the function, and with it a module.
+_origins = WeakTensorKeyDictionary()
+
+
+def _has_origin(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and x in _origins
+
+
 def derive(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
     """Return ``function(x, *args)``, which remembers how to compute it again, if autograd is going to need it."""
     y = function(x, *args)
     if isinstance(y, Tensor) and y.requires_grad and not torch.compiler.is_compiling() and not has_transforms():
-        y.origin = _Origin(function, _keep(x), args, y._version)  # type: ignore[attr-defined]
+        _origins[y] = _Origin(function, _keep(x), args, y._version)
     return y
 
 
 def carry_origin(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
     """Return ``function(x, *args)``, which remembers how to compute it again, if ``x`` does."""
-    return derive(function, x, *args) if hasattr(x, "origin") else function(x, *args)
+    return derive(function, x, *args) if _has_origin(x) else function(x, *args)
 
 
 def keeping_origins(x: Tensor) -> AbstractContextManager[Any]:
     """Within it autograd keeps of ``x`` how it is computed again, where that is known."""
-    if not hasattr(x, "origin") or has_saved_tensors_hooks():
+    if not _has_origin(x) or has_saved_tensors_hooks():
         return nullcontext()
     return saved_tensors_hooks(_keep, lambda kept: kept.again())
 
 
 def _keep(x: Tensor) -> _Kept | _Origin:
-    origin = getattr(x, "origin", None)
+    origin = _origins.get(x)
     # What was changed in place is not what computing it again would give.
     return origin if origin is not None and origin.version == x._version else _Kept(x, x._version)
 
@@ -96,9 +106,12 @@ class _Recomputing(nn.Module):
     """What the class of an activation has before its own: an output that remembers its origin."""
 
     plain: type[nn.Module]
+    activate: Callable[[Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        return derive(super().forward, x)
+        if torch.jit.is_scripting():
+            return self.activate(x)
+        return derive(self.activate, x)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # of copies and pickles, which know no class that is made here
         return _empty, (self.plain,), self.__dict__
@@ -106,7 +119,11 @@ class _Recomputing(nn.Module):
 
 @cache
 def _recomputing(plain: Any) -> Any:
-    return type(f"Recomputing{plain.__name__}", (_Recomputing, plain), {"plain": plain, "__doc__": plain.__doc__})
+    # TorchScript compiles a method under the name of its function, and there is a forward already.
+    activate = FunctionType(plain.forward.__code__, plain.forward.__globals__, "activate")
+    activate.__annotations__ = plain.forward.__annotations__
+    members = {"plain": plain, "activate": activate, "__doc__": plain.__doc__}
+    return type(f"Recomputing{plain.__name__}", (_Recomputing, plain), members)
 
 
 def _empty(plain: Any) -> nn.Module:

@@ -1,59 +1,87 @@
 """Convolution and pooling with SAME padding, as TensorFlow and JAX define it: outputs of ceil(size / stride) pixels.
 
+The amount of padding depends on the size of the image. Where a size is a symbol (in a trace, an export, or a graph that
+is compiled for several sizes), so is the amount: no branch here depends on a size, and no division or remainder has a
+negative operand, which ONNX rounds differently from Python.
+
 Source: ``padding="SAME"`` in deepmind-research/nfnets, throughout.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfnet_timm.kernels.dispatch import is_eager_on_cpu
+from nfnet_timm.kernels.open_sizes import conv2d_of_open_size, is_open
 from nfnet_timm.layers.recompute import carry_origin, derive, keeping_origins
 
-__all__ = ["AvgPool2dSame", "Conv2dSame"]
+__all__ = ["AvgPool2dSame", "Conv2dSame", "MaxPool2dSame"]
 
 
 def same_padding(size: int, reach: int, stride: int) -> int:
-    """Return how many zeros SAME padding adds to ``size`` pixels, for a kernel that reaches over ``reach`` of them."""
-    # timm's get_same_padding, which the rule in nfnet_timm/__init__.py keeps out of here.
-    return max((-(-size // stride) - 1) * stride + reach - size, 0)
+    """Return how many rows SAME padding adds to ``size`` of them, for a kernel that reaches over ``reach`` of them."""
+    # The last window begins at row (size - 1) // stride * stride. Written so that the padded size is this plus reach,
+    # and the output's (size - 1) // stride + 1: from one stage to the next such terms shrink to the same form.
+    padding = (size - 1) // stride * stride + reach - size
+    if reach < stride:  # max(padding, 0), where padding > -stride
+        padding = padding * ((padding + stride - 1) // stride)
+    return padding
 
 
-def pad_same(x: Tensor, pad_h: int, pad_w: int) -> Tensor:
-    """Return (N, C, H, W) with zeros around it, of an odd number of rows or columns one more at the bottom or right."""
-    return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
+def pad_same(
+    x: Tensor, reach: tuple[int, int], stride: tuple[int, int], mode: str = "constant", value: float = 0.0
+) -> Tensor:
+    """Return (N, C, H, W) with SAME padding, of an odd number of rows or columns one more at the bottom or right."""
+    pad_h = same_padding(x.shape[2], reach[0], stride[0])
+    pad_w = same_padding(x.shape[3], reach[1], stride[1])
+    return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2], mode, value)
 
 
-class Conv2dSame(nn.Conv2d):
+class _Pairs(nn.Module):
+    """Height and width of a window: an int stands for both, also where it is set after building."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("kernel_size", "stride", "dilation") and isinstance(value, int):
+            value = (value, value)
+        super().__setattr__(name, value)
+
+
+class Conv2dSame(_Pairs, nn.Conv2d):
     """Convolution with SAME padding and a bias: (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride)).
+
+    The padding follows from ``kernel_size``, ``stride`` and ``dilation`` at the time of the call, and not from
+    ``padding``, which says what the module was built with.
 
     Differs from timm: its module of this name computes the same, and pads where torch's own padding would do.
     """
+
+    stride: tuple[int, int]
 
     def __init__(
         self,
         in_chs: int,
         out_chs: int,
-        kernel_size: int,
-        stride: int = 1,
-        dilation: int = 1,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        # SAME is symmetric at stride 1; otherwise it depends on the input's size.
-        self.symmetric = dilation * (kernel_size - 1) // 2 if stride == 1 else 0
         super().__init__(
             in_chs,
             out_chs,
             kernel_size,
             stride=stride,
-            padding=self.symmetric,
             dilation=dilation,
             groups=groups,
             device=device,
             dtype=dtype,
         )
+        if self.stride == (1, 1):
+            self.padding = tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``."""
@@ -63,30 +91,40 @@ class Conv2dSame(nn.Conv2d):
         """Convolve ``x`` with ``weight`` in place of the module's own."""
         x, padding = self.padded(x)
         if not torch.jit.is_scripting():
+            conv = conv2d_of_open_size if is_open(x) else F.conv2d
             with keeping_origins(x):
-                return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+                return conv(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
-    def padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
-        """Return ``x``, with zeros around it where torch's own padding will not do, and what torch has to pad."""
-        padding = [self.symmetric, self.symmetric]
-        if self.stride[0] > 1:
-            reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
-            pad_h = same_padding(x.shape[2], reach, self.stride[0])
-            pad_w = same_padding(x.shape[3], reach, self.stride[0])
-            padding = [pad_h // 2, pad_w // 2]
-            if pad_h % 2 != 0 or pad_w % 2 != 0:  # torch's own padding is the same at both ends
-                padding = [0, 0]
-                if torch.jit.is_scripting():
-                    x = pad_same(x, pad_h, pad_w)
-                else:
-                    # Whoever has a hook here, as Opacus, may keep x: then nobody needs to keep it padded, too.
-                    pad = derive if self._forward_hooks else carry_origin
-                    x = pad(pad_same, x, pad_h, pad_w)
-        return x, padding
+    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return ``x``, padded where torch's own padding will not do, and what torch has to pad."""
+        own = self.own_padding()
+        if own is not None:
+            return x, own
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        if torch.jit.is_scripting():
+            return pad_same(x, self.reach(), self.stride, mode), (0, 0)
+        # Whoever has a hook here, as Opacus, may keep x: then nobody needs to keep it padded, too.
+        pad = derive if self._forward_hooks else carry_origin
+        return pad(pad_same, x, self.reach(), self.stride, mode), (0, 0)
+
+    def own_padding(self) -> tuple[int, int] | None:
+        """Return the padding of torch's convolution that is SAME at any size, None where there is none."""
+        reach_h, reach_w = self.reach()
+        # torch pads as many zeros at one end as at the other.
+        same_h = reach_h == 1 or (self.stride[0] == 1 and reach_h % 2 == 1)
+        same_w = reach_w == 1 or (self.stride[1] == 1 and reach_w % 2 == 1)
+        if same_h and same_w and self.padding_mode == "zeros":
+            return reach_h // 2, reach_w // 2
+        return None
+
+    def reach(self) -> tuple[int, int]:
+        """Return how many rows and columns of the input a pixel of the output is computed from."""
+        (kernel_h, kernel_w), (dilation_h, dilation_w) = self.kernel_size, self.dilation
+        return dilation_h * (kernel_h - 1) + 1, dilation_w * (kernel_w - 1) + 1
 
 
-class AvgPool2dSame(nn.Module):
+class AvgPool2dSame(_Pairs):
     """2 x 2 average pooling with SAME padding, where the padding is not counted.
 
     Args:
@@ -96,27 +134,54 @@ class AvgPool2dSame(nn.Module):
     Differs from timm: its module of this name counts the padding as zeros.
     """
 
-    def __init__(self, stride: int):
+    stride: tuple[int, int]
+
+    def __init__(self, stride: int | tuple[int, int]):
         super().__init__()
-        self.stride = stride
+        self.stride = stride  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``x``."""
         if not torch.jit.is_scripting():
-            fast = is_eager_on_cpu(x) and x.dtype == torch.float32 and x.is_contiguous() and self.stride == 2
+            fast = is_eager_on_cpu(x) and x.dtype == torch.float32 and x.is_contiguous() and self.stride == (2, 2)
             if fast and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
                 # torch's kernel takes four times as long in this order of memory.
                 top, bottom = x.unflatten(2, (-1, 2)).unbind(3)
                 left, right = (top + bottom).unflatten(3, (-1, 2)).unbind(4)
                 return (left + right) * 0.25
-            with keeping_origins(x):
+            if is_open(x):  # ceil_mode would be a graph for each parity
                 return average(x, self.stride)
-        return average(x, self.stride)
+            with keeping_origins(x):
+                return average(x, self.stride, ceil_mode=self.stride == (2, 2))
+        return average(x, self.stride, ceil_mode=self.stride == (2, 2))
 
 
-def average(x: Tensor, stride: int) -> Tensor:
-    """Return what ``AvgPool2dSame`` guarantees, by torch's own pooling."""
-    if stride == 1:
-        # The last window holds one row or column and its own copy, whose mean is itself.
-        return F.avg_pool2d(F.pad(x, [0, 1, 0, 1], mode="replicate"), 2, 1)
-    return F.avg_pool2d(x, 2, stride, ceil_mode=True, count_include_pad=False)
+def average(x: Tensor, stride: tuple[int, int], ceil_mode: bool = False) -> Tensor:
+    """Return what ``AvgPool2dSame`` guarantees; where the stride is 2, torch's ``ceil_mode`` does, without a copy."""
+    if ceil_mode:
+        return F.avg_pool2d(x, 2, stride, ceil_mode=True, count_include_pad=False)
+    mean = F.avg_pool2d(pad_same(x, (2, 2), stride), 2, stride)
+    share = F.avg_pool2d(pad_same(torch.ones_like(x[:1, :1]), (2, 2), stride), 2, stride)  # of pixels that are there
+    return mean / share
+
+
+class MaxPool2dSame(_Pairs):
+    """Max pooling with SAME padding: (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
+
+    Source: ``hk.max_pool(..., padding="SAME")`` in deepmind-research/nfnets/nf_resnet.py.
+    Differs from timm: its module of this name computes the same, and pads by an amount that exporters and compilers
+        cannot simplify.
+    """
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+
+    def __init__(self, kernel_size: int | tuple[int, int], stride: int | tuple[int, int]):
+        super().__init__()
+        self.kernel_size = kernel_size  # type: ignore[assignment]
+        self.stride = stride  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``x``."""
+        x = pad_same(x, self.kernel_size, self.stride, value=-torch.inf)
+        return F.max_pool2d(x, self.kernel_size, self.stride)

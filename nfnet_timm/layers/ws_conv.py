@@ -32,7 +32,7 @@ class WSConv2d(Conv2dSame):
         scale: Constant factor of the input (gamma and beta), carried by the weight.
         eps: The authors' 1e-4; no network here has another.
     Raises:
-        ValueError: From forward, if the input has another number of channels or no pixels.
+        ValueError: From forward, if the input has another number of channels or no pixels, or the weight is complex.
     Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
     Differs from timm: ``ScaledStdConv2dSame`` takes ``rsqrt(var + eps)`` and keeps ``gain`` as (O, 1, 1, 1), which
         its optimizers decay and its AGC clips element by element. Here ``gain`` is (O,); both shapes load.
@@ -42,9 +42,9 @@ class WSConv2d(Conv2dSame):
         self,
         in_chs: int,
         out_chs: int,
-        kernel_size: int,
-        stride: int = 1,
-        dilation: int = 1,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         scale: float = 1.0,
         eps: float = 1e-4,
@@ -75,6 +75,8 @@ class WSConv2d(Conv2dSame):
 
     def standardized_weight(self) -> Tensor:
         """Return ``W_hat`` in the shape and dtype of ``weight``; under autocast on a GPU, in the dtype of that."""
+        if not self.weight.is_floating_point():
+            raise ValueError(f"the weight is {self.weight.dtype}: expected a floating-point dtype")
         if self.weight.is_contiguous():
             return standardize(self.weight, self.gain, self.scale, self.eps)
         # Channels-last: a row in the order of memory, so that nothing is copied.
@@ -83,7 +85,10 @@ class WSConv2d(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride))."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0:
+        # A trace would record the sizes that are compared here.
+        if x.dim() != 4 or (
+            not torch.jit.is_tracing() and (x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0)
+        ):
             raise ValueError(
                 f"expected images or features of shape (N, {self.in_channels}, H, W) with at least one pixel, got "
                 f"{list(x.shape)}. For images with another number of channels, build the model with in_chans=."
@@ -97,18 +102,18 @@ class WSConv2d(Conv2dSame):
 
         timm's ``reparameterize_model`` puts it in this one's place.
         """
-        plain: Any = Conv2dSame
-        if self.stride[0] == 1:
-            plain = partial(nn.Conv2d, padding=self.padding)  # type: ignore[arg-type]
+        own = self.own_padding()
+        plain: Any = Conv2dSame if own is None else partial(nn.Conv2d, padding=own)
         conv = plain(
             self.in_channels,
             self.out_channels,
-            self.kernel_size[0],
-            stride=self.stride[0],
-            dilation=self.dilation[0],
+            self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
             groups=self.groups,
             device="meta",
         )
+        conv.padding_mode = self.padding_mode
         device = self.weight.device.type
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nfnet_timm.layers.activations import OverwritingReLU, activation
-from nfnet_timm.layers.same import AvgPool2dSame
+from nfnet_timm.layers.same import AvgPool2dSame, MaxPool2dSame
 from nfnet_timm.layers.squeeze_excite import SqueezeExcite
 from nfnet_timm.layers.ws_conv import WSConv2d
 from nfnet_timm.models.variants import NormFreeCfg
@@ -79,7 +79,7 @@ class NormFreeBlock(nn.Module):
         groups = mid_chs // group_size if group_size else 1
         if group_size:
             mid_chs = groups * group_size
-        if mid_chs == 0:
+        if mid_chs < 1:
             raise ValueError(
                 f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} leaves no room for one "
                 f"group of group_size={group_size} channels: expected a smaller group_size or wider channels"
@@ -159,8 +159,6 @@ def _inplace(act: nn.Module) -> nn.Module:
 
 def create_stem(cfg: NormFreeCfg, in_chans: int, **dd: Any) -> tuple[nn.Sequential, int, dict[str, Any]]:
     """Return the stem, its stride, and timm's description of the feature map at half resolution in it."""
-    from timm.layers import create_pool2d
-
     stem = nn.Sequential()
     out_chs = cfg.out_chs_of_stem
     if cfg.stem_type == "deep_quad":
@@ -174,5 +172,5 @@ def create_stem(cfg: NormFreeCfg, in_chans: int, **dd: Any) -> tuple[nn.Sequenti
         return stem, 4, {"num_chs": 64, "reduction": 2, "module": "stem.conv3"}
     stem.add_module("conv", WSConv2d(in_chans, out_chs, 7 if cfg.stem_type == "7x7_pool" else 3, 2, **dd))
     if cfg.stem_type == "7x7_pool":
-        stem.add_module("pool", create_pool2d("max", 3, stride=2, padding="same"))
+        stem.add_module("pool", MaxPool2dSame(3, 2))
     return stem, 2 * len(stem), {"num_chs": out_chs, "reduction": 2, "module": "stem.conv"}

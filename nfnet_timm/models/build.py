@@ -89,13 +89,17 @@ def _materialize(model: Any, device: torch.device, copy: bool) -> Any:
         copy: Whether to copy what was filled: tensors of a file that may be saved over while the model is in use, or of
             somebody else's state dict. A file of the Hub's cache stays mapped, as nobody writes to it.
     """
+    fc = getattr(getattr(model, "head", None), "fc", None)
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         filled = {key: p for key, p in own.items() if not p.is_meta}
         if len(filled) < len(own):
             for key, p in own.items():
                 setattr(module, key, nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
-            module.reset_parameters()
+            if module is fc:
+                model.init_weights(needs_reset=False)
+            else:
+                module.reset_parameters()
             for key, p in filled.items():
                 setattr(module, key, p)
     if copy:

@@ -9,6 +9,7 @@ State-dict names are those of timm's ``dm_nfnet_*``; the one difference is the s
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,8 @@ from torch import Tensor, nn
 
 from nfnet_timm.formats import authors
 from nfnet_timm.layers.activations import KEPT_BY_INPUT, GELUTanh, ScaledAct
-from nfnet_timm.layers.classifier import Classifier
 from nfnet_timm.layers.recompute import recompute_acts_of
-from nfnet_timm.layers.same import AvgPool2dSame, Conv2dSame
+from nfnet_timm.layers.same import AvgPool2dSame, Conv2dSame, MaxPool2dSame
 from nfnet_timm.layers.squeeze_excite import GlobalMean
 from nfnet_timm.layers.timm_private import take_feature_indices
 from nfnet_timm.layers.ws_conv import WSConv2d
@@ -81,6 +81,13 @@ class NormFreeNet(nn.Module):
         cfg = cfg.override(**kwargs)
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={output_stride}: expected 8, 16 or 32")
+        for name, size, smallest in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
+            if not (isinstance(size, int) and size >= smallest):
+                raise ValueError(f"{name}={size!r}: expected a whole number of at least {smallest}")
+        if not 0 <= drop_path_rate <= 1:
+            raise ValueError(f"drop_path_rate={drop_path_rate}: expected a probability, 0 to 1")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype={dtype}: expected a floating-point one, such as torch.float32 or torch.bfloat16")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg = cfg
         self.num_classes = num_classes
@@ -146,7 +153,7 @@ class NormFreeNet(nn.Module):
         self.final_act: nn.Module = ScaledAct(cfg.act_layer)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
-        self._own_classifier()
+        self.init_weights(needs_reset=False)
         remember(self)
         if recompute_acts:
             recompute_acts_of(self, KEPT_BY_INPUT)
@@ -155,13 +162,23 @@ class NormFreeNet(nn.Module):
         super().__setstate__(state)
         remember(self)
 
-    def _own_classifier(self) -> None:
-        """Put the authors' classifier in place of timm's: N(0, 0.01), or 0 for NF-RegNets; bias 0."""
-        fc = self.head.fc
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialise all parameters as the authors do: the classifier's weight N(0, 0.01), in NF-RegNets 0; its bias 0.
+
+        Args:
+            needs_reset: Whether to call ``reset_parameters`` of the modules, too, as after ``to_empty``. As in timm,
+                modules alone do not do: the classifier is torch's ``nn.Linear``.
+        Source: ``fc_init`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py.
+        """
+        modules: Any = self.modules() if needs_reset else ()
+        for module in modules:
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        fc = getattr(self.head, "fc", None)
         if isinstance(fc, nn.Linear):
-            std = 0.0 if self.cfg.zero_init_fc else 0.01
-            dd: dict[str, Any] = {"device": fc.weight.device, "dtype": fc.weight.dtype}
-            self.head.fc = Classifier(fc.in_features, fc.out_features, std, **dd)
+            nn.init.normal_(fc.weight, std=0.0 if self.cfg.zero_init_fc else 0.01)
+            nn.init.zeros_(fc.bias)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -178,13 +195,15 @@ class NormFreeNet(nn.Module):
     def vectorize_skip_gains(self) -> "NormFreeNet":
         """Give skip gains the shape (1,) instead of (), and return the model: FSDP2's fully_shard takes no scalars.
 
-        Outputs, gradients and clipping stay as they are, and state dicts of either shape load into either.
+        Outputs, gradients and clipping stay as they are, and state dicts of either shape load into either. The
+        parameters stay the same objects, so that an optimizer that was built before goes on training them.
         """
         for module in self.modules():
             if isinstance(module, NormFreeBlock):
-                module.skipinit_gain = nn.Parameter(
-                    module.skipinit_gain.detach().reshape(1), module.skipinit_gain.requires_grad
-                )
+                gain = module.skipinit_gain
+                grad, gain.grad = gain.grad, None
+                gain.data = gain.data.reshape(1)
+                gain.grad = None if grad is None else grad.reshape(1)
         return self
 
     @torch.jit.ignore
@@ -206,14 +225,14 @@ class NormFreeNet(nn.Module):
         """Replace the classifier by a new one of ``num_classes`` classes (0: none), initialised as the authors' is."""
         self.num_classes = num_classes
         reference = next(self.parameters())
-        fc = self.head.fc
+        training = self.head.training
+        if not isinstance(self.head, ClassifierHead):  # the user has put something else there
+            self.head = ClassifierHead(self.num_features, num_classes, drop_rate=self.drop_rate)
         self.head.in_features = self.num_features
         self.head.reset(num_classes, global_pool)
-        self.head.fc.to(device=reference.device, dtype=reference.dtype)
-        self.head.global_pool.train(fc.training)
+        self.head.to(device=reference.device, dtype=reference.dtype).train(training)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
-        self._own_classifier()
-        self.head.fc.train(fc.training)
+        self.init_weights(needs_reset=False)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the activated feature map (N, num_features, H / 32, W / 32) of images (N, in_chans, H, W)."""
@@ -227,7 +246,8 @@ class NormFreeNet(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of a feature map, or its pooled features before the classifier."""
-        return self.head(x, pre_logits=pre_logits)
+        # A head that the user has put there may take no pre_logits.
+        return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, num_classes), before softmax."""
@@ -294,7 +314,7 @@ class NormFreeNet(nn.Module):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load ``state_dict``; a model on the meta device takes its tensors, in the dtype that the model has."""
         own = dict(self.named_parameters())
-        if any(p.is_meta for p in own.values()):
+        if isinstance(state_dict, Mapping) and any(p.is_meta for p in own.values()):
             assign = True
             state_dict = {name: t.to(own[name].dtype) if name in own else t for name, t in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -322,7 +342,7 @@ class NormFreeNet(nn.Module):
 
 
 # FX takes these as one operation each: what they do depends on the tensor that comes.
-for _module in (AvgPool2dSame, Conv2dSame, GELUTanh, GlobalMean, WSConv2d):
+for _module in (AvgPool2dSame, Conv2dSame, GELUTanh, GlobalMean, MaxPool2dSame, WSConv2d):
     register_notrace_module(_module)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from nfnet_timm.models.block import NormFreeBlock
-from nfnet_timm.models.nfnet import NormFreeNet
 
 __all__ = ["SignalPropagation", "measure", "plot"]
 
@@ -33,14 +33,23 @@ class SignalPropagation:
 
 
 @torch.no_grad()
-def measure(model: NormFreeNet, x: Tensor) -> SignalPropagation:
+def measure(model: nn.Module, x: Tensor) -> SignalPropagation:
     """Return the statistics of ``model`` on images (N, C, H, W), taken over N, H and W.
 
+    Args:
+        model: A network of this package, as it is, with ``features_only=True``, or in a wrapper that timm's
+            ``unwrap_model`` knows, such as ``DistributedDataParallel``.
+    Raises:
+        ValueError: If there is no block of this package in ``model``.
     Source: ``signal_metrics`` in deepmind-research/nfnets/base.py, and ``res_avg_var`` of its blocks.
     """
+    model = unwrap_model(model)
+    blocks = [module for module in model.modules() if isinstance(module, NormFreeBlock)]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no NormFreeBlock to measure: expected a network of nfnet_timm")
     result = SignalPropagation()
 
-    def output(module: nn.Module, args: Any, out: Tensor) -> None:
+    def output(out: Tensor) -> None:
         result.avg_sq_mean.append(out.float().mean((0, 2, 3)).square().mean().item())
         result.avg_var.append(_avg_var(out))
 
@@ -48,11 +57,11 @@ def measure(model: NormFreeNet, x: Tensor) -> SignalPropagation:
         gate = 1.0 if block.attn_last is None else block.attn_last(out)
         result.res_avg_var.append(_avg_var(out * gate))
 
-    hooks = [model.stem.register_forward_hook(output)]
-    for module in model.modules():
-        if isinstance(module, NormFreeBlock):
-            hooks.append(module.register_forward_hook(output))
-            hooks.append(module.conv3.register_forward_hook(partial(residual, module)))
+    # Not every network has a module that is its stem, with features_only=True for one.
+    hooks = [blocks[0].register_forward_pre_hook(lambda block, args: output(args[0]))]
+    for block in blocks:
+        hooks.append(block.register_forward_hook(lambda block, args, out: output(out)))
+        hooks.append(block.conv3.register_forward_hook(partial(residual, block)))
     try:
         model(x)
     finally:

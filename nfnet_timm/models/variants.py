@@ -5,6 +5,8 @@ Source: deepmind-research/nfnets/base.py (NFNets, NF-RegNets) and nf_resnet.py (
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -66,13 +68,30 @@ class NormFreeCfg:
                 f"({', '.join(names)})"
             )
         cfg = replace(self, **kwargs)
-        cfg = replace(cfg, depths=tuple(cfg.depths), channels=tuple(cfg.channels))  # a config.json has lists
-        if len(cfg.depths) != 4 or len(cfg.channels) != 4 or min(*cfg.depths, *cfg.channels) < 1:
-            raise ValueError(
-                f"depths={cfg.depths} and channels={cfg.channels}: expected four stages in each, all of at least 1"
-            )
+        for name in ("depths", "channels"):
+            value = getattr(cfg, name)
+            try:
+                sizes = tuple(operator.index(size) for size in value)  # a config.json has lists
+            except TypeError:
+                sizes = ()
+            if len(sizes) != 4 or min(sizes) < 1:
+                raise ValueError(f"{name}={value!r}: expected four whole numbers, one for each stage, of at least 1")
+            cfg = replace(cfg, **{name: sizes})  # type: ignore[arg-type]
         if cfg.stem_type not in STEM_SHARE:
             raise ValueError(f"stem_type={cfg.stem_type!r}: expected one of {', '.join(STEM_SHARE)}")
+        for name, smallest in (("stem_chs", 1), ("group_size", 0), ("num_features", 0)):
+            value = getattr(cfg, name)
+            if value is not None and not (isinstance(value, int) and value >= smallest):
+                raise ValueError(f"{name}={value!r}: expected None or a whole number of at least {smallest}")
+        for name in ("width_factor", "bottle_ratio", "rd_ratio", "alpha"):
+            value = getattr(cfg, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise ValueError(f"{name}={value!r}: expected a finite number of at least 0")
+        if min(cfg.out_chs_of_stem, *cfg.stage_chs) < 1:
+            raise ValueError(
+                f"channels={cfg.channels} with width_factor={cfg.width_factor} leave a stage or the stem no channels: "
+                "expected at least one in each"
+            )
         return cfg
 
     @property

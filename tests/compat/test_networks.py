@@ -111,6 +111,41 @@ def test_openvino_gives_the_logits(tiny, reparameterize):
         np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.library("openvino")
+@pytest.mark.filterwarnings("ignore")  # of tracing and of both exporters
+@pytest.mark.parametrize("source", ["trace", "torch.export", "ONNX", "ONNX with dynamo=False"])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("nfnet_f0", {"group_size": 8}), ("nfnet_f0", {"group_size": 8, "output_stride": 16}), ("dm_nf_resnet50", {})],
+)
+def test_openvino_takes_any_size(name, kwargs, source, tmp_path):
+    """OpenVINO runs a network that was traced or exported at one size at every other, odd or even, within 1e-5."""
+    openvino = pytest.importorskip("openvino", reason="scripts/compat.sh has OpenVINO")
+    model = timm.create_model(name, depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), num_classes=10, **kwargs).eval()
+    for key, p in model.named_parameters():
+        if key.endswith(("gain", "bias")):
+            nn.init.uniform_(p, 0.5, 1.5)
+    x, path = torch.randn(2, 3, 75, 66), tmp_path / "model.onnx"
+    sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    if source == "trace":
+        converted = openvino.convert_model(model, example_input=x)
+    elif source == "torch.export":
+        converted = openvino.convert_model(torch.export.export(model, (x,), dynamic_shapes=(sizes,)))
+    elif source == "ONNX":
+        torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
+        converted = openvino.convert_model(path)
+    else:
+        axes = {"input": {2: "height", 3: "width"}}
+        torch.onnx.export(model, (x,), path, dynamo=False, input_names=["input"], dynamic_axes=axes)
+        converted = openvino.convert_model(path)
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        for size in [(64, 64), (96, 96), (225, 225), (97, 65), (80, 100), (33, 47)]:
+            x = torch.randn(2, 3, *size)
+            found, expected = next(iter(compiled([x.numpy()]).values())), model(x).numpy()
+            assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected), size
+
+
 @pytest.mark.library("onnxruntime")
 def test_onnx_runtime_gives_the_logits(tiny, tmp_path):
     """ONNX Runtime gives the logits of what torch.onnx exports, within 1e-4."""

@@ -278,3 +278,31 @@ def test_create_optimizer_is_taken_by_a_private_engine():
         F.cross_entropy(private(images), labels).backward()
         optimizer.step()
     assert all(p.isfinite().all() for p in private.parameters())
+
+
+@pytest.mark.parametrize("wrap", [GradSampleModule, Ghost])
+def test_checkpointing_that_opacus_would_count_twice_is_refused_with_what_works(wrap):
+    model, (x, _) = network(), batch(pixels=32)
+    wrapped = wrap(model)
+    model.set_grad_checkpointing()
+    with pytest.raises(ValueError, match="set_reentrant_ckpt"):
+        wrapped(x)
+
+
+@pytest.mark.parametrize("wrap", [GradSampleModule, Ghost])
+def test_reentrant_checkpointing_gives_the_gradients_of_one_sample_at_a_time(wrap):
+    model, (x, y) = network(), batch(pixels=32)
+    expected = one_at_a_time(model, x, y)
+    wrapped = wrap(copy.deepcopy(model))
+    wrapped._module.set_grad_checkpointing()
+    before = timm.layers.use_reentrant_ckpt()
+    timm.layers.set_reentrant_ckpt(True)
+    try:
+        params = backward(wrapped, x, y)
+    finally:
+        timm.layers.set_reentrant_ckpt(before)
+    for key, p in params.items():
+        if wrap is Ghost:
+            assert error(p._norm_sample, expected[key].reshape(len(x), -1).norm(dim=1)) < TOLERANCE, key
+        else:
+            assert error(p.grad_sample, expected[key]) < TOLERANCE, key

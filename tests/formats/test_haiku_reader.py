@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from golden import ROOT
 
+from nfnet_timm.formats.authors import load_state_dict
 from nfnet_timm.formats.haiku_reader import forget, read_tree
 from nfnet_timm.formats.haiku_writer import write_tree
 
@@ -80,6 +81,19 @@ def test_nothing_is_copied_and_the_file_stays_as_it_is(tmp_path):
     forget(kernel)
     assert path.read_bytes() == before
     assert np.array_equal(kernel, golden.tree("nfnet_tiny_train")["NFNet/~/final_conv"]["w"])  # read again
+
+
+def test_an_open_file_is_read_as_its_path_is():
+    path = golden.DATA / "nfnet_tiny_haiku_2021.npz"
+    expected = load_state_dict(path)
+    with path.open("rb") as file:
+        for source in (io.BytesIO(path.read_bytes()), file):
+            found = load_state_dict(source)
+            assert found.keys() == expected.keys()
+            assert all(found[key].equal(t) for key, t in expected.items())
+    for content in (b"", path.read_bytes()[:1000], b"text"):
+        with pytest.raises(ValueError, match="F\\*_haiku.npz"):
+            load_state_dict(io.BytesIO(content))
 
 
 def test_jax_arrays_are_read_without_jax():

@@ -26,6 +26,20 @@ def test_saved_tensors_hooks_are_seen():
     assert not torch_private.has_saved_tensors_hooks()
 
 
+def test_checkpointing_is_told_from_other_hooks():
+    seen = []
+
+    def function(x):
+        seen.append(torch_private.is_checkpointing())
+        return x * 2
+
+    x = torch.ones(1, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)
+    with torch.autograd.graph.save_on_cpu():
+        function(x)
+    assert seen == [True, False]
+
+
 @pytest.mark.parametrize(
     ("name", "argument", "expected"),
     [

@@ -8,7 +8,8 @@ import timm
 import torch
 
 from nfnet_timm.kernels.torch_private import has_saved_tensors_hooks
-from nfnet_timm.layers.recompute import _Kept, _Origin
+from nfnet_timm.layers.activations import ACTIVATIONS
+from nfnet_timm.layers.recompute import _Kept, _Origin, _origins
 
 NETWORKS = ["nfnet_f0", "dm_nf_resnet50", "dm_nf_seresnet50", "dm_nf_regnet_b0"]
 
@@ -296,3 +297,39 @@ def test_it_goes_with_copies_features_compile_autocast_func_and_inference():
         assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-6 * float(expected.abs().max() + 1))
     features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, depths=(1, 1, 1, 1))
     sum(f.mean() for f in features(x)).backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize("act_layer", sorted(ACTIVATIONS))
+def test_a_scripted_network_gives_the_logits_and_gradients_of_the_plain_one(act_layer):
+    model = timm.create_model("nfnet_f0", recompute_acts=True, act_layer=act_layer, **TINY)
+    scripted = torch.jit.script(model)
+    x = torch.randn(1, 3, 33, 32)
+    for expected, actual in zip(*(gradients(module, x) for module in (model, scripted)), strict=True):
+        assert torch.allclose(expected, actual, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    assert torch.jit.load(io.BytesIO(buffer.getvalue()))(x).isfinite().all()
+
+
+def test_a_saved_map_is_a_tensor_and_nothing_more():
+    """A feature map that a hook has kept takes no module into its file, and loads where the package is not there."""
+    model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
+    maps = []
+    for module in (model.stem.act2, model.stages[1][0].act3, model.stages[1][0].conv2, model.stages[1][0]):
+        module.register_forward_hook(lambda module, args, out: maps.append(out))
+    model(torch.randn(1, 3, 33, 33))
+    for x in maps:
+        buffer = io.BytesIO()
+        torch.save(x, buffer)
+        assert torch.equal(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True), x)
+        assert x.__dict__ == {}
+
+
+def test_nothing_is_remembered_of_maps_that_are_gone():
+    model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
+    before = len(_origins)
+    loss = model(torch.randn(1, 3, 33, 33)).sum()
+    loss.backward()
+    del loss
+    assert len(_origins) == before

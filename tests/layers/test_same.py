@@ -4,8 +4,38 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nfnet_timm.layers.same import AvgPool2dSame, Conv2dSame
+from nfnet_timm.layers.same import AvgPool2dSame, Conv2dSame, MaxPool2dSame
 from nfnet_timm.layers.ws_conv import WSConv2d
+
+SIZES = [(1, 2), (5, 6), (6, 5), (7, 9), (8, 12), (31, 32)]
+
+
+def padding(size, kernel, stride, dilation=1):
+    """Zeros before and after. Source: the definition in TensorFlow's documentation of padding="SAME"."""
+    total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+    return [total // 2, total - total // 2]
+
+
+def padded(x, kernel, stride, dilation=(1, 1), value=0.0):
+    return F.pad(
+        x,
+        padding(x.shape[3], kernel[1], stride[1], dilation[1]) + padding(x.shape[2], kernel[0], stride[0], dilation[0]),
+        value=value,
+    )
+
+
+def convolved(conv, x):
+    """The convolution of ``conv`` by its definition, from the attributes that it has now."""
+    weight = conv.standardized_weight() if isinstance(conv, WSConv2d) else conv.weight
+    x = padded(x, weight.shape[2:], conv.stride, conv.dilation)
+    return F.conv2d(x, weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+
+
+def patch_means(x, stride=(2, 2)):
+    """Means of the pixels in each 2 x 2 window that are there."""
+    ones = torch.ones_like(x)
+    total, count = (F.avg_pool2d(padded(t, (2, 2), stride), 2, stride) for t in (x, ones))
+    return total / count
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch.jit as a whole
@@ -21,13 +51,7 @@ def test_padding_and_its_gradients_are_those_of_tensorflow(size, kernel, stride,
     dtype = torch.float64 if how == "float64" else torch.float32
     conv = layer(2, 4, kernel, stride, dilation, groups=2, dtype=dtype).to(memory_format=memory_format)
     x = torch.randn(3, 2, size, size + 1, dtype=dtype).to(memory_format=memory_format).requires_grad_()
-    # Source: the definition in TensorFlow's documentation of padding="SAME".
-    pads = []
-    for n in (size + 1, size):
-        total = max((-(-n // stride) - 1) * stride + dilation * (kernel - 1) + 1 - n, 0)
-        pads += [total // 2, total - total // 2]
-    weight = conv.standardized_weight() if layer is WSConv2d else conv.weight
-    expected = F.conv2d(F.pad(x, pads), weight, conv.bias, stride, 0, dilation, groups=2)
+    expected = convolved(conv, x)
     assert expected.shape[2:] == (-(-size // stride), -(-(size + 1) // stride))
     actual = torch.jit.script(conv)(x) if how == "scripted" else conv(x)
     upstream = torch.randn_like(expected)
@@ -54,3 +78,107 @@ def test_average_pooling_and_its_gradient_are_those_of_one_image_patch_at_a_time
     actual.backward(upstream)
     expected.backward(upstream.double())
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2 * eps, atol=eps)
+
+
+CHANGES = {
+    "stride of 1": {"stride": (1, 1)},
+    "stride of 1 as an int": {"stride": 1},
+    "stride in one direction": {"stride": (2, 1)},
+    "stride of 4": {"stride": (4, 4)},
+    "dilation": {"stride": (1, 1), "dilation": (2, 2), "padding": (2, 2)},
+    "dilation in one direction": {"dilation": (1, 3)},
+    "padding": {"padding": (0, 0)},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("built_stride", [1, 2])
+@pytest.mark.parametrize("layer", [Conv2dSame, WSConv2d])
+def test_padding_follows_attributes_that_are_changed_after_building(layer, built_stride, change):
+    conv = layer(2, 4, 3, built_stride)
+    for name, value in change.items():
+        setattr(conv, name, value)
+    for size in SIZES:
+        x = torch.randn(1, 2, *size)
+        expected = convolved(conv, x)
+        assert expected.shape[2:] == tuple(-(-n // s) for n, s in zip(size, conv.stride, strict=True))
+        torch.testing.assert_close(conv(x), expected)
+        if layer is WSConv2d:
+            torch.testing.assert_close(conv.fuse()(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"),
+    [((3, 5), (2, 1), 1), ((1, 7), 2, 1), ((3, 1), (1, 2), (3, 1)), (2, 1, 1), ((4, 3), 3, 1), (2, 4, 1)],
+)
+@pytest.mark.parametrize("layer", [Conv2dSame, WSConv2d])
+def test_windows_of_any_shape_are_padded_as_by_tensorflow(layer, kernel, stride, dilation):
+    conv = layer(2, 4, kernel, stride, dilation)
+    for size in SIZES:
+        x = torch.randn(1, 2, *size)
+        torch.testing.assert_close(conv(x), convolved(conv, x))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_another_padding_mode_is_taken(mode, stride):
+    conv = WSConv2d(2, 4, 3, stride)
+    conv.padding_mode = mode
+    x = torch.randn(1, 2, 7, 8)
+    pads = padding(8, 3, stride) + padding(7, 3, stride)
+    expected = F.conv2d(F.pad(x, pads, mode), conv.standardized_weight(), conv.bias, stride)
+    torch.testing.assert_close(conv(x), expected)
+    torch.testing.assert_close(conv.fuse()(x), expected)
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 1), (2, 1)])
+def test_average_pooling_follows_a_stride_that_is_changed_after_building(stride):
+    pool = AvgPool2dSame(2)
+    pool.stride = stride
+    for size in SIZES:
+        x = torch.randn(1, 2, *size)
+        torch.testing.assert_close(pool(x), patch_means(x, stride))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (3, 1), (2, 3), ((3, 2), (2, 1))])
+def test_max_pooling_and_its_gradient_are_those_of_tensorflow(kernel, stride):
+    pool = MaxPool2dSame(kernel, stride)
+    for size in SIZES:
+        x = torch.randn(2, 3, *size).sub(10).requires_grad_()  # all below the zeros that are not to be counted
+        expected = F.max_pool2d(padded(x, pool.kernel_size, pool.stride, value=-torch.inf), kernel, stride)
+        torch.testing.assert_close(pool(x), expected)
+        upstream = torch.randn_like(expected)
+        torch.testing.assert_close(*(torch.autograd.grad(y, x, upstream) for y in (pool(x), expected)))
+
+
+LAYERS = {
+    "convolution": lambda: Conv2dSame(2, 4, 3, 2),
+    "standardized convolution": lambda: WSConv2d(2, 4, 3, 2),
+    "7 x 7": lambda: WSConv2d(2, 4, 7, 2),
+    "1 x 1": lambda: WSConv2d(2, 4, 1, 2),
+    "dilated": lambda: WSConv2d(2, 4, 3, 2, 2),
+    "smaller than its stride": lambda: WSConv2d(2, 4, 3, 4),
+    "without a stride": lambda: WSConv2d(2, 4, 3),
+    "average pooling": lambda: AvgPool2dSame(2),
+    "average pooling without a stride": lambda: AvgPool2dSame(1),
+    "max pooling": lambda: MaxPool2dSame(3, 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize("how", ["traced", "scripted", "exported"])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_a_layer_that_was_traced_at_one_size_is_right_at_all(layer, how):
+    """Its inputs are odd in one direction, so that padding of one size is wrong at another."""
+    layer, x = layer().eval(), torch.randn(2, 2, 15, 16)
+    with torch.no_grad():
+        if how == "traced":
+            traced = torch.jit.trace(layer, x)
+        elif how == "scripted":
+            traced = torch.jit.script(layer)
+        else:
+            sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+            traced = torch.export.export(layer, (x,), dynamic_shapes=(sizes,)).module()
+        for size in [(9, 12), (16, 15), (17, 33), (32, 32)]:
+            x = torch.randn(2, 2, *size)
+            torch.testing.assert_close(traced(x), layer(x))

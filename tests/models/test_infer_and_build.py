@@ -284,7 +284,7 @@ def test_what_a_partial_checkpoint_lacks_begins_as_in_a_new_network(tiny, missin
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
 @pytest.mark.parametrize("prepare", ["", "vectorize_skip_gains"])
-def test_every_parameter_is_initialised_by_its_modules_reset_parameters(name, prepare):
+def test_init_weights_fills_an_empty_network_as_a_new_one(name, prepare):
     """The usual way from the meta device, which torchrun's frameworks go."""
     with torch.device("meta"):
         model = timm.create_model(name, depths=(1, 1, 1, 1))
@@ -293,9 +293,7 @@ def test_every_parameter_is_initialised_by_its_modules_reset_parameters(name, pr
     model.to_empty(device="cpu")
     for p in model.parameters():
         torch.nn.init.constant_(p, float("nan"))
-    for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+    model.init_weights()
     for key, p in model.named_parameters():
         if key == "head.fc.weight" and "regnet" in name:
             assert not p.any()

@@ -218,6 +218,50 @@ def test_the_classifier_starts_as_the_authors_has_it(name):
         model.reset_classifier(500)
 
 
+@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_regnet_b0"])
+@pytest.mark.parametrize("change", [lambda m: None, lambda m: m.reset_classifier(7), copy.deepcopy])
+def test_the_classifier_is_torchs_own_type_which_tools_look_for(name, change):
+    model = timm.create_model(name, device="meta")
+    model = change(model) or model
+    assert type(model.get_classifier()) is nn.Linear
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_dynamic_quantization_takes_the_classifier(tiny):
+    model, x = tiny(), torch.randn(2, 3, 32, 32)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert quantized.head.fc.weight().dtype == torch.qint8
+    assert golden.relative_error(quantized(x), model(x).detach().numpy()) < 0.05
+
+
+HEADS = {
+    "layers": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, 7)),
+    "nothing": nn.Identity,
+    "timm's": lambda: timm.layers.NormMlpClassifierHead(192, 7),
+    "pooling": lambda: timm.layers.SelectAdaptivePool2d(flatten=True),
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_head_may_be_replaced(tiny, head):
+    model, x = tiny(), torch.randn(2, 3, 32, 32)
+    features = model.forward_features(x)
+    model.head = head().eval()
+    assert torch.equal(model(x), model.head(features))
+    assert torch.equal(model.forward_head(features), model.head(features))
+    model.get_classifier()
+
+
+def test_reset_classifier_puts_a_head_in_place_of_a_replaced_one(tiny):
+    model, x = tiny(), torch.randn(2, 3, 32, 32)
+    expected = model.forward_head(model.forward_features(x), pre_logits=True)
+    model.head = nn.Identity()
+    model.reset_classifier(7)
+    assert model(x).shape == (2, 7)
+    assert torch.equal(model.forward_head(model.forward_features(x), pre_logits=True), expected)
+
+
 def test_initial_weights_have_unit_norm_per_output(tiny):
     for module in tiny().modules():
         if isinstance(module, WSConv2d):
@@ -480,6 +524,22 @@ def test_a_reparameterized_network_runs_in_bfloat16(tiny):
     assert golden.relative_error(logits.float(), expected.numpy()) < 3e-2
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize("how", ["scripted", "traced"])
+@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
+def test_torch_optimizes_for_inference(name, how):
+    """oneDNN, to which that hands activations, lacks the tanh form of GELU: the process once ended there."""
+    model = timm.create_model(name, **{**golden.TINY, "group_size": 8 if "f0" in name else None}).eval()
+    nn.init.normal_(model.head.fc.weight, std=0.1)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        module = torch.jit.script(model) if how == "scripted" else torch.jit.trace(model, x)
+        optimized = torch.jit.optimize_for_inference(module)
+        for size in [(64, 64), (64, 64), (75, 49)]:
+            x = torch.randn(2, 3, *size)
+            assert golden.relative_error(optimized(x), model(x).numpy()) < 1e-5
+
+
 def test_per_sample_gradients_are_those_of_single_samples(tiny):
     model = tiny()
     params = {name: p.detach() for name, p in model.named_parameters()}
@@ -492,6 +552,25 @@ def test_per_sample_gradients_are_those_of_single_samples(tiny):
     single = torch.func.grad(loss)(params, x[1], y[1])
     for name, grad in single.items():
         assert torch.allclose(per_sample[name][1], grad, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_skip_gains_are_trained_whenever_they_are_vectorized(tiny, steps):
+    """By an optimizer that was built before, too."""
+    x, gains = torch.randn(2, 3, 32, 32), []
+    for vectorize in (False, True):
+        model = tiny()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            if vectorize and step == steps:
+                model.vectorize_skip_gains()
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        gains.append(model.stages[1][0].skipinit_gain.detach())
+    assert gains[1].shape == (1,)
+    assert gains[0] != 0.7
+    torch.testing.assert_close(gains[1][0], gains[0])
 
 
 def test_layer_decay_groups_follow_depth(tiny):
@@ -526,16 +605,42 @@ def test_unknown_fields_are_named_with_the_known_ones():
     [
         ({"act_layer": "mish"}, r"act_layer='mish' has no gamma.*gelu_tanh"),
         ({"act_layer": torch.nn.ReLU}, r"has no gamma"),
-        ({"depths": (1, 2, 6)}, r"depths=\(1, 2, 6\).*four stages"),
+        ({"depths": (1, 2, 6)}, r"depths=\(1, 2, 6\).*four"),
         ({"channels": (256, 0, 1536, 1536)}, r"channels=\(256, 0, 1536, 1536\).*at least 1"),
         ({"group_size": 4096}, r"group_size=4096.*smaller group_size"),
         ({"stem_type": "4x4"}, r"stem_type='4x4': expected one of deep_quad, 3x3, 7x7_pool"),
         ({"output_stride": 4}, r"output_stride=4: expected 8, 16 or 32"),
+        *(
+            ({name: value}, rf"{name}={value}\b.*expected")
+            for name, values in {
+                "in_chans": (0, -1, 1.5),
+                "num_classes": (-1, 2.5),
+                "group_size": (-8, 8.0),
+                "stem_chs": (0, -4),
+                "num_features": (-1,),
+                "width_factor": (0, -1, float("nan")),
+                "bottle_ratio": (0, -0.5),
+                "rd_ratio": (-0.5,),
+                "alpha": (float("nan"), float("inf"), -1),
+                "drop_path_rate": (-0.1, 2, float("nan")),
+                "depths": (3,),
+                "dtype": (torch.complex64, torch.int8),
+            }.items()
+            for value in values
+        ),
+        ({"depths": (1.5, 1, 1, 1)}, r"depths=\(1.5, 1, 1, 1\).*whole numbers"),
+        ({"channels": (32.5, 64, 64, 64)}, r"channels=\(32.5, 64, 64, 64\).*whole numbers"),
     ],
 )
 def test_values_that_cannot_be_built_are_named_with_what_was_expected(kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model("nfnet_f0", device="meta", **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_complex_weights_are_refused_by_their_dtype(tiny):
+    with pytest.raises(ValueError, match=r"complex64"):
+        tiny().to(torch.complex64)(torch.randn(1, 3, 32, 32, dtype=torch.complex64))
 
 
 @pytest.mark.parametrize("act_layer", sorted({"celu", "elu", "gelu", "leaky_relu", "relu", "selu", "silu", "softplus"}))

@@ -1,0 +1,83 @@
+"""torch.compile makes one graph for images of all sizes, after the first size, in inference and in training."""
+
+import pytest
+import timm
+import torch
+from golden import TINY
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+SMALL = {**TINY, "depths": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
+FEATURES = {key: value for key, value in SMALL.items() if key != "num_classes"}
+FAMILIES = {
+    "NFNet": ("nfnet_f0", SMALL),
+    "NF-ResNet": ("dm_nf_resnet50", {**SMALL, "group_size": None}),
+    "NF-RegNet": ("dm_nf_regnet_b0", {**SMALL, "width_factor": 1.0}),
+    "output_stride": ("nfnet_f0", {**SMALL, "output_stride": 16}),
+    "features_only": ("nfnet_f0", {**FEATURES, "features_only": True}),
+    "recompute_acts": ("nfnet_f0", {**SMALL, "recompute_acts": True}),
+}
+SIZES = (64, 96, 80, 75, 128, 49, 97, 160, 33, 81)  # as many as torch would not compile graphs for
+
+
+def build(family):
+    name, kwargs = FAMILIES[family]
+    model = timm.create_model(name, **kwargs)
+    for key, p in model.named_parameters():
+        if key.endswith("gain"):
+            nn.init.uniform_(p, 0.5, 1.5)
+        elif key.endswith("fc.weight"):
+            nn.init.normal_(p, std=0.1)
+    return model
+
+
+def results(model, x, training, dtype):
+    """Outputs, and in training the gradients of all parameters."""
+    with torch.set_grad_enabled(training), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = model(x)
+        outputs = [y] if isinstance(y, torch.Tensor) else list(y)
+    if not training:
+        return outputs
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss = sum(y.float().square().mean() for y in outputs)
+    return [y.detach() for y in outputs] + list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+def check(family, training, dtype, backend):
+    model = build(family).train(training)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, backend=counter)
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1
+    for i, size in enumerate(SIZES):
+        x = torch.randn(2, 3, size, SIZES[-1 - i])
+        found, expected = (results(m, x, training, dtype) for m in (compiled, model))
+        for a, b in zip(found, expected, strict=True):
+            if b is not None:  # of a network without its head, some get none
+                assert (a - b).norm() <= tolerance * b.norm() + 1e-6, size
+    assert counter.frame_count == 2  # the first size, and the graph of all others
+    results(compiled, torch.randn(3, 3, 64, 65), training, dtype)
+    assert counter.frame_count <= 3  # the last batch of an epoch
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ten_sizes_take_two_graphs(family, training):
+    check(family, training, torch.float32, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "training", "dtype"),
+    [
+        ("NFNet", False, torch.float32),
+        ("NFNet", True, torch.float32),
+        ("NFNet", True, torch.bfloat16),
+        ("recompute_acts", True, torch.float32),
+        ("output_stride", True, torch.float32),
+        ("NF-ResNet", True, torch.float32),
+        ("NF-RegNet", True, torch.float32),
+    ],
+)
+def test_ten_sizes_take_two_graphs_of_inductor(family, training, dtype):
+    """Which guards on more than the others: on strides of maps, and of gradients of inputs."""
+    check(family, training, dtype, "inductor")
