@@ -62,7 +62,7 @@ def test_what_the_installed_orbax_writes_becomes_a_folder_and_a_file(write, tmp_
     path = write({"params": mini_tree(), "state": {}}, "mini", ocdbt)
     assert main(["convert", "mini", "--out", "out"]) == 0
     assert (
-        "mini is taken for weights of your own: no hash tells it to be a released checkpoint" in capsys.readouterr().out
+        "weights of your own: no hash identifies mini as a released checkpoint" in capsys.readouterr().out
     )
     model = timm.create_model("local-dir:out", pretrained=True)
     assert_equal(to_haiku(model.state_dict()), mini_tree())
@@ -118,7 +118,7 @@ def test_weights_of_ones_own_need_a_licence_and_a_claim_is_checked(write, capsys
     assert main(["publish", "mini", "org/mini", "--dry-run"]) == 1
     assert "pass, for instance, --license apache-2.0" in capsys.readouterr().err
     assert main(["publish", "mini", "org/mini", "--dry-run", "--checkpoint", "nfnet_f0.dm_im21k"]) == 1
-    assert "this is no nfnet_f0.dm_im21k: its arrays are those of nfnet_f0, depths=" in capsys.readouterr().err
+    assert "this is not nfnet_f0.dm_im21k: its arrays are those of nfnet_f0, depths=" in capsys.readouterr().err
     assert main(["publish", "mini", "org/mini", "--dry-run", "--license", "mit", "--out", "built"]) == 0
     assert ModelCard.load("built/README.md").data.license == "mit"
 
