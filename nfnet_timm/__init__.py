@@ -1,24 +1,27 @@
 """Normalizer-Free networks for timm, as their authors published them.
 
-Importing this package registers its models and optimizers with timm; after installation that happens without an import
-(``autoload``). The floors; an import goes down this list and never up:
+Importing this package registers its models and optimizers with timm. After installation no import is needed (see
+``autoload``). This is the map of the code. A module imports only from entries below its own:
 
-    cli             the ``nfnet-timm`` command; demo and doctor, of its commands
-    autoload, lazy  how timm finds this package; names that are imported on first use
-    installation    the command that installs it, for messages and cards
-    hub/            weights onto the Hugging Face Hub, with all that is known of them
-    models/         the networks: the table, the block, the network, its registration
+    cli             the ``nfnet-timm`` command; its subcommands demo and doctor have modules of their own
+    privacy         per-sample gradients for Opacus
+    publish/        weights to the Hugging Face Hub, with a model card
+    models/         the networks: the table, the block, the network and its registration
     optim/          adaptive gradient clipping, and optimizers that clip
-    formats/        files into state dicts and back: the authors', train.py's, Orbax's
+    formats/        files to state dicts and back: the authors', train.py's, Orbax's
     layers/         the formulas of the papers as modules
     kernels/        the same formulas made fast
+    compat/         the private functions of torch and timm that are used
+    autoload, lazy  how timm finds this package; names that are imported on first use
     recipes/        the published hyper-parameters for timm's train.py
+    installation    the command that installs this package, for messages and cards
 
-One rule more. While timm is being imported, it imports ``models.nfnet``, and with it what that imports. Whoever imports
-one of those modules first would have timm import it again half-way. So what ``models.nfnet`` and ``optim.twins`` import
-imports timm in functions only; they themselves, and what they do not import, may do so at the top.
+A second rule prevents circular imports. ``import timm`` imports ``models.nfnet`` and ``optim.twins``. The modules that
+these two import must not import timm at their top, only inside functions. Example: ``models.nfnet`` imports
+``layers.ws_conv``. If ws_conv imported timm at its top, then ``import nfnet_timm.layers.ws_conv`` would import timm,
+timm would import ``models.nfnet``, and that would import the half-finished ws_conv.
 
-docs/inside.md has the way from each formula of the papers to its line, and the words of the four code bases.
+docs/inside.md leads from each formula of the papers to its line.
 """
 
 from typing import TYPE_CHECKING

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nfnet_timm.compat.torch import is_checkpointing
 from nfnet_timm.installation import to_install
-from nfnet_timm.kernels.torch_private import is_checkpointing
-from nfnet_timm.layers.same import Conv2dSame
+from nfnet_timm.layers.same_padding import Conv2dSame
 from nfnet_timm.layers.squeeze_excite import PixelConv2d
 from nfnet_timm.layers.ws_conv import WSConv2d
 from nfnet_timm.models.block import NormFreeBlock

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from nfnet_timm.demo import load_images
-from nfnet_timm.layers.same import Conv2dSame
+from nfnet_timm.layers.same_padding import Conv2dSame
 from nfnet_timm.layers.ws_conv import WSConv2d
 from nfnet_timm.models.block import NormFreeBlock
 from nfnet_timm.optim import create_optimizer

@@ -21,9 +21,8 @@ from benchmark import ratios
 from benchmark_memory import largest_batch
 from common import write_text
 
-from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
-from nfnet_timm.publish.card import render_card
+from nfnet_timm.publish.card import multiply_adds, render_card
 from nfnet_timm.publish.checkpoints import load_published
 from nfnet_timm.publish.sources import Source
 

@@ -150,7 +150,7 @@ def test_a_signal_cleans_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, o
         real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("nfnet_timm.publish.folder.os.replace", interrupted)
+        patch.setattr("nfnet_timm.publish.staging.os.replace", interrupted)
         patch.setattr("os.unlink", again)
         assert main(["convert", source, "--out", str(tmp_path / out), "--overwrite"]) == 128 + number
     assert moved

@@ -1,13 +1,9 @@
-"""The formulas of ``layers`` and ``optim`` made fast, behind one function each, which chooses what runs.
+"""The operations of ``layers`` and ``optim`` made fast: one function for each operation, which chooses what runs.
 
-dispatch            whether anything looks into operations, which takes the formula
-formula             weight standardization as it stands in the paper
-standardize         weight standardization; on a CPU
-standardize_op      the same as one operation; by torch's own
-standardize_triton  the same on a GPU
-clip                adaptive clipping of many tensors, as one operation; by torch's own
-clip_triton         the same on a GPU
-check               the first use of a kernel compares it with torch's operations
-gelu                GELU in its tanh form
-torch_private       what is used of torch's private functions
+choose         which implementation a tensor may take
+standardize/   weight standardization
+clip/          adaptive gradient clipping of many tensors
+gelu           GELU in its tanh form
+check          the first use of a Triton kernel compares it with torch's operations
+open_sizes     convolution in a graph that torch.compile makes for several image sizes
 """

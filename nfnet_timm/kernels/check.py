@@ -18,7 +18,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from nfnet_timm.kernels.torch_private import has_dispatch_modes
+from nfnet_timm.compat.torch import has_dispatch_modes
 
 __all__ = ["KERNELS", "Comparison", "compare", "has_right_kernel"]
 
@@ -129,8 +129,8 @@ def _weight_and_gain(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _standardize(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    from nfnet_timm.kernels import standardize_triton
-    from nfnet_timm.kernels.standardize_op import standardize_by_torch
+    from nfnet_timm.kernels.standardize import triton as standardize_triton
+    from nfnet_timm.kernels.standardize.operation import standardize_by_torch
 
     weight, gain = _weight_and_gain(device)
     for dtype in TOLERANCE:
@@ -139,8 +139,8 @@ def _standardize(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _standardize_backward(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    from nfnet_timm.kernels import standardize_triton
-    from nfnet_timm.kernels.standardize_op import backward_by_torch
+    from nfnet_timm.kernels.standardize import triton as standardize_triton
+    from nfnet_timm.kernels.standardize.operation import backward_by_torch
 
     weight, gain = _weight_and_gain(device)
     for dtype in TOLERANCE:
@@ -152,8 +152,8 @@ def _standardize_backward(device: torch.device) -> Iterator[tuple[Tensor, Tensor
 
 
 def _clip(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    from nfnet_timm.kernels import clip_triton
-    from nfnet_timm.kernels.clip import clip_by_torch_
+    from nfnet_timm.kernels.clip import triton as clip_triton
+    from nfnet_timm.kernels.clip.reference import clip_by_torch_
 
     # A unit longer than a block, one of a single element, a scalar and a vector.
     shapes = [(5, 3, 3, 3), (3, 1300), (4, 1), (), (40,)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from nfnet_timm.kernels.torch_private import has_saved_tensors_hooks, has_transforms
+from nfnet_timm.compat.torch import has_saved_tensors_hooks, has_transforms
 
 __all__ = ["carry_origin", "derive", "keeping_origins", "recompute_acts_of"]
 

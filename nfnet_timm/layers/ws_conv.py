@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nfnet_timm.kernels.standardize import standardize
-from nfnet_timm.layers.same import Conv2dSame
+from nfnet_timm.layers.same_padding import Conv2dSame
 
 __all__ = ["WSConv2d"]
 

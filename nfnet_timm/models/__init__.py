@@ -3,10 +3,9 @@
 variants            every network as plain numbers
 block               the residual block and the stems
 nfnet               the network, under timm's contract; registration
-infer               which network a checkpoint's arrays are
+state_dict          the network that the arrays of a checkpoint belong to
 build               a network by its name, with weights
 reparameterize      networks without standardization, timm's own too
-multiply_adds       what a network costs
 signal_propagation  measuring the variance through a network
 """
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nfnet_timm.layers.activations import OverwritingReLU, activation
-from nfnet_timm.layers.same import AvgPool2dSame, MaxPool2dSame
+from nfnet_timm.layers.same_padding import AvgPool2dSame, MaxPool2dSame
 from nfnet_timm.layers.squeeze_excite import SqueezeExcite
 from nfnet_timm.layers.ws_conv import WSConv2d
 from nfnet_timm.models.variants import NormFreeCfg

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from nfnet_timm.formats.authors import load_state_dict
-from nfnet_timm.models.infer import check_state_dict, infer_variant
+from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.models.variants import VARIANTS
 
 __all__ = ["build_network", "load_model"]

@@ -25,16 +25,16 @@ from timm.models import (
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from nfnet_timm.compat.timm import take_feature_indices
 from nfnet_timm.formats import authors
 from nfnet_timm.layers.activations import KEPT_BY_INPUT, GELUTanh, ScaledAct
 from nfnet_timm.layers.recompute import recompute_acts_of
-from nfnet_timm.layers.same import AvgPool2dSame, Conv2dSame, MaxPool2dSame
+from nfnet_timm.layers.same_padding import AvgPool2dSame, Conv2dSame, MaxPool2dSame
 from nfnet_timm.layers.squeeze_excite import GlobalMean
-from nfnet_timm.layers.timm_private import take_feature_indices
 from nfnet_timm.layers.ws_conv import WSConv2d
 from nfnet_timm.models.block import NormFreeBlock, create_stem
 from nfnet_timm.models.build import build_network
-from nfnet_timm.models.infer import check_state_dict
+from nfnet_timm.models.state_dict import check_state_dict
 from nfnet_timm.models.variants import VARIANTS, NormFreeCfg, Variant
 from nfnet_timm.optim.param_groups import remember
 

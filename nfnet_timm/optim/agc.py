@@ -14,14 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nfnet_timm.kernels.clip import CLIP_EPS, CLIP_FACTOR, Clipping, clip_, is_dense, is_one_unit, unit_norm
-from nfnet_timm.kernels.torch_private import (
+from nfnet_timm.compat.torch import (
     foreach_clamp_max_,
     foreach_clamp_min_,
     foreach_div_,
     foreach_mul_,
     foreach_norm,
 )
+from nfnet_timm.kernels.clip import clip_
+from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
+from nfnet_timm.kernels.clip.units import is_dense, is_one_unit, unit_norm
 
 __all__ = [
     "CLIP_EPS",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from nfnet_timm.kernels.torch_private import foreach_add_, foreach_copy_, foreach_mul_, foreach_norm
+from nfnet_timm.compat.torch import foreach_add_, foreach_copy_, foreach_mul_, foreach_norm
 
 __all__ = ["SAM"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.optim import OptimInfo, list_optimizers
 
-from nfnet_timm.layers.timm_private import optimizer_registry
+from nfnet_timm.compat.timm import optimizer_registry
 from nfnet_timm.optim.agc_optimizer import agc_class
 
 __all__: list[str] = []

@@ -11,19 +11,20 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch.utils.flop_counter import FlopCounterMode
 
 from nfnet_timm.installation import PLACE, pip_install
-from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.train_data import dataset_name, hub_dataset
 from nfnet_timm.recipes import recipe
 
-__all__ = ["render_card"]
+__all__ = ["multiply_adds", "render_card"]
 
 # Options of train.py that tell how a network was trained; paths and names of machines are none of a card's business.
 _TRAINING = (
@@ -138,6 +139,17 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         measured=source.figure is not None,
     )
     return f"{str(text).rstrip()}\n"
+
+
+def multiply_adds(name: str) -> float:
+    """Return the multiply-adds of the network called ``name`` for one image of its test size, in billions.
+
+    Those of convolutions and matrix products, as papers count them; on the meta device, so nothing is computed.
+    """
+    model, size = timm.create_model(name, device="meta").eval(), VARIANTS[name].test_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, 3, size, size, device="meta"))
+    return counter.get_total_flops() / 2e9
 
 
 def _escaped(value: Any) -> str:

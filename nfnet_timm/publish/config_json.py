@@ -14,8 +14,8 @@ from timm.models import PretrainedCfg
 
 from nfnet_timm.formats.safetensors_writer import read_layout
 from nfnet_timm.formats.typed import check_types
-from nfnet_timm.models.infer import check_state_dict
 from nfnet_timm.models.nfnet import NormFreeNet
+from nfnet_timm.models.state_dict import check_state_dict
 from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
 
 __all__ = [

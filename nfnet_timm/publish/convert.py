@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from nfnet_timm.formats.haiku_names import to_haiku
 from nfnet_timm.formats.haiku_reader import Tree
 from nfnet_timm.formats.haiku_writer import write_tree
-from nfnet_timm.models.infer import check_state_dict, infer_variant
+from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.publish.folder import save_folder
 from nfnet_timm.publish.sources import Source, open_authors
 from nfnet_timm.publish.staging import written_beside

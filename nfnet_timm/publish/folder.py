@@ -20,8 +20,8 @@ import yaml
 from huggingface_hub import constants, get_token
 from torch import nn
 
+from nfnet_timm.compat.timm import save_config
 from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header, read_layout, write_weights
-from nfnet_timm.layers.timm_private import save_config
 from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import released_checkpoints
 from nfnet_timm.publish.class_names import check_class_names

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from timm.data import get_img_extensions
 
-from nfnet_timm.layers.timm_private import split_folder
+from nfnet_timm.compat.timm import split_folder
 
 __all__ = ["dataset_name", "hub_dataset", "image_types", "library_of", "reader_root", "why_not_unseen"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import timm
 from timm.data import resolve_data_config
 
+from nfnet_timm.compat.timm import config_file
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
-from nfnet_timm.layers.timm_private import config_file
-from nfnet_timm.models.infer import check_state_dict
+from nfnet_timm.models.state_dict import check_state_dict
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen

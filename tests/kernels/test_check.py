@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nfnet_timm.kernels import check, clip, standardize, standardize_op
-from nfnet_timm.kernels.standardize_op import backward_by_torch, standardize_by_torch
+from nfnet_timm.kernels.standardize.operation import backward_by_torch, standardize_by_torch
 
 pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
 CPU = torch.device("cpu")
@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     """Put torch's operations, which are right, in place of the kernels, and forget what was compared."""
-    from nfnet_timm.kernels import clip_triton, standardize_triton
+    from nfnet_timm.kernels.clip import triton as clip_triton
+    from nfnet_timm.kernels.standardize import triton as standardize_triton
 
     monkeypatch.setattr(check, "_is_right", {})
     check.is_wanted.cache_clear()

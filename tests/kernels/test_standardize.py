@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from nfnet_timm.kernels.formula import standardize_formula
 from nfnet_timm.kernels.standardize import standardize
+from nfnet_timm.kernels.standardize.reference import standardize_formula
 from nfnet_timm.layers.ws_conv import WSConv2d
 
 EPS = 1e-4

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nfnet_timm.kernels.formula import standardize_formula
-from nfnet_timm.kernels.standardize_op import backward_by_torch, standardize_by_torch
+from nfnet_timm.kernels.standardize.operation import backward_by_torch, standardize_by_torch
+from nfnet_timm.kernels.standardize.reference import standardize_formula
 from nfnet_timm.optim.agc import unitwise_norm
 
 triton = pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
@@ -68,7 +68,7 @@ FAN_INS = [9, 27, 64, 147, 576, 1152, 1536, 4608]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fan_in", FAN_INS)
 def test_weight_and_gradients_are_those_of_the_formula_in_float64(fan_in, dtype, kind):
-    from nfnet_timm.kernels import standardize_triton
+    from nfnet_timm.kernels.standardize import triton as standardize_triton
 
     forward, backward = (
         (standardize_triton.standardize, standardize_triton.backward)
@@ -93,7 +93,7 @@ def test_weight_and_gradients_are_those_of_the_formula_in_float64(fan_in, dtype,
 
 @runs_kernels
 def test_a_float32_weight_is_written_in_half_precision_by_the_same_kernel():
-    from nfnet_timm.kernels import standardize_triton
+    from nfnet_timm.kernels.standardize import triton as standardize_triton
 
     weight, gain, grad = arrays((6, 144), torch.float32)
     out = standardize_triton.standardize(weight, gain, 1.0, EPS, torch.bfloat16)
@@ -112,7 +112,7 @@ SHAPES = [(5, 3, 3, 3), (4, 2000, 1, 1), (3, 1030), (1, 7), (7, 1), (2500,), (),
     "dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16,) * 2]
 )
 def test_clipping_in_one_launch_is_the_published_rule(dtypes, scale):
-    from nfnet_timm.kernels import clip_triton
+    from nfnet_timm.kernels.clip import triton as clip_triton
 
     g = torch.Generator().manual_seed(0)
     weights = [torch.randn(shape, generator=g).to(DEVICE, dtypes[0]) for shape in SHAPES]
@@ -133,7 +133,7 @@ def test_clipping_in_one_launch_is_the_published_rule(dtypes, scale):
 
 @runs_kernels
 def test_more_tensors_than_a_halving_of_the_table_are_each_found():
-    from nfnet_timm.kernels import clip_triton
+    from nfnet_timm.kernels.clip import triton as clip_triton
 
     for count in (1, 2, 3, 4, 5, 31, 32, 33):
         weights = [torch.full((i % 3 + 1, 5), float(i + 1), device=DEVICE) for i in range(count)]

@@ -33,7 +33,7 @@ def build(kernel, types, constants, target, num_warps):
 
 
 def standardization(kind, dtype, options, target):
-    from nfnet_timm.kernels import standardize_triton
+    from nfnet_timm.kernels.standardize import triton as standardize_triton
 
     kernel = getattr(standardize_triton, f"{kind}_kernel")
     types = [f"*{dtype}"] * (3 if kind == "standardize" else 5) + ["i32", "fp32", "fp32"]
@@ -43,7 +43,7 @@ def standardization(kind, dtype, options, target):
 def clipping(dtypes, target):
     from triton import language as tl
 
-    from nfnet_timm.kernels import clip_triton
+    from nfnet_timm.kernels.clip import triton as clip_triton
 
     names = {"fp32": tl.float32, "bf16": tl.bfloat16}
     constants = {"HAS_SCALE": True, "WEIGHT": names[dtypes[0]], "GRAD": names[dtypes[1]], "ACC": tl.float32}
@@ -62,7 +62,7 @@ def spilled(compiled, tmp_path):
 
 def options_of_the_networks():
     """The blocks and warps of every row of F0 to F7 and NF-ResNet-50."""
-    from nfnet_timm.kernels.standardize_triton import options
+    from nfnet_timm.kernels.standardize.triton import options
 
     fan_ins = {
         module.weight[0].numel()

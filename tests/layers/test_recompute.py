@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from nfnet_timm.kernels.torch_private import has_saved_tensors_hooks
+from nfnet_timm.compat.torch import has_saved_tensors_hooks
 from nfnet_timm.layers.activations import ACTIVATIONS
 from nfnet_timm.layers.recompute import _Kept, _Origin, _origins
 

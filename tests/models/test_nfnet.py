@@ -343,7 +343,7 @@ def test_output_stride_sets_the_resolution_of_every_family(output_stride):
 
 
 def test_dilated_average_pooling_counts_no_padding():
-    from nfnet_timm.layers.same import AvgPool2dSame
+    from nfnet_timm.layers.same_padding import AvgPool2dSame
 
     assert torch.equal(AvgPool2dSame(1)(torch.ones(1, 2, 5, 4)), torch.ones(1, 2, 5, 4))
     assert torch.equal(AvgPool2dSame(2)(torch.ones(1, 2, 5, 4)), torch.ones(1, 2, 3, 2))

@@ -7,8 +7,8 @@ import pytest
 import timm
 from golden import ROOT
 
-from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.publish.card import multiply_adds
 from nfnet_timm.publish.checkpoints import load_published
 
 CHECKPOINTS = load_published()["checkpoints"]

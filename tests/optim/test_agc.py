@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nfnet_timm.formats.haiku_names import from_haiku
-from nfnet_timm.kernels.clip import Clipping, clip_alike_
+from nfnet_timm.kernels.clip.reference import clip_alike_
+from nfnet_timm.kernels.clip.settings import Clipping
 from nfnet_timm.optim.agc import Limit, adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
 
 CASES = np.load(golden.DATA / "agc_cases.npz")

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nfnet_timm.compat.torch import has_dispatch_modes, has_forward_derivatives
 from nfnet_timm.kernels.check import has_right_kernel
-from nfnet_timm.kernels.formula import standardize_formula
-from nfnet_timm.kernels.torch_private import has_dispatch_modes, has_forward_derivatives
+from nfnet_timm.kernels.standardize.reference import standardize_formula
 
 __all__ = ["backward_by_torch", "standardize_as_one_operation", "standardize_by_torch"]
 
@@ -43,7 +43,7 @@ def standardize_as_one_operation(weight: Tensor, gain: Tensor, scale: float, eps
 
 def _standardize(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
     if _takes_kernel("standardize", weight):
-        from nfnet_timm.kernels import standardize_triton  # not above: it needs Triton
+        from nfnet_timm.kernels.standardize import triton as standardize_triton  # not above: it needs Triton
 
         with _current(weight.device):
             return standardize_triton.standardize(weight, gain, scale, eps, dtype)
@@ -54,7 +54,7 @@ def _standardize_backward(
     grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float
 ) -> tuple[Tensor, Tensor]:
     if _takes_kernel("standardize_backward", weight):
-        from nfnet_timm.kernels import standardize_triton
+        from nfnet_timm.kernels.standardize import triton as standardize_triton
 
         with _current(weight.device):
             return standardize_triton.backward(grad, weight, gain, scale, eps)

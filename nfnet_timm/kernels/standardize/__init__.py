@@ -1,4 +1,9 @@
-"""Weight standardization: which implementation runs, and the one for a CPU.
+"""Weight standardization: the function that chooses which implementation runs.
+
+reference    the formula of the paper; all others are compared with it
+cpu          torch's kernel of group normalization
+operation    one operation with its gradients, for every device but a CPU
+triton       its kernels for a GPU
 
 Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
 """
@@ -6,9 +11,10 @@ Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/
 import torch
 from torch import Tensor
 
-from nfnet_timm.kernels.dispatch import is_eager_on_cpu, is_on_a_device
-from nfnet_timm.kernels.formula import standardize_formula
-from nfnet_timm.kernels.standardize_op import standardize_as_one_operation
+from nfnet_timm.kernels.choose import is_eager_on_cpu, is_on_a_device
+from nfnet_timm.kernels.standardize.cpu import by_group_norm
+from nfnet_timm.kernels.standardize.operation import standardize_as_one_operation
+from nfnet_timm.kernels.standardize.reference import standardize_formula
 
 __all__ = ["standardize"]
 
@@ -33,22 +39,6 @@ def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tenso
         elif is_on_a_device(weight) and weight.dtype != torch.float64:
             return standardize_as_one_operation(weight, gain, scale, eps, _dtype_of_result(weight))
     return standardize_formula(weight, gain, scale, eps).to(weight.dtype)
-
-
-def by_group_norm(weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, bool]:
-    """Return the standardized weight as if no row were clamped, and whether one is.
-
-    Group normalization of an image with a pixel for each weight of a row, and a group for each row, gives
-    ``factor * (W - mean) * rstd`` with ``rstd = rsqrt(var)``. Two things follow from ``rsqrt(var * fan_in)`` being
-    ``rstd * fan_in ** -0.5``: the factor of a row is ``scale * gain * fan_in ** -0.5``, and a row is clamped where
-    ``rstd > (fan_in / eps) ** 0.5``.
-    """
-    chs, fan_in = len(weight), weight.shape[1:].numel()
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    image, factor = weight.to(dtype).reshape(1, chs, fan_in), gain.to(dtype) * (scale * fan_in**-0.5)
-    nothing = 1e-8 * eps / fan_in  # added to var: too little to change a row that is not clamped, enough for 1 / 0
-    out, _, rstd = torch.native_group_norm(image, factor, None, 1, chs, fan_in, chs, nothing)
-    return out.view(weight.shape), float(rstd.detach().max()) > (fan_in / eps) ** 0.5
 
 
 def _dtype_of_result(weight: Tensor) -> torch.dtype:

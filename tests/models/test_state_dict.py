@@ -14,7 +14,7 @@ import torch
 from hub_cache import fill_hub_cache
 from safetensors.torch import load_file, save_file
 
-from nfnet_timm.models.infer import check_state_dict, infer_variant
+from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.models.variants import VARIANTS
 
 

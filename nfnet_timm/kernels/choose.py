@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nfnet_timm.kernels.torch_private import has_dispatch_modes, has_transforms
+from nfnet_timm.compat.torch import has_dispatch_modes, has_transforms
 
 __all__ = ["is_eager_on_cpu", "is_on_a_device"]
 

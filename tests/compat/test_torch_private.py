@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nfnet_timm.kernels import torch_private
+from nfnet_timm.compat import torch as torch_private
 
 
 def test_transforms_are_seen():

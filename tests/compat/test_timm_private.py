@@ -6,7 +6,7 @@ import timm
 import torch
 from timm.utils import dispatch_clip_grad
 
-from nfnet_timm.layers import timm_private
+from nfnet_timm.compat import timm as timm_private
 
 
 def test_feature_indices_are_counted_from_the_end_too():

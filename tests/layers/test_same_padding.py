@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nfnet_timm.layers.same import AvgPool2dSame, Conv2dSame, MaxPool2dSame
+from nfnet_timm.layers.same_padding import AvgPool2dSame, Conv2dSame, MaxPool2dSame
 from nfnet_timm.layers.ws_conv import WSConv2d
 
 SIZES = [(1, 2), (5, 6), (6, 5), (7, 9), (8, 12), (31, 32)]

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from nfnet_timm.kernels.clip import Clipping, settings_of_each, unit_length
+from nfnet_timm.kernels.clip.settings import Clipping, settings_of_each
+from nfnet_timm.kernels.clip.units import unit_length
 
 __all__ = ["clip_"]
 

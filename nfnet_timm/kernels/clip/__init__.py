@@ -1,0 +1,56 @@
+"""Adaptive gradient clipping of many tensors: the function that chooses which implementation runs.
+
+settings     the options of clipping, one record for each tensor
+units        which elements are clipped together
+reference    torch's operations; the kernel is compared with them
+triton       one kernel for a GPU
+
+On the meta device, or under a dispatch mode, the operation ``nfnet_timm::clip_`` counts as one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfnet_timm.compat.torch import has_dispatch_modes
+from nfnet_timm.kernels.check import has_right_kernel
+from nfnet_timm.kernels.choose import is_on_a_device
+from nfnet_timm.kernels.clip.reference import clip_by_torch_
+from nfnet_timm.kernels.clip.settings import Clipping
+
+__all__ = ["clip_"]
+
+torch.library.define(
+    "nfnet_timm::clip_",
+    # settings: the fields of each tensor's Clipping, one tensor after the other
+    "(Tensor[] weights, Tensor(a!)[] grads, float[] settings, Tensor? grad_scale) -> ()",
+)
+
+
+def clip_(weights: list[Tensor], grads: list[Tensor], clippings: list[Clipping], grad_scale: Tensor | None) -> None:
+    """Scale each unit of ``grads``, in place, to at most ``grad_scale * clip_factor * max(|W|, clip_eps)``.
+
+    All tensors are on one device and dense, see ``is_dense``; ``unitwise_norm`` defines a unit.
+    """
+    settings = [value for clipping in clippings for value in clipping]
+    first = grads[0]
+    if not is_on_a_device(first):
+        clip_by_torch_(weights, grads, settings, grad_scale)
+    elif first.is_cuda and not has_dispatch_modes() and has_right_kernel("clip", first.device):
+        from nfnet_timm.kernels.clip import triton  # not above: it needs Triton
+
+        with torch.cuda.device(first.device):  # Triton launches on the current device
+            triton.clip_(weights, grads, settings, grad_scale)
+    else:
+        torch.ops.nfnet_timm.clip_(weights, grads, settings, grad_scale)
+
+
+@torch.library.register_fake("nfnet_timm::clip_")
+def _(*args: Any) -> None:
+    return None
+
+
+torch.library.impl("nfnet_timm::clip_", "CompositeExplicitAutograd", clip_by_torch_)
