@@ -129,7 +129,7 @@ def _keep_branch(block: NormFreeBlock, out: Tensor, gate: Tensor) -> None:
     handle = block.register_forward_hook(forget_input)  # runs after Opacus's
 
 
-NormFreeBlock.on_join = staticmethod(_keep_branch)
+NormFreeBlock.residual_hook = staticmethod(_keep_branch)
 
 
 @register_grad_sampler(NormFreeBlock)

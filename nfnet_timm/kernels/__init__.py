@@ -1,9 +1,11 @@
-"""The operations of ``layers`` and ``optim`` made fast: one function for each operation, which chooses what runs.
+"""Fast implementations of the operations of ``layers`` and ``optim``.
 
-choose         which implementation a tensor may take
+Each operation has one function, which chooses the implementation.
+
+choose         which implementation a tensor may use
 standardize/   weight standardization
 clip/          adaptive gradient clipping of many tensors
 gelu           GELU in its tanh form
-check          the first use of a Triton kernel compares it with torch's operations
-open_sizes     convolution in a graph that torch.compile makes for several image sizes
+check          comparison of a Triton kernel with torch's operations, at its first use
+open_sizes     convolution for torch.compile with dynamic image sizes
 """

@@ -1,7 +1,7 @@
-"""The first use of a Triton kernel on a device compares it with torch's operations; they stay in use if it is wrong.
+"""The first use of a Triton kernel on a device compares it with torch's operations.
 
-A kernel that does not compile on some device, or computes something else there, would otherwise break every training
-run on it.
+If the kernel is wrong, torch's operations are used on that device. Without this comparison, a kernel that does not
+compile on a device, or computes wrong numbers there, would break every training run on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nfnet_timm.compat.torch import has_dispatch_modes
 
 __all__ = ["KERNELS", "Comparison", "compare", "has_right_kernel"]
 
-# Largest difference from torch's operations, relative to the largest value of a row: some roundings.
+# Largest allowed difference from torch's operations, relative to the largest value of a row: a few rounding errors.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
 SCALE, EPS = 1.7, 1e-4
 
@@ -36,7 +36,7 @@ class Comparison:
     Args:
         difference: Largest relative difference over all cases, in units of ``TOLERANCE``.
         error: The exception that the kernel raised, if any.
-        seconds: Time, with the compilation of the kernel.
+        seconds: Time of the comparison. It includes the compilation of the kernel.
     """
 
     difference: float
@@ -45,23 +45,25 @@ class Comparison:
 
     @property
     def is_right(self) -> bool:
-        """Whether the kernel ran and agrees with torch's operations."""
+        """Whether the kernel ran without an error and agrees with torch's operations."""
         return self.error is None and self.difference <= 1  # False also for NaN
 
     def __str__(self) -> str:
         if self.error is not None:
             return f"{type(self.error).__name__}: {' '.join(str(self.error).split())[:200]}"
-        return f"differs by {self.difference:.2g} of the rounding allowed, {self.seconds:.2f} s"
+        return f"differs by {self.difference:.2g} times the allowed rounding, {self.seconds:.2f} s"
 
 
 def has_right_kernel(name: str, device: torch.device) -> bool:
-    """Whether the kernel ``name`` is right on ``device``: compared at the first call for each device, not later.
+    """Return whether the kernel ``name`` agrees with torch's operations on ``device``.
 
-    A kernel that is wrong gives one RuntimeWarning. While a CUDA graph is captured or a dispatch mode looks on, nothing
-    is compared, and the answer is False for a kernel that was not compared before.
+    The first call for each device compares them, and later calls return the same result. While a CUDA graph is captured
+    or a dispatch mode is active, nothing is compared: the result is then False for a kernel without a comparison.
 
     Args:
         name: A key of ``KERNELS``.
+    Warns:
+        RuntimeWarning: Once for each device, if the kernel is wrong.
     """
     found = _is_right.get((name, device))
     if found is None:
@@ -75,7 +77,7 @@ def has_right_kernel(name: str, device: torch.device) -> bool:
             where = torch.cuda.get_device_name(device) if device.type == "cuda" else device
             warnings.warn(
                 f"nfnet_timm's Triton kernel {name} is wrong on {where}: {result}. torch's operations are used there "
-                "instead; they are slower. NFNET_TIMM_TRITON=0 selects them without this comparison",
+                "instead, and they are slower. Set NFNET_TIMM_TRITON=0 to use them without this comparison",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -84,19 +86,19 @@ def has_right_kernel(name: str, device: torch.device) -> bool:
 
 @cache
 def is_wanted() -> bool:
-    """Whether Triton is installed and ``NFNET_TIMM_TRITON`` is not 0."""
+    """Return whether Triton is installed and ``NFNET_TIMM_TRITON`` is not 0."""
     return find_spec("triton") is not None and os.environ.get("NFNET_TIMM_TRITON") != "0"
 
 
 @torch.no_grad()
 def compare(name: str, device: torch.device) -> Comparison:
-    """Compare the kernel ``name`` with torch's operations on small cases that reach each of its branches."""
+    """Compare the kernel ``name`` with torch's operations on small tensors that reach each of its branches."""
     start, difference, error = time.perf_counter(), 0.0, None
     try:
         with torch.autocast(device.type, enabled=False):
             for found, expected in KERNELS[name](device):
                 difference = max(difference, _difference(found, expected))
-    except Exception as exception:  # whatever a compiler or a driver raises
+    except Exception as exception:  # compilers and drivers raise exceptions of many types
         error = exception
     return Comparison(difference, error, time.perf_counter() - start)
 
@@ -106,21 +108,21 @@ def _difference(found: Tensor, expected: Tensor) -> float:
         return float("inf")
     tolerance = TOLERANCE[found.dtype]
     found, expected = (x.double().reshape(len(x), -1) for x in (found, expected))
-    # 0.1: rows that are zero but for rounding.
+    # At least 0.1: some rows are zero except for rounding errors.
     relative = (found - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=0.1)
     largest = float(relative.max()) / tolerance
     return largest if largest == largest else float("inf")
 
 
 def _numbers(shape: tuple[int, ...], device: torch.device, frequency: float) -> Tensor:
-    """Return numbers that look random and are the same everywhere; no generator is touched."""
+    """Return numbers that look random and are the same on every device. The state of random generators stays."""
     count = torch.Size(shape).numel()
     return (torch.arange(count, dtype=torch.float64) * frequency).sin().float().view(shape).to(device)
 
 
 def _weight_and_gain(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return a weight with a row that is clamped, one without variance, one far from zero and a large one."""
-    weight = _numbers((6, 27, 3, 3), device, 12.9898)  # fan-in 243, no power of two
+    """Return a weight with these rows: clamped (0), without variance (1), far from zero (2), large (3); and a gain."""
+    weight = _numbers((6, 27, 3, 3), device, 12.9898)  # fan-in 243 is not a power of two
     weight[0] *= 1e-4
     weight[1] = 0.25
     weight[2] += 3
@@ -155,21 +157,21 @@ def _clip(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     from nfnet_timm.kernels.clip import triton as clip_triton
     from nfnet_timm.kernels.clip.reference import clip_by_torch_
 
-    # A unit longer than a block, one of a single element, a scalar and a vector.
+    # Among them: a unit that is longer than a block, a unit of one element, a scalar and a vector.
     shapes = [(5, 3, 3, 3), (3, 1300), (4, 1), (), (40,)]
     settings = [0.02, 1e-3] * len(shapes)
     for dtype, scale in itertools.product(TOLERANCE, (None, torch.tensor(8.0, device=device))):
         weights = [_numbers(shape, device, 12.9898 + i) for i, shape in enumerate(shapes)]
-        weights[1][1] = 0  # clip_eps is its norm
+        weights[1][1] = 0  # the limit is clip_factor * clip_eps
         grads = [_numbers(shape, device, 7.7 + i).to(dtype) for i, shape in enumerate(shapes)]
-        grads[1][0] *= 1e-4  # not clipped
+        grads[1][0] *= 1e-4  # too small to be clipped
         for tensors in (weights, grads):
             tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
         expected = [grad.clone() for grad in grads]
         clip_triton.clip_(weights, grads, settings, scale)
         clip_by_torch_(weights, expected, settings, scale)
         for found, other in zip(grads, expected, strict=True):
-            unit = other.abs().max() + 1e-9  # clipped gradients are small
+            unit = other.abs().max() + 1e-9  # clipped gradients are too small for an absolute tolerance
             yield (found / unit).reshape(1, -1), (other / unit).reshape(1, -1)
 
 

@@ -1,4 +1,8 @@
-"""Which implementation a tensor may take: one made for its device, or the formula, which anything can look into."""
+"""Which implementation of an operation a tensor may use.
+
+A fast implementation is made for one device and runs in eager mode. The formula consists of torch's own operations, so
+compilers, exporters and transforms can read it.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +13,23 @@ __all__ = ["is_eager_on_cpu", "is_on_a_device"]
 
 
 def is_eager_on_cpu(x: Tensor) -> bool:
-    """Tell whether ``x`` has its numbers here and now: on a CPU, in eager mode, and nobody stands between."""
+    """Return whether ``x`` is a plain tensor on a CPU, and operations on it run immediately (eager mode).
+
+    False during tracing and compilation, in ``torch.func``, under a dispatch mode, and for subclasses of Tensor such as
+    fake tensors.
+    """
     return x.is_cpu and _is_eager(x) and not has_dispatch_modes()
 
 
 def is_on_a_device(x: Tensor) -> bool:
-    """Tell whether operations on ``x`` are launched one by one: on a device that is no CPU, the meta device too."""
+    """Return whether ``x`` is a plain tensor on a device other than a CPU, in eager mode; see ``is_eager_on_cpu``.
+
+    Also True for the meta device, and under a dispatch mode, so that the operations of a GPU can be counted.
+    """
     return not x.is_cpu and _is_eager(x)
 
 
 def _is_eager(x: Tensor) -> bool:
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or has_transforms():
-        return False  # somebody traces, compiles or transforms what runs
+        return False
     return type(x) in (Tensor, nn.Parameter)

@@ -1,4 +1,4 @@
-"""GELU in its tanh form, without the tanh: on a CPU that takes most of an activation's time.
+"""GELU in its tanh form, computed without tanh. On a CPU, tanh takes most of the time of this activation.
 
 Source: arXiv 1606.08415, section 2; JAX's ``gelu(approximate=True)``.
 """
@@ -16,17 +16,18 @@ __all__ = ["gelu_tanh"]
 
 SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 
-# Elements of half precision that are float32 at a time: whole maps of float32 would be the peak of inference.
+# Half-precision elements that are converted to float32 together. Whole feature maps in float32 would set the peak of
+# memory in inference.
 PART = 1 << 18
 
-# torch 2.5 and 2.6 do not tell exporting from compiling.
+# torch 2.5 and 2.6 do not distinguish exporting from compiling.
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return ``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` to the rounding of the dtype of ``x``.
 
-    On a CPU without the tanh; elsewhere, in what is exported and in ``torch.func``, torch's own.
+    On a CPU this takes no tanh. On other devices, in exported programs and in ``torch.func`` it is torch's ``F.gelu``.
     """
     if is_eager_on_cpu(x) and x.dtype != torch.float64:
         return _GELUTanh.apply(x) if torch.is_grad_enabled() else by_sigmoid(x)
@@ -34,13 +35,14 @@ def gelu_tanh(x: Tensor) -> Tensor:
         y = x.float()
         return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
     if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
-        # torch.jit.optimize_for_inference hands what stands behind a convolution to oneDNN, which lacks the tanh form.
+        # torch.jit.optimize_for_inference passes the activation after a convolution to oneDNN. It lacks the tanh form.
+        # The view between the two prevents this.
         x = x.view_as(x)
     return F.gelu(x, approximate="tanh")
 
 
 class _GELUTanh(torch.autograd.Function):
-    """``by_sigmoid`` that keeps its input alone for the backward pass."""
+    """``by_sigmoid`` that saves only its input for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -58,7 +60,10 @@ class _GELUTanh(torch.autograd.Function):
 
 
 def by_sigmoid(x: Tensor) -> Tensor:
-    """Return ``x * sigmoid(2 * z)``, which is ``0.5 * x * (1 + tanh(z))``: torch's sigmoid takes 1/6 of its tanh."""
+    """Return ``x * sigmoid(2 * z)``, which equals ``0.5 * x * (1 + tanh(z))``.
+
+    torch's sigmoid takes 1/6 of the time of its tanh.
+    """
     if x.dtype == torch.float32 or x.numel() <= PART:
         return _in_float32(x).to(x.dtype)
     out = torch.empty_like(x)

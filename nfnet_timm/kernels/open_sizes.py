@@ -1,4 +1,4 @@
-"""What torch.compile needs for one graph that takes images of several sizes."""
+"""Convolution that lets torch.compile make one graph for images of several sizes."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ __all__ = ["conv2d_of_open_size", "is_open"]
 
 
 def is_open(x: Tensor) -> bool:
-    """Tell whether torch.compile keeps the height or width of ``x`` open, for a graph that takes several sizes."""
+    """Return whether torch.compile treats the height or width of ``x`` as a symbol, for a graph of several sizes."""
     if not torch.compiler.is_dynamo_compiling():
         return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes time; Dynamo has imported it
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # a slow import, which Dynamo has done
 
     return not (has_static_value(x.shape[2]) and has_static_value(x.shape[3]))
 
@@ -27,10 +27,10 @@ def conv2d_of_open_size(
     dilation: tuple[int, ...],
     groups: int,
 ) -> Tensor:
-    """Return ``F.conv2d`` of its arguments."""
+    """Return the same as ``F.conv2d``."""
     if x.is_cpu:
-        # On a CPU torch.compile lays maps out like this in any case. Where that is not how they were traced, the graph
-        # of the backward pass has their strides as numbers.
+        # On a CPU torch.compile makes feature maps channels-last in any case. If they were traced in another layout,
+        # the graph of the backward pass has fixed numbers for their strides, and fits one size only.
         x = x.contiguous(memory_format=torch.channels_last)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -39,7 +39,10 @@ def conv2d_of_open_size(
 
 
 class _GradOfInput(torch.autograd.Function):
-    """The gradient of a convolution's input as a convolution: for torch's own, Inductor has its strides as numbers."""
+    """The gradient of a convolution's input, computed as a transposed convolution.
+
+    For torch's own gradient, Inductor uses fixed numbers as strides, and the graph fits one size only.
+    """
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
@@ -51,6 +54,6 @@ class _GradOfInput(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.geometry
         of_x = F.conv_transpose2d(grad, weight.to(grad.dtype), None, stride, padding, 0, groups, dilation)
-        # Windows smaller than their stride may leave the last rows and columns out.
+        # If the kernel is smaller than the stride, the convolution may not read the last rows and columns.
         of_x = F.pad(of_x, [0, ctx.width - of_x.shape[3], 0, ctx.height - of_x.shape[2]])
         return grad, of_x.to(ctx.dtype), None, None, None, None, None

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from nfnet_timm.compat.torch import has_saved_tensors_hooks, has_transforms
 
-__all__ = ["carry_origin", "derive", "keeping_origins", "recompute_acts_of"]
+__all__ = ["carry_origin", "record_origin", "recompute_acts_of", "saving_origins"]
 
 
 def recompute_acts_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> None:
@@ -45,7 +45,7 @@ class _Kept:
     tensor: Tensor
     version: int
 
-    def again(self) -> Tensor:
+    def restore(self) -> Tensor:
         if self.tensor._version != self.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
@@ -64,8 +64,8 @@ class _Origin:
     args: tuple[Any, ...]
     version: int
 
-    def again(self) -> Tensor:
-        return self.function(self.input.again(), *self.args)
+    def restore(self) -> Tensor:
+        return self.function(self.input.restore(), *self.args)
 
 
 # Of tensors that live. Not on the tensors: whoever saves one would save the function, and with it a module.
@@ -76,7 +76,7 @@ def _has_origin(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and x in _origins
 
 
-def derive(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+def record_origin(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
     """Return ``function(x, *args)``, which remembers how to compute it again, if autograd is going to need it."""
     y = function(x, *args)
     if isinstance(y, Tensor) and y.requires_grad and not torch.compiler.is_compiling() and not has_transforms():
@@ -86,14 +86,14 @@ def derive(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
 
 def carry_origin(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
     """Return ``function(x, *args)``, which remembers how to compute it again, if ``x`` does."""
-    return derive(function, x, *args) if _has_origin(x) else function(x, *args)
+    return record_origin(function, x, *args) if _has_origin(x) else function(x, *args)
 
 
-def keeping_origins(x: Tensor) -> AbstractContextManager[Any]:
+def saving_origins(x: Tensor) -> AbstractContextManager[Any]:
     """Within it autograd keeps of ``x`` how it is computed again, where that is known."""
     if not _has_origin(x) or has_saved_tensors_hooks():
         return nullcontext()
-    return saved_tensors_hooks(_keep, lambda kept: kept.again())
+    return saved_tensors_hooks(_keep, lambda kept: kept.restore())
 
 
 def _keep(x: Tensor) -> _Kept | _Origin:
@@ -111,7 +111,7 @@ class _Recomputing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             return self.activate(x)
-        return derive(self.activate, x)
+        return record_origin(self.activate, x)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # of copies and pickles, which know no class that is made here
         return _empty, (self.plain,), self.__dict__

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.kernels.choose import is_eager_on_cpu
 from nfnet_timm.kernels.open_sizes import conv2d_of_open_size, is_open
-from nfnet_timm.layers.recompute import carry_origin, derive, keeping_origins
+from nfnet_timm.layers.recompute import carry_origin, record_origin, saving_origins
 
 __all__ = ["AvgPool2dSame", "Conv2dSame", "MaxPool2dSame"]
 
@@ -92,7 +92,7 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         x, padding = self.padded(x)
         if not torch.jit.is_scripting():
             conv = conv2d_of_open_size if is_open(x) else F.conv2d
-            with keeping_origins(x):
+            with saving_origins(x):
                 return conv(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
@@ -105,7 +105,7 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         if torch.jit.is_scripting():
             return pad_same(x, self.reach(), self.stride, mode), (0, 0)
         # Whoever has a hook here, as Opacus, may keep x: then nobody needs to keep it padded, too.
-        pad = derive if self._forward_hooks else carry_origin
+        pad = record_origin if self._forward_hooks else carry_origin
         return pad(pad_same, x, self.reach(), self.stride, mode), (0, 0)
 
     def own_padding(self) -> tuple[int, int] | None:
@@ -151,7 +151,7 @@ class AvgPool2dSame(_Pairs):
                 return (left + right) * 0.25
             if is_open(x):  # ceil_mode would be a graph for each parity
                 return average(x, self.stride)
-            with keeping_origins(x):
+            with saving_origins(x):
                 return average(x, self.stride, ceil_mode=self.stride == (2, 2))
         return average(x, self.stride, ceil_mode=self.stride == (2, 2))
 

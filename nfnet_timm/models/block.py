@@ -48,7 +48,7 @@ class NormFreeBlock(nn.Module):
     """
 
     # Called in every block with the residual branch and its gate; nfnet_timm.privacy needs them for the skip gain.
-    on_join: ClassVar[Any] = None
+    residual_hook: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -133,8 +133,8 @@ class NormFreeBlock(nn.Module):
         out = self.conv3(out)
         gate = self.gate(out)
         if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript reads what stands behind an `and`
-            if self.on_join is not None:
-                self.on_join(self, out, gate)
+            if self.residual_hook is not None:
+                self.residual_hook(self, out, gate)
         return torch.addcmul(shortcut, out, (self.skipinit_gain * gate).to(out.dtype))
 
     def gate(self, out: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from nfnet_timm.models.block import NormFreeBlock, create_stem
 from nfnet_timm.models.build import build_network
 from nfnet_timm.models.state_dict import check_state_dict
 from nfnet_timm.models.variants import VARIANTS, NormFreeCfg, Variant
-from nfnet_timm.optim.param_groups import remember
+from nfnet_timm.optim.param_groups import exempt_classifier
 
 __all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
 
@@ -154,13 +154,13 @@ class NormFreeNet(nn.Module):
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self.init_weights(needs_reset=False)
-        remember(self)
+        exempt_classifier(self)
         if recompute_acts:
             recompute_acts_of(self, KEPT_BY_INPUT)
 
     def __setstate__(self, state: Any) -> None:  # of copies and pickles
         super().__setstate__(state)
-        remember(self)
+        exempt_classifier(self)
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:

@@ -23,14 +23,14 @@ from nfnet_timm.compat.torch import (
 )
 from nfnet_timm.kernels.clip import clip_
 from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
-from nfnet_timm.kernels.clip.units import is_dense, is_one_unit, unit_norm
+from nfnet_timm.kernels.clip.units import is_contiguous_or_channels_last, is_one_unit, unit_norm
 
 __all__ = [
     "CLIP_EPS",
     "CLIP_FACTOR",
     "ClipStats",
     "Clipping",
-    "Limit",
+    "ClippedParam",
     "adaptive_clip_grad_",
     "clip_each_",
     "clip_stats",
@@ -39,7 +39,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Limit:
+class ClippedParam:
     """A parameter, and the settings by which its gradient is clipped."""
 
     param: Tensor
@@ -86,7 +86,7 @@ def adaptive_clip_grad_(
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
-    limits = [Limit(p, clipping) for p in params if clipping is not None]
+    limits = [ClippedParam(p, clipping) for p in params if clipping is not None]
     if error_if_nonfinite and not _are_finite(limits):
         raise RuntimeError(
             "a gradient is NaN or infinite, so it cannot be clipped: expected finite gradients. Find the cause, for "
@@ -96,7 +96,7 @@ def adaptive_clip_grad_(
 
 
 @torch.no_grad()
-def clip_each_(limits: list[Limit], grad_scale: Tensor | None = None) -> None:
+def clip_each_(limits: list[ClippedParam], grad_scale: Tensor | None = None) -> None:
     """Clip each parameter's gradient by settings of its own, as ``adaptive_clip_grad_`` does.
 
     One call for all parameters, so that vectors that are sharded over processes take one collective in all.
@@ -108,22 +108,22 @@ def clip_each_(limits: list[Limit], grad_scale: Tensor | None = None) -> None:
         _clip_on_device_(here, None if grad_scale is None else grad_scale.to(device))
 
 
-def _by_device(limits: list[Limit]) -> dict[torch.device, list[Limit]]:
+def _by_device(limits: list[ClippedParam]) -> dict[torch.device, list[ClippedParam]]:
     """Return the limits of the parameters that have a gradient, by device, as one foreach call needs them."""
-    devices: dict[torch.device, list[Limit]] = {}
+    devices: dict[torch.device, list[ClippedParam]] = {}
     for limit in limits:
         if limit.param.grad is not None:
             devices.setdefault(limit.param.device, []).append(limit)
     return devices
 
 
-def _clip_on_device_(limits: list[Limit], grad_scale: Tensor | None) -> None:
-    whole: list[tuple[Limit, Tensor, Tensor]] = []  # with this process's part of the weight and the gradient
-    rest: list[Limit] = []
+def _clip_on_device_(limits: list[ClippedParam], grad_scale: Tensor | None) -> None:
+    whole: list[tuple[ClippedParam, Tensor, Tensor]] = []  # with this process's part of the weight and the gradient
+    rest: list[ClippedParam] = []
     for limit in limits:
         weight, grad, group = _local(limit.param)
         is_split = group is not None and is_one_unit(limit.param)
-        if is_split or not (is_dense(weight) and is_dense(grad)):
+        if is_split or not (is_contiguous_or_channels_last(weight) and is_contiguous_or_channels_last(grad)):
             rest.append(limit)
         else:
             whole.append((limit, weight, grad))
@@ -172,7 +172,7 @@ def clip_stats(
     names = {id(p): name for name, p in named.items()}
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
     found: dict[str, list[float]] = {}
-    for here in _by_device([Limit(p, clipping) for p in named.values() if clipping is not None]).values():
+    for here in _by_device([ClippedParam(p, clipping) for p in named.values() if clipping is not None]).values():
         _, max_norms, grad_norms = _norms(here)
         ratios = [(limit.param, g / m) for limit, g, m in zip(here, grad_norms, max_norms, strict=True)]
         ratios = [(p, ratio) for p, ratio in ratios if ratio.numel()]  # a process may hold no row
@@ -192,7 +192,7 @@ def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
     return [next(norms) if one else unit_norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
 
 
-def _norms(limits: list[Limit]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _norms(limits: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return this process's parts of the gradients, the largest norms that their units may have, and their norms."""
     owners = [limit.param for limit in limits]
     weights, grads, groups = map(list, zip(*map(_local, owners), strict=True))
@@ -212,7 +212,7 @@ def _norms(limits: list[Limit]) -> tuple[list[Tensor], list[Tensor], list[Tensor
     return grads, weight_norms, grad_norms
 
 
-def _are_finite(limits: list[Limit]) -> bool:
+def _are_finite(limits: list[ClippedParam]) -> bool:
     """Whether all gradients are finite; the same answer in every process that shares one of the parameters."""
     finite: dict[Any, Tensor] = {}
     for here in _by_device(limits).values():

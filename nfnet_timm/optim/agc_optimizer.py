@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping, Limit, clip_each_
+from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping, ClippedParam, clip_each_
 from nfnet_timm.optim.param_groups import known_classifier_weights
 
 __all__ = ["agc_class", "attach_agc"]
@@ -101,7 +101,7 @@ def _clip(optimizer: Optimizer) -> None:
             group.setdefault(key, optimizer.defaults[key])  # the state of an optimizer without clipping has none
         clipping = Clipping.of(group)
         if clipping is not None:
-            limits += [Limit(p, clipping) for p in group["params"] if id(p) not in exempt]
+            limits += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
     # A fused optimizer unscales in its step; until then the gradients have the gradient scaler's factor.
     clip_each_(limits, grad_scale=getattr(optimizer, "grad_scale", None))
 

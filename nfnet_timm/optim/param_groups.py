@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping
 
-__all__ = ["agc_param_groups", "classifier_weights", "known_classifier_weights", "remember"]
+__all__ = ["agc_param_groups", "classifier_weights", "exempt_classifier", "known_classifier_weights"]
 
 # An optimizer gets parameters without names, and an attribute of a parameter does not survive loading, copying or
 # sharding. So the living networks are the record: they are asked for their classifier at each step.
@@ -24,7 +24,7 @@ _networks: WeakSet[nn.Module] = WeakSet()
 _lock = Lock()  # one thread may build a network while another one steps
 
 
-def remember(network: nn.Module) -> None:
+def exempt_classifier(network: nn.Module) -> None:
     """Exempt the classifier of ``network`` in every optimizer that clips; the network is not kept alive."""
     with _lock:
         _networks.add(network)

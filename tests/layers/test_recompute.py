@@ -59,25 +59,25 @@ def pair(name, **kwargs):
     for key, p in plain.named_parameters():
         if key.endswith("skipinit_gain"):
             torch.nn.init.constant_(p, 0.5)
-    again = timm.create_model(name, depths=(1, 2, 1, 1), num_classes=10, recompute_acts=True, **kwargs)
-    again.load_state_dict(plain.state_dict())
-    return plain, again
+    recomputing = timm.create_model(name, depths=(1, 2, 1, 1), num_classes=10, recompute_acts=True, **kwargs)
+    recomputing.load_state_dict(plain.state_dict())
+    return plain, recomputing
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("pixels", [64, 97])
 def test_loss_and_gradients_are_the_same_to_the_bit(name, pixels):
-    plain, again = pair(name)
+    plain, recomputing = pair(name)
     x = torch.randn(2, 3, pixels, pixels)
-    for expected, actual in zip(gradients(plain, x), gradients(again, x), strict=True):
+    for expected, actual in zip(gradients(plain, x), gradients(recomputing, x), strict=True):
         assert torch.equal(expected, actual)
 
 
 def test_second_derivatives_are_the_same():
-    plain, again = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
+    plain, recomputing = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
     x = torch.randn(2, 3, 32, 32)
     results = []
-    for model in (plain, again):
+    for model in (plain, recomputing):
         weight = model.stages[1][0].conv2.weight
         (first,) = torch.autograd.grad(model(x).square().sum(), weight, create_graph=True)
         results.append(torch.autograd.grad(first.square().sum(), weight)[0])
@@ -86,33 +86,33 @@ def test_second_derivatives_are_the_same():
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_regnet_b0"])
 def test_little_more_than_half_of_the_maps_are_kept(name):
-    plain, again = pair(name)
+    plain, recomputing = pair(name)
     x = torch.randn(4, 3, 192, 192)
     weights = sum(p.numel() * 4 for key, p in plain.named_parameters() if "conv" in key and p.dim() == 4)
-    maps = [kept_bytes(model, x) - weights for model in (plain, again)]
+    maps = [kept_bytes(model, x) - weights for model in (plain, recomputing)]
     assert maps[1] < 0.62 * maps[0]
 
 
 def test_relu_which_keeps_its_output_keeps_no_more():
-    plain, again = pair("dm_nf_resnet50")
+    plain, recomputing = pair("dm_nf_resnet50")
     x = torch.randn(2, 3, 64, 64)
-    assert kept_bytes(again, x) <= kept_bytes(plain, x)
+    assert kept_bytes(recomputing, x) <= kept_bytes(plain, x)
 
 
 def test_checkpointed_blocks_keep_what_they_keep_without_it():
-    plain, again = pair("nfnet_f0")
+    plain, recomputing = pair("nfnet_f0")
     x = torch.randn(2, 3, 96, 96, requires_grad=True)
     plain.set_grad_checkpointing()
-    again.set_grad_checkpointing()
-    assert kept_bytes(again, x) <= kept_bytes(plain, x)
-    for expected, actual in zip(gradients(plain, x), gradients(again, x), strict=True):
+    recomputing.set_grad_checkpointing()
+    assert kept_bytes(recomputing, x) <= kept_bytes(plain, x)
+    for expected, actual in zip(gradients(plain, x), gradients(recomputing, x), strict=True):
         assert torch.equal(expected, actual)
 
 
 def test_an_error_inside_leaves_no_hook_behind():
-    _, again = pair("nfnet_f0")
+    _, recomputing = pair("nfnet_f0")
     with pytest.raises(ValueError, match="shape"):
-        again.stages(torch.randn(1, 5, 8, 8))
+        recomputing.stages(torch.randn(1, 5, 8, 8))
     assert not has_saved_tensors_hooks()
 
 
@@ -197,16 +197,16 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
 def test_hooks_that_change_maps_give_the_gradients_of_the_plain_network_or_its_error(change):
-    plain, again = pair("nfnet_f0", **SMALL)
+    plain, recomputing = pair("nfnet_f0", **SMALL)
     x = torch.randn(2, 3, 64, 64)
     try:
         expected = change_in_place(plain, x, change)
     except RuntimeError as error:
         assert "inplace" in str(error)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            change_in_place(again, x, change)
+            change_in_place(recomputing, x, change)
         return
-    for a, b in zip(expected, change_in_place(again, x, change), strict=True):
+    for a, b in zip(expected, change_in_place(recomputing, x, change), strict=True):
         assert torch.equal(a, b)
 
 
@@ -242,18 +242,18 @@ def test_a_weight_that_is_changed_between_the_passes_is_an_error_as_in_the_plain
 
 
 def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
-    _, again = pair("nfnet_f0", **SMALL)
-    loss = again(torch.randn(2, 3, 64, 64)).square().mean()
-    once = torch.autograd.grad(loss, list(again.parameters()), retain_graph=True)
-    twice = torch.autograd.grad(loss, list(again.parameters()))
+    _, recomputing = pair("nfnet_f0", **SMALL)
+    loss = recomputing(torch.randn(2, 3, 64, 64)).square().mean()
+    once = torch.autograd.grad(loss, list(recomputing.parameters()), retain_graph=True)
+    twice = torch.autograd.grad(loss, list(recomputing.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
 
 
 def test_other_hooks_on_saved_tensors_have_the_say():
-    plain, again = pair("nfnet_f0", **SMALL)
+    plain, recomputing = pair("nfnet_f0", **SMALL)
     x = torch.randn(2, 3, 64, 64)
     with torch.autograd.graph.save_on_cpu():
-        for a, b in zip(gradients(plain, x), gradients(again, x), strict=True):
+        for a, b in zip(gradients(plain, x), gradients(recomputing, x), strict=True):
             assert torch.equal(a, b)
 
 
@@ -277,22 +277,22 @@ def test_a_feature_network_is_checkpointed_too():
 
 
 def test_it_goes_with_copies_features_compile_autocast_func_and_inference():
-    plain, again = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
+    plain, recomputing = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
     x = torch.randn(2, 3, 32, 32)
-    for expected, actual in zip(gradients(plain, x), gradients(copy.deepcopy(again), x), strict=True):
+    for expected, actual in zip(gradients(plain, x), gradients(copy.deepcopy(recomputing), x), strict=True):
         assert torch.equal(expected, actual)
     buffer = io.BytesIO()
-    torch.save(again, buffer)
+    torch.save(recomputing, buffer)
     with torch.no_grad():
         assert torch.equal(torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)(x), plain(x))
-    compiled = torch.compile(again, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(recomputing, fullgraph=True, backend="aot_eager")
     for expected, actual in zip(gradients(plain, x), gradients(compiled, x), strict=True):
         assert torch.allclose(expected, actual, rtol=1e-3, atol=1e-5 * float(expected.abs().max() + 1))
     with torch.autocast("cpu", torch.bfloat16):
-        for expected, actual in zip(gradients(plain, x), gradients(again, x), strict=True):
+        for expected, actual in zip(gradients(plain, x), gradients(recomputing, x), strict=True):
             assert torch.equal(expected, actual)
-    parameters = dict(again.named_parameters())
-    grads = torch.func.grad(lambda p: torch.func.functional_call(again, p, (x,)).square().mean())(parameters)
+    parameters = dict(recomputing.named_parameters())
+    grads = torch.func.grad(lambda p: torch.func.functional_call(recomputing, p, (x,)).square().mean())(parameters)
     for expected, actual in zip(gradients(plain, x)[1:], grads.values(), strict=True):
         assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-6 * float(expected.abs().max() + 1))
     features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, depths=(1, 1, 1, 1))

@@ -1,11 +1,11 @@
-"""Adaptive gradient clipping of many tensors: the function that chooses which implementation runs.
+"""Adaptive gradient clipping of many tensors: ``clip_`` chooses the implementation.
 
 settings     the options of clipping, one record for each tensor
 units        which elements are clipped together
 reference    torch's operations; the kernel is compared with them
 triton       one kernel for a GPU
 
-On the meta device, or under a dispatch mode, the operation ``nfnet_timm::clip_`` counts as one.
+On the meta device, or under a dispatch mode, one call is one operation, ``nfnet_timm::clip_``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["clip_"]
 
 torch.library.define(
     "nfnet_timm::clip_",
-    # settings: the fields of each tensor's Clipping, one tensor after the other
+    # settings: clip_factor and clip_eps of the first tensor, then of the second, and so on
     "(Tensor[] weights, Tensor(a!)[] grads, float[] settings, Tensor? grad_scale) -> ()",
 )
 
@@ -33,14 +33,15 @@ torch.library.define(
 def clip_(weights: list[Tensor], grads: list[Tensor], clippings: list[Clipping], grad_scale: Tensor | None) -> None:
     """Scale each unit of ``grads``, in place, to at most ``grad_scale * clip_factor * max(|W|, clip_eps)``.
 
-    All tensors are on one device and dense, see ``is_dense``; ``unitwise_norm`` defines a unit.
+    All tensors are on one device. Each one is contiguous, or channels-last without gaps. ``unitwise_norm`` defines a
+    unit.
     """
     settings = [value for clipping in clippings for value in clipping]
     first = grads[0]
     if not is_on_a_device(first):
         clip_by_torch_(weights, grads, settings, grad_scale)
     elif first.is_cuda and not has_dispatch_modes() and has_right_kernel("clip", first.device):
-        from nfnet_timm.kernels.clip import triton  # not above: it needs Triton
+        from nfnet_timm.kernels.clip import triton  # not at the top: Triton may be missing
 
         with torch.cuda.device(first.device):  # Triton launches on the current device
             triton.clip_(weights, grads, settings, grad_scale)

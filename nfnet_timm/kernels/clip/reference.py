@@ -17,9 +17,9 @@ __all__ = ["clip_alike_", "clip_by_torch_"]
 def clip_by_torch_(
     weights: list[Tensor], grads: list[Tensor], settings: list[float], grad_scale: Tensor | None
 ) -> None:
-    """Clip tensors whose units have one length together.
+    """Clip all tensors. Those with the same unit length, dtypes and settings are clipped together.
 
-    On a CPU each kernel or matrix is clipped alone: there are no launches to save, and its gradient is still in the
+    On a CPU each kernel or matrix is clipped alone. A CPU has no launches to save, and the gradient is still in the
     cache when it is scaled.
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
@@ -31,7 +31,7 @@ def clip_by_torch_(
 
 
 def clip_alike_(weights: list[Tensor], grads: list[Tensor], clipping: Clipping, grad_scale: Tensor | None) -> None:
-    """Clip tensors whose units have one length as one matrix: ten operations for any number of tensors."""
+    """Clip tensors whose units have the same length, as one matrix: ten operations for any number of tensors."""
     weights, grads = [rows_of(w) for w in weights], [rows_of(g) for g in grads]
     alone = len(grads) == 1
     norm = unit_norm(weights[0] if alone else torch.cat(weights), False)

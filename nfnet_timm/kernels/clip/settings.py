@@ -1,4 +1,4 @@
-"""The settings of adaptive gradient clipping as one record, from the parameter groups down to the kernels."""
+"""The settings of adaptive gradient clipping, as one record for parameter groups and kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLIP_FACTOR, CLIP_EPS = 0.01, 1e-3
 
 
 class Clipping(NamedTuple):
-    """The settings of adaptive clipping, which are also entries of an optimizer's parameter groups.
+    """The settings of adaptive clipping. Its fields are also entries of an optimizer's parameter groups.
 
     Args:
         clip_factor: Largest ratio of gradient norm to weight norm.
@@ -25,10 +25,12 @@ class Clipping(NamedTuple):
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Clipping | None:
-        """Return the record of a parameter group's entries; None if its ``clip_factor`` is None: nothing is clipped.
+        """Return the settings in a parameter group, or None if its ``clip_factor`` is None, which disables clipping.
+
+        Text such as "0.01" is converted to a number.
 
         Raises:
-            ValueError: If another value is not a number above 0; a text that is one is converted.
+            ValueError: If another value is not a number above 0.
         """
         values = {name: settings[name] for name in Clipping._fields}
         is_off = values["clip_factor"] is None
@@ -46,12 +48,12 @@ def _positive(name: str, value: Any) -> float:
     if not 0 < number < math.inf:
         raise ValueError(
             f"{name}={value!r}: expected a number above 0, such as the authors' clip_factor=0.01 and clip_eps=0.001. "
-            "clip_factor=None switches adaptive clipping off"
+            "Use clip_factor=None to switch adaptive clipping off"
         )
     return number
 
 
 def settings_of_each(settings: list[float]) -> list[tuple[float, ...]]:
-    """Return the fields of the ``Clipping`` of each tensor."""
+    """Split the flat list ``[clip_factor, clip_eps, clip_factor, ...]`` into one tuple for each tensor."""
     count = len(Clipping._fields)
     return list(zip(*(settings[i::count] for i in range(count)), strict=True))

@@ -1,7 +1,14 @@
-"""Adaptive gradient clipping for GPUs, by Triton: one launch for all tensors, a program for each unit.
+"""Adaptive gradient clipping for GPUs, by Triton: one launch for all tensors, one program for each unit.
 
-The launch finds the tensors by a table of their addresses. Gradients are scaled where they lie, and read a second time
-only where they are.
+Units are numbered across all tensors. A table has a row for each tensor, by which a program finds its unit. The table
+of weights of shape (2, 3) and (4, 5) is::
+
+    weight address, gradient address, first unit, unit length
+    w0,             g0,               0,          3            # units 0 and 1
+    w1,             g1,               2,          5            # units 2 to 5
+
+Program 4 searches for the last row whose first unit is at most 4: it is w1, and its unit is row 4 - 2 = 2 of w1.
+Gradients are scaled in place. Only units that are clipped are read a second time.
 """
 
 from __future__ import annotations
@@ -25,21 +32,21 @@ _DTYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float64: tl.float64,
 }
-BLOCK = 1024  # elements of a unit that are read at a time
+BLOCK = 1024  # elements of a unit that are read together
 
 
 @triton.jit(do_not_specialize=["count"])  # one kernel for one tensor and for many
 def clip_kernel(
-    table,  # (count, 4), int64: of each tensor the address of its weight and gradient, its first unit, a unit's length
-    count,
+    table,  # (count, 4), int64; see above
+    count,  # tensors
     clip_factor,
     eps,
-    grad_scale,  # (), float32, or anything where there is none
+    grad_scale,  # (), float32; not read without HAS_SCALE
     HAS_SCALE: tl.constexpr,
-    WEIGHT: tl.constexpr,  # dtypes
-    GRAD: tl.constexpr,
-    ACC: tl.constexpr,  # in which norms are taken
-    HALVINGS: tl.constexpr,  # of the table, until one tensor is left
+    WEIGHT: tl.constexpr,  # dtype of the weights
+    GRAD: tl.constexpr,  # dtype of the gradients
+    ACC: tl.constexpr,  # dtype of the norms
+    HALVINGS: tl.constexpr,  # steps of the binary search in the table
     BLOCK: tl.constexpr,
 ):
     unit = tl.program_id(0).to(tl.int64)
@@ -67,7 +74,7 @@ def clip_kernel(
     if HAS_SCALE:
         limit *= tl.load(grad_scale)
     norm = tl.sqrt(tl.sum(grad_squares))
-    if not norm <= limit:  # also where it is NaN
+    if not norm <= limit:  # also if the norm is NaN
         ratio = limit / norm
         for at in range(0, length, BLOCK):
             inside = at + cols < length
@@ -76,9 +83,9 @@ def clip_kernel(
 
 
 def clip_(weights: list[Tensor], grads: list[Tensor], settings: list[float], grad_scale: Tensor | None) -> None:
-    """Clip all tensors; a launch for each pair of dtypes and each ``Clipping``.
+    """Clip all tensors, in one launch for each combination of dtypes and ``Clipping``.
 
-    A program for each unit: a grid has room for 2**31 - 1. Offsets are 64 bits wide.
+    A grid may have 2**31 - 1 programs, one for each unit. Offsets have 64 bits.
     """
     alike: dict[tuple[torch.dtype, torch.dtype, tuple[float, ...]], list[int]] = {}
     for i, (w, g, own) in enumerate(zip(weights, grads, settings_of_each(settings), strict=True)):
@@ -107,16 +114,17 @@ def clip_(weights: list[Tensor], grads: list[Tensor], settings: list[float], gra
         )
 
 
-# Tables that a CUDA graph copies from the host at each replay. They live as long as a weight that the graph reads.
+# Host tables that CUDA graphs copy at each replay. A table is kept as long as a weight that its graph reads.
 _in_graphs = WeakTensorKeyDictionary()
 
 
 def _table_on_device(entries: list[int], weight: Tensor, device: torch.device) -> Tensor:
-    """Return ``entries`` on ``device``; nothing waits for the copy.
+    """Return the table ``entries`` on ``device``, without waiting for the copy.
 
-    From step to step the same addresses come again, and the table is taken from a cache. Its key contains all entries,
-    so an address that now belongs to a tensor of another shape has another table. It also contains the stream: on the
-    stream that copies, what reads the table comes after the copy, and memory is reused after what reads it.
+    Addresses are usually the same in each step, so tables are cached. The key of the cache contains all entries: an
+    address that now belongs to a tensor of another shape gives another table. The key also contains the stream. A
+    stream runs its operations in order: first the copy of the table, then the kernel that reads it, and only then an
+    operation that reuses the table's memory.
     """
     if device.type != "cuda":  # in Triton's interpreter
         return torch.tensor(entries)

@@ -1,9 +1,9 @@
-"""Weight standardization: the function that chooses which implementation runs.
+"""Weight standardization: ``standardize`` chooses the implementation.
 
 reference    the formula of the paper; all others are compared with it
-cpu          torch's kernel of group normalization
-operation    one operation with its gradients, for every device but a CPU
-triton       its kernels for a GPU
+cpu          torch's kernel for group normalization
+operation    one operation with its gradients, for every device except a CPU
+triton       the kernels of that operation for a GPU
 
 Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
 """
@@ -22,19 +22,19 @@ __all__ = ["standardize"]
 def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tensor:
     """Return ``scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel.
 
-    Computed in float32 also for half-precision weights, in float64 for those of float64. In eager mode by torch's
-    kernel on a CPU, as one operation on any other device, which under autocast writes the dtype of that; elsewhere by
-    the formula.
+    Computed in float64 for float64 weights, and in float32 for all others. In eager mode, a CPU uses torch's kernel for
+    group normalization, and any other device uses one operation. Everything else uses the formula.
 
     Args:
-        weight: (O, ...); the result has its shape and, without autocast, its dtype.
+        weight: (O, ...). The result has the same shape. It has the same dtype, or autocast's on a device other than a
+            CPU.
         gain: (O,).
-        eps: Lower bound of ``var * fan_in``, to which the row of a channel is clamped; the result is linear in it then.
+        eps: Lower bound of ``var * fan_in``. A row with less variance is called clamped; its result is linear in W.
     """
-    if not torch.jit.is_scripting():  # TorchScript does not read what is under this
+    if not torch.jit.is_scripting():  # TorchScript does not compile this branch
         if is_eager_on_cpu(weight):
             out, is_clamped = by_group_norm(weight, gain, scale, eps)
-            if not is_clamped:  # as hardly any weight is
+            if not is_clamped:  # the usual case
                 return out.to(weight.dtype)
         elif is_on_a_device(weight) and weight.dtype != torch.float64:
             return standardize_as_one_operation(weight, gain, scale, eps, _dtype_of_result(weight))
@@ -42,7 +42,7 @@ def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tenso
 
 
 def _dtype_of_result(weight: Tensor) -> torch.dtype:
-    """Return the dtype in which a convolution is going to read the result: that of autocast, where it is on."""
+    """Return the dtype in which the convolution will read the result: autocast's if it is on."""
     device = weight.device.type
     if device != "meta" and weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

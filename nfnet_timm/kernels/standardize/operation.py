@@ -1,8 +1,8 @@
-"""Weight standardization as one operation and its gradients as one more, for every device but a CPU.
+"""Weight standardization as one operation, and its gradients as a second one, for every device except a CPU.
 
-On a GPU with Triton these are kernels. Elsewhere they are the operations ``nfnet_timm::standardize`` and
-``nfnet_timm::standardize_backward``, of torch's own operations. On the meta device, or under a dispatch mode, each
-counts as one, so that the work of a GPU can be counted on any machine.
+On a GPU with Triton these are kernels. Without Triton they are ``nfnet_timm::standardize`` and
+``nfnet_timm::standardize_backward``, which call torch's own operations. On the meta device, or under a dispatch mode,
+each is one operation. So the operations of a GPU can be counted on any machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from nfnet_timm.kernels.standardize.reference import standardize_formula
 
 __all__ = ["backward_by_torch", "standardize_as_one_operation", "standardize_by_torch"]
 
-LONGEST_ROW = 8192  # weights that the kernels hold in registers; the longest row of the networks here has 4,608
+# The kernels hold a row in registers. The longest row of the networks here has 4,608 weights.
+LONGEST_ROW = 8192
 
 torch.library.define(
     "nfnet_timm::standardize", "(Tensor weight, Tensor gain, float scale, float eps, ScalarType dtype) -> Tensor"
@@ -33,7 +34,7 @@ torch.library.define(
 def standardize_as_one_operation(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
     """Return the standardized weight in ``dtype``, computed in float32; see ``standardize``.
 
-    Second derivatives and tangents are those of the formula.
+    It supports gradients, second derivatives and forward-mode derivatives.
     """
     weight = weight.contiguous()
     if torch.is_grad_enabled() or has_forward_derivatives():
@@ -43,7 +44,7 @@ def standardize_as_one_operation(weight: Tensor, gain: Tensor, scale: float, eps
 
 def _standardize(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
     if _takes_kernel("standardize", weight):
-        from nfnet_timm.kernels.standardize import triton as standardize_triton  # not above: it needs Triton
+        from nfnet_timm.kernels.standardize import triton as standardize_triton  # not at the top: Triton may be missing
 
         with _current(weight.device):
             return standardize_triton.standardize(weight, gain, scale, eps, dtype)
@@ -71,7 +72,7 @@ def _takes_kernel(name: str, weight: Tensor) -> bool:
 
 
 def _current(device: torch.device) -> Any:
-    """Make ``device`` the current one, on which Triton launches."""
+    """Make ``device`` the current one. Triton launches on the current device."""
     return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
@@ -86,7 +87,7 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         weight, gain = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody is going to differentiate the gradients
+        if torch.is_grad_enabled():  # with create_graph=True: the gradients will be differentiated
             out = standardize_formula(weight, gain, ctx.scale, ctx.eps).to(ctx.dtype)
             inputs = [x for x in (weight, gain) if x.requires_grad]
             found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
@@ -121,7 +122,7 @@ def _(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> t
 
 
 def standardize_by_torch(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
-    """Return the standardized weight by eight of torch's operations, none of which waits for the device."""
+    """Return the standardized weight by eight of torch's operations. None of them waits for the device."""
     rows = weight.flatten(1).float()
     var, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
     factor = var.mul_(rows.shape[1]).clamp_(min=eps).rsqrt_().mul_(gain.unsqueeze(1)).mul_(scale)
@@ -131,9 +132,14 @@ def standardize_by_torch(weight: Tensor, gain: Tensor, scale: float, eps: float,
 def backward_by_torch(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
     """Return the gradients of the weight and the gain, by torch's operations.
 
-    With c the centred row, N var = sum(c ** 2), r = rsqrt(max(N var, eps)), h = grad - mean(grad) and d = sum(h * c),
-    that of the gain is ``scale * r * d``, and that of the weight ``scale * gain * r * (h - c * r ** 2 * d)``, of which
-    a row that is clamped lacks the last term.
+    For each row of ``fan_in`` weights::
+
+        c = row - mean(row)
+        r = rsqrt(max(sum(c**2), eps))
+        h = grad - mean(grad)
+        d = sum(h * c)
+        grad_gain = scale * r * d
+        grad_row = scale * gain * r * (h - c * r**2 * d)  # in a clamped row: scale * gain * r * h
     """
     rows, grads = weight.flatten(1).float(), grad.flatten(1).float()
     centred = rows - rows.mean(1, keepdim=True)

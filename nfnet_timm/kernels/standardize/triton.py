@@ -1,7 +1,7 @@
-"""Weight standardization and its gradients for GPUs, by Triton: one launch each, a program for each row.
+"""Weight standardization and its gradients for GPUs, by Triton: one launch each, one program for each row.
 
-A row is held in registers, so it is read once, and its variance is taken of the centred row. All is computed in
-float32. ``standardize_op.backward_by_torch`` has the formulas of the gradients.
+A row stays in registers, so it is read once. The variance is computed from the centred row. Everything is computed in
+float32. The formulas of the gradients are in ``backward_by_torch`` in ``operation``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ __all__ = ["backward", "standardize"]
 @triton.jit
 def _centred(w, inside, fan_in):
     centred = tl.where(inside, w - tl.sum(w) / fan_in, 0.0)
-    # Once more, for what rounding left of the mean: of a row far off zero that is as large as its deviations.
+    # Subtract the mean a second time. In a row far from zero, the rounding error of the first mean is as large as the
+    # deviations of the weights.
     return tl.where(inside, centred - tl.sum(centred) / fan_in, 0.0)
 
 
@@ -28,11 +29,11 @@ def _centred(w, inside, fan_in):
 def standardize_kernel(
     weight,  # (O, fan_in)
     gain,  # (O,)
-    out,  # (O, fan_in), of any floating-point dtype
+    out,  # (O, fan_in), any floating-point dtype
     fan_in,
     scale,
     eps,
-    BLOCK: tl.constexpr,  # the power of two from fan_in on
+    BLOCK: tl.constexpr,  # the smallest power of two that is at least fan_in
 ):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
@@ -46,7 +47,7 @@ def standardize_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad,  # (O, fan_in), of the standardized weight
+    grad,  # (O, fan_in), the gradient of the standardized weight
     weight,  # (O, fan_in)
     gain,  # (O,)
     grad_weight,  # (O, fan_in)
@@ -54,7 +55,7 @@ def backward_kernel(
     fan_in,
     scale,
     eps,
-    BLOCK: tl.constexpr,  # the power of two from fan_in on
+    BLOCK: tl.constexpr,  # the smallest power of two that is at least fan_in
 ):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
@@ -74,13 +75,16 @@ def backward_kernel(
 
 
 def options(fan_in: int) -> dict[str, int]:
-    """Return the block and the warps for a row of ``fan_in`` weights: at most 32 numbers of it to a thread."""
+    """Return the block size and the number of warps for a row of ``fan_in`` weights.
+
+    Each thread then holds at most 32 weights.
+    """
     block = triton.next_power_of_2(fan_in)
     return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 8)}
 
 
 def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
-    """Return the standardized weight, contiguous as ``weight`` is, in ``dtype``."""
+    """Return the standardized weight in ``dtype``; ``weight`` and the result are contiguous."""
     out = torch.empty_like(weight, dtype=dtype)
     _launch(standardize_kernel, (weight, gain, out), weight, scale, eps)
     return out
@@ -93,15 +97,15 @@ def backward(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: floa
     return grad_weight, grad_gain
 
 
-# ``kernel[grid](...)`` examines each argument in each call, which takes longer than the launch. Where the result is
-# known, a compiled kernel is launched directly: for the same row length and dtypes, and addresses that are multiples of
-# 16. With Triton before 3.6 this was not tried.
+# ``kernel[grid](...)`` examines each argument in each call, and this takes longer than the launch. So a compiled kernel
+# is kept, and launched directly if the row length and dtypes are the same and all addresses are multiples of 16. This
+# was not tried with Triton before 3.6.
 _compiled: dict[tuple[Any, ...], Any] = {}
 LAUNCHES_DIRECTLY = Version(triton.__version__) >= Version("3.6")
 
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], weight: Tensor, scale: float, eps: float) -> None:
-    """Launch a program for each row of ``weight``; a grid has room for 2**31 - 1, and offsets are 64 bits wide."""
+    """Launch one program for each row of ``weight``; a grid may have 2**31 - 1 programs, and offsets have 64 bits."""
     rows, fan_in = len(weight), weight.shape[1:].numel()
     addresses = 0
     for x in tensors:
