@@ -1,10 +1,10 @@
-"""The formulas of the papers as modules, to be read beside them.
+"""The formulas of the papers as modules, written so that you can compare them with the papers.
 
 ws_conv         convolution with scaled weight standardization
 same_padding    convolution and pooling with SAME padding
 activations     activations with their gammas
-squeeze_excite  a gate for each channel
-recompute       activations computed again in the backward pass
+squeeze_excite  one factor for each channel, computed from the feature map
+recompute       activations recomputed in the backward pass, to save memory
 """
 
 from nfnet_timm.layers.activations import ACTIVATIONS, GELUTanh, ScaledAct

@@ -1,4 +1,4 @@
-"""Activations and their gammas, by which a network without normalization keeps its variance.
+"""Activations and their gammas. gamma is the factor that gives the output of an activation unit variance.
 
 Source: arXiv 2101.08692, section 4.3; deepmind-research/nfnets/base.py.
 """
@@ -13,36 +13,38 @@ __all__ = ["ACTIVATIONS", "KEPT_BY_INPUT", "GELUTanh", "OverwritingReLU", "Scale
 
 
 class GELUTanh(nn.Module):
-    """GELU in its tanh form, JAX's, to the rounding of the dtype, of any shape.
+    """GELU in its tanh form, JAX's default, exact to the rounding of the dtype. Takes and returns any shape.
 
-    Differs from torch: on a CPU it takes no tanh, which is most of the time of ``F.gelu(x, approximate="tanh")``. That
-    it is on other devices, in what is exported, scripted or traced, and in ``torch.func``.
+    Differs from torch: on a CPU it computes no tanh, which takes most of the time of ``F.gelu(x, approximate="tanh")``.
+    On other devices, in exported, scripted or traced programs, and in ``torch.func`` it is that function itself.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate ``x``."""
         if torch.jit.is_scripting():
-            return F.gelu(x.view_as(x), approximate="tanh")  # as in gelu_tanh
+            return F.gelu(x.view_as(x), approximate="tanh")  # a view, for the reason in gelu_tanh
         return gelu_tanh(x)
 
 
 class OverwritingReLU(nn.ReLU):
-    """ReLU in place, but of views: with a backward hook, as Opacus and captum set, a module's output is one.
+    """ReLU that overwrites its input, unless the input is a view.
 
-    Differs from torch: its ReLU with ``inplace=True`` raises there.
+    The output of a module is a view if the module has a full backward hook, as Opacus and captum register.
+
+    Differs from torch: ``nn.ReLU(inplace=True)`` raises an error for such views.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate ``x``."""
         if torch.jit.is_scripting():
             return F.relu(x)
-        # A compiler decides by itself what to overwrite; to torch.fx, x is no tensor.
+        # torch.compile decides by itself which tensors it overwrites. During torch.fx tracing, x is not a tensor.
         return F.relu(x, inplace=not torch.compiler.is_compiling() and isinstance(x, Tensor) and not x._is_view())
 
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are
-# those of deepmind-research/nfnets/base.py, the names timm's. The authors' "gelu" is JAX's, the tanh form: here
-# "gelu_tanh"; "gelu" is the erf form, as everywhere in timm, with the same gamma.
+# from deepmind-research/nfnets/base.py, the names from timm. The authors' "gelu" is JAX's tanh form and is called
+# "gelu_tanh" here. "gelu" is the erf form, as in timm, with the same gamma.
 ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, object], float]] = {
     "identity": (nn.Identity, {}, 1.0),
     "celu": (nn.CELU, {}, 1.270926833152771),
@@ -63,22 +65,23 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, object], float]] = {
 }
 
 
-# Of these autograd keeps the input; of the others the output, which the convolution behind shares.
+# For these activations autograd saves the input. For the others it saves the output, which the next convolution saves
+# anyway.
 KEPT_BY_INPUT = tuple(
     {cls for cls, _, _ in ACTIVATIONS.values()} - {nn.Identity, nn.LogSoftmax, nn.ReLU, nn.Sigmoid, nn.Tanh}
 )
 
 
 def activation(name: str) -> tuple[nn.Module, float]:
-    """Return a new module of the activation called ``name`` and its gamma, which the module does not apply.
+    """Return a new module for the activation ``name``, and its gamma. The module does not multiply by gamma.
 
     Raises:
-        ValueError: If no gamma is known for ``name``; signal propagation would not be preserved.
+        ValueError: If no gamma is known for ``name``: the network could not keep its variance.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(
             f"act_layer={name!r} has no gamma: a Normalizer-Free network needs an activation whose output variance is "
-            f"known. Expected one of {', '.join(ACTIVATIONS)}; to add one, give it an entry in "
+            f"known. Expected one of {', '.join(ACTIVATIONS)}; to use another one, add it with its gamma to "
             "nfnet_timm.layers.activations.ACTIVATIONS."
         )
     cls, kwargs, gamma = ACTIVATIONS[name]
@@ -86,7 +89,10 @@ def activation(name: str) -> tuple[nn.Module, float]:
 
 
 class ScaledAct(nn.Module):
-    """``gamma * act(x)``, shape kept: an activation that no convolution follows to carry its gamma."""
+    """``gamma * act(x)`` in the shape of ``x``, for an activation without a convolution after it.
+
+    Other activations have their gamma in the weight of the next convolution.
+    """
 
     def __init__(self, name: str):
         super().__init__()

@@ -1,7 +1,11 @@
-"""Less memory in training: activations are computed again in the backward pass instead of kept for it.
+"""Less memory in training: the outputs of activations are recomputed in the backward pass instead of saved for it.
 
-Autograd keeps the input of each convolution. Where that is the output of an activation, it is enough to keep the
-activation's input, which autograd does in any case, and to compute the output again.
+Autograd saves the input of each convolution. In ``y = act(x); z = conv(y)`` it saves x for ``act`` and y for ``conv``.
+x is enough, because y can be computed from it. For this the module records the origin of y, a function and its input::
+
+    y = record_origin(act, x)  # y = act(x), and the origin of y is (act, x)
+    with saving_origins(y):
+        z = conv(y)  # autograd saves (act, x) in place of y; the backward pass calls act(x)
 """
 
 from __future__ import annotations
@@ -24,13 +28,14 @@ __all__ = ["carry_origin", "record_origin", "recompute_acts_of", "saving_origins
 
 
 def recompute_acts_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> None:
-    """Let the convolutions of ``model`` keep the input of an activation for the backward pass, and not its output.
+    """Make the convolutions of ``model`` save the input of the activation before them instead of its output.
 
-    Outputs and gradients stay the same to the bit. All is kept as usual in ``torch.func``, under ``torch.compile``,
-    which decides by itself, and where somebody else has a say in what is kept, such as activation checkpointing.
+    Outputs and gradients stay bit-identical. Everything is saved as usual in ``torch.func``, under ``torch.compile``
+    (which decides by itself), and where other code has set hooks on saved tensors, such as activation checkpointing.
 
     Args:
-        activations: Classes of those whose output is not needed for their own gradient: there is nothing to gain else.
+        activations: Classes of activations to change. They should be those whose gradient is computed from their input.
+            For the others autograd saves the output in any case, and nothing is gained.
     """
     for module in model.modules():
         plain: Any = type(module)
@@ -40,7 +45,7 @@ def recompute_acts_of(model: nn.Module, activations: tuple[type[nn.Module], ...]
 
 @dataclass(frozen=True)
 class _Kept:
-    """A tensor for the backward pass, in which it has to be what it is now."""
+    """A tensor that autograd saves, with its version. torch increases the version at each in-place change."""
 
     tensor: Tensor
     version: int
@@ -57,7 +62,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Origin:
-    """How a tensor is computed: ``function(input, *args)``, at which time it had ``version``."""
+    """How a tensor was computed: it was ``function(input, *args)``, and had ``version`` at that time."""
 
     function: Callable[..., Tensor]
     input: _Kept | _Origin
@@ -68,7 +73,8 @@ class _Origin:
         return self.function(self.input.restore(), *self.args)
 
 
-# Of tensors that live. Not on the tensors: whoever saves one would save the function, and with it a module.
+# The origins of living tensors. They are not attributes of the tensors, because saving a tensor to a file would then
+# save the function too, and its module.
 _origins = WeakTensorKeyDictionary()
 
 
@@ -77,7 +83,7 @@ def _has_origin(x: Tensor) -> bool:
 
 
 def record_origin(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
-    """Return ``function(x, *args)``, which remembers how to compute it again, if autograd is going to need it."""
+    """Return ``y = function(x, *args)``, and record the origin of y if autograd may save y."""
     y = function(x, *args)
     if isinstance(y, Tensor) and y.requires_grad and not torch.compiler.is_compiling() and not has_transforms():
         _origins[y] = _Origin(function, _keep(x), args, y._version)
@@ -85,12 +91,16 @@ def record_origin(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Ten
 
 
 def carry_origin(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
-    """Return ``function(x, *args)``, which remembers how to compute it again, if ``x`` does."""
+    """Return ``y = function(x, *args)``, and record the origin of y only if ``x`` has an origin."""
     return record_origin(function, x, *args) if _has_origin(x) else function(x, *args)
 
 
 def saving_origins(x: Tensor) -> AbstractContextManager[Any]:
-    """Within it autograd keeps of ``x`` how it is computed again, where that is known."""
+    """Return a context in which autograd saves the origin of a tensor instead of the tensor.
+
+    Tensors without an origin are saved as usual. Nothing changes if ``x`` has no origin, or if other code has set hooks
+    on saved tensors.
+    """
     if not _has_origin(x) or has_saved_tensors_hooks():
         return nullcontext()
     return saved_tensors_hooks(_keep, lambda kept: kept.restore())
@@ -98,12 +108,12 @@ def saving_origins(x: Tensor) -> AbstractContextManager[Any]:
 
 def _keep(x: Tensor) -> _Kept | _Origin:
     origin = _origins.get(x)
-    # What was changed in place is not what computing it again would give.
+    # After an in-place change, x differs from the value that its origin would give.
     return origin if origin is not None and origin.version == x._version else _Kept(x, x._version)
 
 
 class _Recomputing(nn.Module):
-    """What the class of an activation has before its own: an output that remembers its origin."""
+    """Mixin for the class of an activation: it records the origin of the output."""
 
     plain: type[nn.Module]
     activate: Callable[[Tensor], Tensor]
@@ -113,13 +123,13 @@ class _Recomputing(nn.Module):
             return self.activate(x)
         return record_origin(self.activate, x)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # of copies and pickles, which know no class that is made here
+    def __reduce_ex__(self, protocol: Any) -> Any:  # copy and pickle cannot find a class made at run time
         return _empty, (self.plain,), self.__dict__
 
 
 @cache
 def _recomputing(plain: Any) -> Any:
-    # TorchScript compiles a method under the name of its function, and there is a forward already.
+    # TorchScript uses the name of a method's function, and the name forward is taken. So the function gets a new name.
     activate = FunctionType(plain.forward.__code__, plain.forward.__globals__, "activate")
     activate.__annotations__ = plain.forward.__annotations__
     members = {"plain": plain, "activate": activate, "__doc__": plain.__doc__}

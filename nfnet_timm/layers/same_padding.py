@@ -1,10 +1,10 @@
 """Convolution and pooling with SAME padding, as TensorFlow and JAX define it: outputs of ceil(size / stride) pixels.
 
-The amount of padding depends on the size of the image. Where a size is a symbol (in a trace, an export, or a graph that
-is compiled for several sizes), so is the amount: no branch here depends on a size, and no division or remainder has a
-negative operand, which ONNX rounds differently from Python.
+The amount of padding depends on the size of the image. In tracing, in an export, or in a graph that is compiled for
+several sizes, the size is a symbol, and the amount must be a formula in this symbol. So no branch here depends on a
+size. No division or remainder has a negative operand, because ONNX rounds these differently from Python.
 
-Source: ``padding="SAME"`` in deepmind-research/nfnets, throughout.
+Source: ``padding="SAME"`` in deepmind-research/nfnets.
 """
 
 from typing import Any
@@ -21,9 +21,9 @@ __all__ = ["AvgPool2dSame", "Conv2dSame", "MaxPool2dSame"]
 
 
 def same_padding(size: int, reach: int, stride: int) -> int:
-    """Return how many rows SAME padding adds to ``size`` of them, for a kernel that reaches over ``reach`` of them."""
-    # The last window begins at row (size - 1) // stride * stride. Written so that the padded size is this plus reach,
-    # and the output's (size - 1) // stride + 1: from one stage to the next such terms shrink to the same form.
+    """Return how many rows SAME padding adds to ``size`` rows, for a window of ``reach`` rows."""
+    # The last window begins at row (size - 1) // stride * stride, so the padded size is this plus reach. In this form
+    # the size of the output simplifies to (size - 1) // stride + 1, also for symbols and over several stages.
     padding = (size - 1) // stride * stride + reach - size
     if reach < stride:  # max(padding, 0), where padding > -stride
         padding = padding * ((padding + stride - 1) // stride)
@@ -33,14 +33,14 @@ def same_padding(size: int, reach: int, stride: int) -> int:
 def pad_same(
     x: Tensor, reach: tuple[int, int], stride: tuple[int, int], mode: str = "constant", value: float = 0.0
 ) -> Tensor:
-    """Return (N, C, H, W) with SAME padding, of an odd number of rows or columns one more at the bottom or right."""
+    """Pad (N, C, H, W) as SAME does. If the number of rows or columns is odd, one more is at the bottom or right."""
     pad_h = same_padding(x.shape[2], reach[0], stride[0])
     pad_w = same_padding(x.shape[3], reach[1], stride[1])
     return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2], mode, value)
 
 
 class _Pairs(nn.Module):
-    """Height and width of a window: an int stands for both, also where it is set after building."""
+    """Module that converts an int to a pair (height, width), also if the attribute is set after construction."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("kernel_size", "stride", "dilation") and isinstance(value, int):
@@ -51,10 +51,11 @@ class _Pairs(nn.Module):
 class Conv2dSame(_Pairs, nn.Conv2d):
     """Convolution with SAME padding and a bias: (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride)).
 
-    The padding follows from ``kernel_size``, ``stride`` and ``dilation`` at the time of the call, and not from
-    ``padding``, which says what the module was built with.
+    The padding depends on ``kernel_size``, ``stride`` and ``dilation`` at the time of the call. The attribute
+    ``padding`` is not used; it describes the module at construction.
 
-    Differs from timm: its module of this name computes the same, and pads where torch's own padding would do.
+    Differs from timm: timm's ``Conv2dSame`` gives the same result, but pads by a separate operation even if torch's own
+        padding is enough.
     """
 
     stride: tuple[int, int]
@@ -88,7 +89,7 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         return self.convolve(x, self.weight)
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Convolve ``x`` with ``weight`` in place of the module's own."""
+        """Convolve ``x`` with ``weight`` instead of the module's own weight."""
         x, padding = self.padded(x)
         if not torch.jit.is_scripting():
             conv = conv2d_of_open_size if is_open(x) else F.conv2d
@@ -97,21 +98,21 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return ``x``, padded where torch's own padding will not do, and what torch has to pad."""
+        """Return ``x`` and the padding for torch's convolution; pad ``x`` here if that padding cannot be SAME."""
         own = self.own_padding()
         if own is not None:
             return x, own
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         if torch.jit.is_scripting():
             return pad_same(x, self.reach(), self.stride, mode), (0, 0)
-        # Whoever has a hook here, as Opacus, may keep x: then nobody needs to keep it padded, too.
+        # A forward hook, such as Opacus's, may keep x. Then autograd saves only the origin of the padded x.
         pad = record_origin if self._forward_hooks else carry_origin
         return pad(pad_same, x, self.reach(), self.stride, mode), (0, 0)
 
     def own_padding(self) -> tuple[int, int] | None:
-        """Return the padding of torch's convolution that is SAME at any size, None where there is none."""
+        """Return the padding of torch's convolution that equals SAME padding at any size, or None if there is none."""
         reach_h, reach_w = self.reach()
-        # torch pads as many zeros at one end as at the other.
+        # torch pads the same number of zeros at both ends.
         same_h = reach_h == 1 or (self.stride[0] == 1 and reach_h % 2 == 1)
         same_w = reach_w == 1 or (self.stride[1] == 1 and reach_w % 2 == 1)
         if same_h and same_w and self.padding_mode == "zeros":
@@ -119,19 +120,20 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         return None
 
     def reach(self) -> tuple[int, int]:
-        """Return how many rows and columns of the input a pixel of the output is computed from."""
+        """Return the height and width of the window of input pixels for one output pixel."""
         (kernel_h, kernel_w), (dilation_h, dilation_w) = self.kernel_size, self.dilation
         return dilation_h * (kernel_h - 1) + 1, dilation_w * (kernel_w - 1) + 1
 
 
 class AvgPool2dSame(_Pairs):
-    """2 x 2 average pooling with SAME padding, where the padding is not counted.
+    """2 x 2 average pooling with SAME padding. Each mean is over real pixels only, without the padding.
+
+    Shapes: (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
 
     Args:
-        stride: 2, or 1 where ``output_stride`` replaces the stride by dilation; forward takes (N, C, H, W) to
-            (N, C, ceil(H / stride), ceil(W / stride)).
+        stride: 2, or 1 if the network's ``output_stride`` replaces the stride by dilation.
     Source: ``hk.avg_pool(..., padding="SAME")`` in deepmind-research/nfnets/nfnet.py.
-    Differs from timm: its module of this name counts the padding as zeros.
+    Differs from timm: timm's ``AvgPool2dSame`` counts the padding as zeros.
     """
 
     stride: tuple[int, int]
@@ -145,11 +147,11 @@ class AvgPool2dSame(_Pairs):
         if not torch.jit.is_scripting():
             fast = is_eager_on_cpu(x) and x.dtype == torch.float32 and x.is_contiguous() and self.stride == (2, 2)
             if fast and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
-                # torch's kernel takes four times as long in this order of memory.
+                # torch's kernel takes four times as long for contiguous tensors.
                 top, bottom = x.unflatten(2, (-1, 2)).unbind(3)
                 left, right = (top + bottom).unflatten(3, (-1, 2)).unbind(4)
                 return (left + right) * 0.25
-            if is_open(x):  # ceil_mode would be a graph for each parity
+            if is_open(x):  # with ceil_mode, torch.compile would make one graph for even sizes and one for odd
                 return average(x, self.stride)
             with saving_origins(x):
                 return average(x, self.stride, ceil_mode=self.stride == (2, 2))
@@ -157,11 +159,11 @@ class AvgPool2dSame(_Pairs):
 
 
 def average(x: Tensor, stride: tuple[int, int], ceil_mode: bool = False) -> Tensor:
-    """Return what ``AvgPool2dSame`` guarantees; where the stride is 2, torch's ``ceil_mode`` does, without a copy."""
+    """Return the means of ``AvgPool2dSame``. ``ceil_mode`` needs stride 2, and avoids a padded copy."""
     if ceil_mode:
         return F.avg_pool2d(x, 2, stride, ceil_mode=True, count_include_pad=False)
     mean = F.avg_pool2d(pad_same(x, (2, 2), stride), 2, stride)
-    share = F.avg_pool2d(pad_same(torch.ones_like(x[:1, :1]), (2, 2), stride), 2, stride)  # of pixels that are there
+    share = F.avg_pool2d(pad_same(torch.ones_like(x[:1, :1]), (2, 2), stride), 2, stride)  # share of real pixels
     return mean / share
 
 
@@ -169,8 +171,8 @@ class MaxPool2dSame(_Pairs):
     """Max pooling with SAME padding: (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
 
     Source: ``hk.max_pool(..., padding="SAME")`` in deepmind-research/nfnets/nf_resnet.py.
-    Differs from timm: its module of this name computes the same, and pads by an amount that exporters and compilers
-        cannot simplify.
+    Differs from timm: timm's ``MaxPool2dSame`` gives the same result, but exporters and compilers cannot simplify its
+        amount of padding.
     """
 
     kernel_size: tuple[int, int]

@@ -1,7 +1,7 @@
-"""Convolution with scaled weight standardization, of which gamma and beta are a part.
+"""Convolution with scaled weight standardization. The weight also contains gamma and beta.
 
-Everything that scales a whole feature map by a constant in the authors' code (gamma, beta) is folded into the weight of
-the convolution that reads it: the same product, computed on the smaller tensor.
+The authors' code multiplies whole feature maps by the constants gamma and beta. Here the weight of the next convolution
+is multiplied instead. The product is the same, and the weight is the smaller tensor.
 
 Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
 """
@@ -22,20 +22,21 @@ __all__ = ["WSConv2d"]
 class WSConv2d(Conv2dSame):
     """Convolution whose weight is standardized per output channel, with SAME padding and always a bias.
 
-    ``W_hat = scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel,
-    computed in float32 also for half-precision weights and under autocast, in float64 for those of float64. At
-    ``scale`` 1 and gain 1 each output channel's weights have zero mean and unit norm.
+    ``W_hat = scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel. It is
+    computed in float64 for float64 weights, and in float32 for all others, also under autocast. With ``scale`` 1 and
+    gain 1, the weights of each output channel have zero mean and unit norm.
 
     Args:
         in_chs: Input channels; forward takes (N, in_chs, H, W), any H and W of at least 1.
         out_chs: Output channels; forward returns (N, out_chs, ceil(H / stride), ceil(W / stride)).
-        scale: Constant factor of the input (gamma and beta), carried by the weight.
-        eps: The authors' 1e-4; no network here has another.
+        scale: Constant factor of the input (gamma and beta). The weight is multiplied by it.
+        eps: Lower bound of ``var * fan_in``. All networks here use the authors' 1e-4.
     Raises:
-        ValueError: From forward, if the input has another number of channels or no pixels, or the weight is complex.
+        ValueError: In forward, if the input has another number of channels or no pixels, or the weight is complex.
     Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
-    Differs from timm: ``ScaledStdConv2dSame`` takes ``rsqrt(var + eps)`` and keeps ``gain`` as (O, 1, 1, 1), which
-        its optimizers decay and its AGC clips element by element. Here ``gain`` is (O,); both shapes load.
+    Differs from timm: ``ScaledStdConv2dSame`` computes ``rsqrt(var + eps)``. Its ``gain`` has shape (O, 1, 1, 1), so
+        timm's optimizers decay it, and timm's AGC clips it element by element. Here ``gain`` has shape (O,). State
+        dicts with either shape load.
     """
 
     def __init__(
@@ -70,22 +71,24 @@ class WSConv2d(Conv2dSame):
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        if hasattr(self, "gain"):  # torch's constructor comes here before there is one
+        if hasattr(self, "gain"):  # torch's constructor calls this before gain exists
             nn.init.ones_(self.gain)
 
     def standardized_weight(self) -> Tensor:
-        """Return ``W_hat`` in the shape and dtype of ``weight``; under autocast on a GPU, in the dtype of that."""
+        """Return ``W_hat`` in the shape and dtype of ``weight``, or in autocast's dtype under autocast on a GPU."""
         if not self.weight.is_floating_point():
-            raise ValueError(f"the weight is {self.weight.dtype}: expected a floating-point dtype")
+            raise ValueError(
+                f"the weight is {self.weight.dtype}: expected a floating-point dtype, such as torch.float32"
+            )
         if self.weight.is_contiguous():
             return standardize(self.weight, self.gain, self.scale, self.eps)
-        # Channels-last: a row in the order of memory, so that nothing is copied.
+        # Channels-last: this view is contiguous, so nothing is copied. The order within a row does not matter.
         weight = self.weight.permute(0, 2, 3, 1)
         return standardize(weight, self.gain, self.scale, self.eps).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride))."""
-        # A trace would record the sizes that are compared here.
+        # Not in tracing: the trace would contain these sizes as constants.
         if x.dim() != 4 or (
             not torch.jit.is_tracing() and (x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0)
         ):
@@ -98,9 +101,9 @@ class WSConv2d(Conv2dSame):
     @torch.jit.unused
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """Return the plain convolution that this one is at present: standardized for good, gain and scale inside.
+        """Return a plain convolution with the present standardized weight, for inference.
 
-        timm's ``reparameterize_model`` puts it in this one's place.
+        timm's ``reparameterize_model`` calls this, and replaces the module by the result.
         """
         own = self.own_padding()
         plain: Any = Conv2dSame if own is None else partial(nn.Conv2d, padding=own)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping, ClippedParam, clip_each_
+from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, ClippedParam, Clipping, clip_each_
 from nfnet_timm.optim.param_groups import known_classifier_weights
 
 __all__ = ["agc_class", "attach_agc"]
