@@ -1,15 +1,19 @@
-"""Per-sample gradients, and their norms, of the layers here, for differential privacy with Opacus.
+"""Per-sample gradients and their norms, for differential privacy with Opacus.
 
-Importing this registers them with Opacus, which otherwise runs a vectorized backward pass through each block.
-``GradSampleModule`` and ``PrivacyEngine.make_private`` then take a network of this package as they take any.
+Importing this module registers them with Opacus. ``GradSampleModule`` and ``PrivacyEngine.make_private`` then accept a
+network of this package like any other model. Without it, Opacus runs a vectorized backward pass for each block.
 
-Standardization is one linear map for all samples. For a row of weights, with u its standardized self (at ``scale`` 1
-and gain 1), a = scale * gain * rsqrt(max(var * fan_in, eps)), and q a sample's gradient of the row that the convolution
-reads, that sample's gradients are ``a * (q - mean(q) - u * <q, u>)`` of the weights, without the last term where the
-row is clamped, and ``scale * <q, u>`` of the gain.
+The standardized weight is the same for all samples, so one linear map gives the gradients of every sample. For one row
+of weights::
+
+    u = (row - mean(row)) * rsqrt(max(var * fan_in, eps))  # the standardized row, with scale 1 and gain 1
+    a = scale * gain * rsqrt(max(var * fan_in, eps))
+    q = a sample's gradient of the row that the convolution uses
+    grad_row = a * (q - mean(q) - u * <q, u>)  # in a clamped row: a * (q - mean(q))
+    grad_gain = scale * <q, u>
 
 Raises:
-    ImportError: If Opacus is not there; the extra ``privacy`` brings it.
+    ImportError: If Opacus is not installed; the extra ``privacy`` installs it.
 """
 
 from __future__ import annotations
@@ -37,10 +41,10 @@ __all__: list[str] = []
 
 Grads = dict[Tensor, Tensor]
 
-# Numbers that a core's cache is sure to hold, 4 MiB of float32.
+# Numbers that fit into the cache of a core: 4 MiB of float32.
 _CACHED = 2**20
-# Numbers that the norms of a layer take for themselves, 16 MiB of float32, or as many as one sample needs: with ghost
-# clipping no memory but the network's own grows with the batch.
+# Numbers that the norms of one layer may use as working memory: 16 MiB of float32, or more if one sample needs more.
+# With ghost clipping this memory then does not grow with the batch.
 _ROOM = 2**22
 
 
@@ -53,10 +57,10 @@ def conv_grads(layer: Conv2dSame, inputs: list[Tensor], grad: Tensor) -> Grads:
         return grads
     patches, pixels = _patches(layer, inputs[0].to(grad.dtype)), grad.flatten(2).unflatten(1, (layer.groups, -1))
     if rows is not None:
-        patches = patches - patches.mean(2, keepdim=True)  # so that the gradients of rows are without their mean
+        patches = patches - patches.mean(2, keepdim=True)  # this removes the mean of each row from the gradients
     out = grad.new_empty(len(grad), layer.groups, layer.out_channels // layer.groups, layer.weight[0].numel())
     along = grad.new_empty(len(grad), layer.out_channels)
-    # On a CPU few samples at a time, whose gradients stay in the cache from one operation to the next.
+    # On a CPU, a few samples at a time: their gradients stay in the cache from one operation to the next.
     step = max(_CACHED // layer.weight.numel(), 1) if grad.device.type == "cpu" else len(grad)
     for part in (slice(i, i + step) for i in range(0, len(grad), step)):
         torch.matmul(pixels[part], patches[part].mT, out=out[part])
@@ -98,8 +102,10 @@ def pixel_conv_norms(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> 
     return norms
 
 
-# The residual branch of each block, and what its skip gain is multiplied with there, from the forward pass on: in the
-# order in which Opacus keeps the block's inputs.
+# For each block, the residual branch and the gate of each forward pass. The gradient of the skip gain needs both. Opacus
+# keeps the inputs of a block in the list ``block.activations``. A forward pass appends to it, and a backward pass pops
+# the last one. The key here is the index in this list. Example with two passes of each kind:
+#     forward: key 0, then key 1; backward: key 1, then key 0
 _branches: WeakKeyDictionary[NormFreeBlock, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
@@ -107,24 +113,25 @@ def _keep_branch(block: NormFreeBlock, out: Tensor, gate: Tensor) -> None:
     gain = block.skipinit_gain
     if is_checkpointing() and any(hasattr(p, "grad_sample") for p in block.parameters()):
         raise ValueError(
-            "activation checkpointing runs each block twice, and Opacus counts both. Expected reentrant checkpointing "
-            "(timm.layers.set_reentrant_ckpt()), of which Opacus counts one, or set_grad_checkpointing(False)"
+            "activation checkpointing runs each block twice, and Opacus counts both passes. Use reentrant "
+            "checkpointing (timm.layers.set_reentrant_ckpt()), in which Opacus counts one, or switch checkpointing off "
+            "by set_grad_checkpointing(False)"
         )
     if not (block.training and gain.requires_grad and torch.is_grad_enabled() and hasattr(gain, "grad_sample")):
         return
     if hasattr(block, "ft_compute_sample_grad"):
         raise ValueError(
-            'grad_sample_mode="functorch" would count what is inside of a block twice, as nfnet_timm.privacy has '
-            'samplers for it: expected "hooks" or "ghost", which are faster'
+            'grad_sample_mode="functorch" would count the layers inside a block twice, because nfnet_timm.privacy has '
+            'samplers for them: expected "hooks" or "ghost", which are faster'
         )
-    place = len(getattr(block, "activations", []))
+    place = len(getattr(block, "activations", []))  # Opacus will append this pass's input here
     _branches.setdefault(block, {})[place] = out.detach(), gate.detach()
 
-    def forget_input(*_: Any) -> None:  # the block's, which Opacus keeps and nobody else needs
+    def forget_input(*_: Any) -> None:  # frees the block's input, which Opacus keeps and nothing else needs
         handle.remove()
         kept: Any = getattr(block, "activations", [])
         if len(kept) > place:
-            kept[place] = [out.new_empty(len(out), 0)]  # of which Opacus asks the number of samples
+            kept[place] = [out.new_empty(len(out), 0)]  # Opacus reads only the number of samples
 
     handle = block.register_forward_hook(forget_input)  # runs after Opacus's
 
@@ -139,15 +146,16 @@ def block_grads(block: NormFreeBlock, inputs: list[Tensor], grad: Tensor) -> Gra
     by_channel = torch.einsum("nchw,nchw->nc", grad, out.to(grad.dtype))
     gain = block.skipinit_gain
     grads = {gain: (by_channel * gate.flatten(1)).sum(1).view(-1, *gain.shape)}
-    # Opacus takes what is inside the block for the block's, too, and when the block comes last, for complete. With
-    # ghost clipping there are only norms of it: each as the one number of a gradient, of which Opacus takes the norm.
+    # Opacus also counts the parameters of the layers inside as the block's own. If the block is the last module that
+    # counts a parameter, Opacus regards the parameter's gradient as complete and reads it. With ghost clipping there is
+    # only its norm. So the norm is returned as a gradient of one number, which has the same norm.
     inside: list[Any] = [p for p in block.parameters() if p.requires_grad and p is not gain]
     complete = [p for p in inside if p._forward_counter == 1 and not hasattr(p, "_current_grad_sample")]
     return grads | {p: p._norm_sample.unsqueeze(1) for p in complete}
 
 
 class _Rows:
-    """The linear map from gradients of standardized rows, without their mean, to those of the rows themselves."""
+    """The linear map from gradients of standardized rows, after removal of their mean, to gradients of the rows."""
 
     def __init__(self, layer: Any, dtype: torch.dtype):
         rows = layer.weight.detach().flatten(1).to(dtype)
@@ -156,10 +164,10 @@ class _Rows:
         r = var_fan_in.clamp(min=layer.eps).rsqrt()
         self.u = centred * r.unsqueeze(1)
         self.a = layer.scale * layer.gain.detach().to(dtype) * r
-        self.is_free = var_fan_in >= layer.eps  # not clamped
+        self.is_free = var_fan_in >= layer.eps  # False in clamped rows
 
     def map_(self, grad: Tensor) -> Tensor:
-        """Map (N, O, fan_in) in place, and return what lies along each row: (N, O)."""
+        """Map ``grad`` (N, O, fan_in) in place, and return ``<grad, u>`` from before the change: (N, O)."""
         along = torch.linalg.vecdot(grad, self.u)
         grad.addcmul_((along * self.is_free).unsqueeze(-1), self.u, value=-1).mul_(self.a.unsqueeze(-1))
         return along
@@ -170,7 +178,7 @@ def _of_bias(layer: nn.Conv2d, grad: Tensor) -> Grads:
 
 
 def _patches(layer: Conv2dSame, x: Tensor) -> Tensor:
-    """Return what each output pixel is computed from: (N, groups, fan_in, pixels)."""
+    """Return the input values for each output pixel: (N, groups, fan_in, pixels)."""
     x, padding = layer.padded(x)
     if layer.kernel_size == (1, 1):
         x = x[:, :, :: layer.stride[0], :: layer.stride[1]]

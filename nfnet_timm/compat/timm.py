@@ -1,6 +1,6 @@
-"""What the package uses of timm's private functions; tests/layers/test_timm_private.py names the one that is gone.
+"""The private functions of timm that the package uses. tests/compat/test_timm_private.py tests each one by name.
 
-timm is imported when a function is called, by the rule in nfnet_timm/__init__.py.
+timm is imported when a function is called, because of the second rule in nfnet_timm/__init__.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ __all__ = [
 
 
 def take_feature_indices(count: int, indices: int | list[int] | None) -> tuple[list[int], int]:
-    """Return which of ``count`` feature maps are meant, and the largest index of them."""
+    """Return the indices of the chosen feature maps, out of ``count``, and the largest index.
+
+    Args:
+        indices: A list of indices, a number n for the last n feature maps, or None for all.
+    """
     from timm.models._features import feature_take_indices
 
     return feature_take_indices(count, indices)
@@ -42,14 +46,14 @@ def optimizer_registry() -> Any:
 
 
 def clip_grad_module() -> Any:
-    """Return the module in which timm's dispatch_clip_grad looks for its adaptive clipping."""
+    """Return the module from which timm's dispatch_clip_grad takes its adaptive clipping."""
     import timm.utils.clip_grad
 
     return timm.utils.clip_grad
 
 
 def config_file(name: str) -> Path | None:
-    """Return the config.json of what ``timm.create_model`` takes as ``name``; None of a name without a place.
+    """Return the config.json of the model ``name``, or None if ``name`` has no Hub repository or folder in it.
 
     Args:
         name: ``hf-hub:ORG/NAME``, whose config.json is downloaded unless it is cached, or ``local-dir:FOLDER``.
@@ -64,7 +68,7 @@ def config_file(name: str) -> Path | None:
 
 
 def split_folder(root: str, split: str) -> str:
-    """Return the folder from which timm's ``create_dataset`` reads ``split``: ``root`` itself, where it has none."""
+    """Return the folder from which timm's ``create_dataset`` reads ``split``; ``root`` if it has no such folder."""
     from timm.data.dataset_factory import _search_split
 
     return _search_split(root, split)

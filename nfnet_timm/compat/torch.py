@@ -1,4 +1,4 @@
-"""What the package uses of torch's private functions; tests/kernels/test_torch_private.py names one that is gone."""
+"""The private functions of torch that the package uses. tests/compat/test_torch_private.py tests each one by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
     "is_checkpointing",
 ]
 
-# One operation on a list of tensors, in a few launches; torch's own optimizers are built of them.
+# Each applies one operation to a list of tensors in a few launches. torch's own optimizers use them.
 foreach_add_ = torch._foreach_add_
 foreach_clamp_max_ = torch._foreach_clamp_max_
 foreach_clamp_min_ = torch._foreach_clamp_min_
@@ -30,26 +30,26 @@ foreach_norm = torch._foreach_norm
 
 
 def has_transforms() -> bool:
-    """Tell whether ``torch.func`` transforms what runs now."""
+    """Return whether a ``torch.func`` transform, such as ``vmap`` or ``grad``, is active."""
     return torch._C._are_functorch_transforms_active()
 
 
 def has_dispatch_modes() -> bool:
-    """Tell whether a ``TorchDispatchMode`` sees the operations that run now."""
+    """Return whether a ``TorchDispatchMode`` is active."""
     return bool(torch._C._len_torch_dispatch_stack())
 
 
 def has_forward_derivatives() -> bool:
-    """Whether forward-mode derivatives are computed, also under ``torch.no_grad()``."""
+    """Return whether forward-mode derivatives are computed, also under ``torch.no_grad()``."""
     return torch.autograd.forward_ad._current_level >= 0
 
 
 def has_saved_tensors_hooks() -> bool:
-    """Tell whether somebody decides what autograd keeps of the operations that run now."""
+    """Return whether hooks on saved tensors are active (``torch.autograd.graph.saved_tensors_hooks``)."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def is_checkpointing() -> bool:
-    """Tell whether what runs now is going to run again in the backward pass, by torch's activation checkpointing."""
+    """Return whether torch's activation checkpointing will run the present code a second time, in the backward pass."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"

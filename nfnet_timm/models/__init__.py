@@ -1,12 +1,12 @@
 """The networks.
 
-variants            every network as plain numbers
+variants            the configuration of every network
 block               the residual block and the stems
-nfnet               the network, under timm's contract; registration
-state_dict          the network that the arrays of a checkpoint belong to
-build               a network by its name, with weights
-reparameterize      networks without standardization, timm's own too
-signal_propagation  measuring the variance through a network
+nfnet               the network, with timm's interface, and its registration
+state_dict          identify the network of a checkpoint
+build               build a network from its name, with weights
+reparameterize      remove standardization for inference, also from timm's own networks
+signal_propagation  measure the variance through a network
 """
 
 from typing import TYPE_CHECKING

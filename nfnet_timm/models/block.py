@@ -21,7 +21,10 @@ Device = torch.device | str | None
 
 
 class Downsample(nn.Sequential):
-    """Shortcut of a block that changes width or resolution: (N, in_chs, H, W) to the shape of the block's output."""
+    """Shortcut of a block that changes width or resolution.
+
+    Takes (N, in_chs, H, W), and returns the shape of the block's output.
+    """
 
     def __init__(self, pool: nn.Module, conv: nn.Module):
         super().__init__()
@@ -32,22 +35,25 @@ class Downsample(nn.Sequential):
 class NormFreeBlock(nn.Module):
     """Pre-activation residual block ``x + alpha * skip_gain * f(beta * x)`` that preserves variance without norms.
 
-    gamma and beta sit in the standardized weights; 2, alpha, skip gain and the drop mask in the gate (N, C, 1, 1), so
-    that the block ends in one fused multiply-add over the feature map.
+    gamma and beta are factors in the standardized weights. The 2 of squeeze-excite, alpha, the skip gain and the drop
+    mask are factors in the gate (N, C, 1, 1). So the block ends in one fused multiply-add over the feature map.
 
     Args:
         in_chs: Input channels; forward takes (N, in_chs, H, W).
         out_chs: Output channels; forward returns (N, out_chs, ceil(H / stride), ceil(W / stride)).
         beta: 1 / expected standard deviation of the input at initialisation.
-        avg_down: Whether the shortcut pools before its 1 x 1 convolution, or strides (NF-ResNets).
-        drop_path_rate: Probability of dropping the residual branch of a sample. Kept ones are not rescaled.
+        avg_down: Whether the shortcut pools before its 1 x 1 convolution. If False, that convolution has the stride
+            (NF-ResNets).
+        drop_path_rate: Probability of dropping the residual branch of a sample. The other samples are not rescaled.
     Raises:
-        ValueError: If no group of ``group_size`` channels fits.
+        ValueError: If no group of ``group_size`` channels fits into the width of the block.
     Source: ``NFBlock`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py, ``NFResBlock`` in nf_resnet.py.
-    Differs from timm: stochastic depth does not rescale (timm's does); the multiplications are folded.
+    Differs from timm: timm's stochastic depth rescales the samples that it keeps. timm multiplies feature maps by
+        alpha, beta and gamma.
     """
 
-    # Called in every block with the residual branch and its gate; nfnet_timm.privacy needs them for the skip gain.
+    # A hook: a function (block, residual, gate) that every block calls in forward, before it adds the residual branch
+    # (N, C, H, W) times the gate (N, C or 1, 1, 1). nfnet_timm.privacy sets it, for the gradients of the skip gain.
     residual_hook: ClassVar[Any] = None
 
     def __init__(
@@ -71,7 +77,7 @@ class NormFreeBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        # Not above, by the rule in nfnet_timm/__init__.py.
+        # Imported here because of the second rule in nfnet_timm/__init__.py.
         from timm.layers import DropPath
 
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -81,8 +87,8 @@ class NormFreeBlock(nn.Module):
             mid_chs = groups * group_size
         if mid_chs < 1:
             raise ValueError(
-                f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} leaves no room for one "
-                f"group of group_size={group_size} channels: expected a smaller group_size or wider channels"
+                f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} is too narrow for one "
+                f"group of group_size={group_size} channels: expected a smaller group_size or more channels"
             )
         _, gamma = activation(act_layer)
         self.alpha = alpha
@@ -111,7 +117,7 @@ class NormFreeBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start the skip gain at 0, so that the block begins as its shortcut."""
+        """Set the skip gain to 0. The output of the block is then that of its shortcut."""
         nn.init.zeros_(self.skipinit_gain)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +126,7 @@ class NormFreeBlock(nn.Module):
         shortcut = x
         if self.downsample is not None:
             shortcut = self.downsample(out)
-        # One at a time, so that in inference no map outlives its use.
+        # One assignment for each step: in inference, each feature map is then freed as early as possible.
         out = self.conv1(out)
         out = self.act2(out)
         out = self.conv2(out)
@@ -132,13 +138,13 @@ class NormFreeBlock(nn.Module):
         out = self.act3(out)
         out = self.conv3(out)
         gate = self.gate(out)
-        if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript reads what stands behind an `and`
+        if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript would compile the second part of an `and`
             if self.residual_hook is not None:
                 self.residual_hook(self, out, gate)
         return torch.addcmul(shortcut, out, (self.skipinit_gain * gate).to(out.dtype))
 
     def gate(self, out: Tensor) -> Tensor:
-        """Return what the skip gain is multiplied with where the residual branch joins: (N, C or 1, 1, 1)."""
+        """Return all factors of the residual branch except the skip gain: (N, C or 1, 1, 1)."""
         if self.attn_last is not None:
             gate = self.attn_last(out) * self.alpha
         else:
@@ -147,18 +153,18 @@ class NormFreeBlock(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         gain = state_dict.get(prefix + "skipinit_gain")
-        if gain is not None and gain.numel() == 1:  # () or, of a network prepared for fully_shard, (1,)
+        if gain is not None and gain.numel() == 1:  # (), or (1,) after vectorize_skip_gains()
             state_dict[prefix + "skipinit_gain"] = gain.reshape(self.skipinit_gain.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _inplace(act: nn.Module) -> nn.Module:
-    """Let ReLU overwrite its input: autograd needs only its output, and the map before it is tapped by nobody."""
+    """Replace ReLU by one that overwrites its input. Autograd needs only the output, and no other layer the input."""
     return OverwritingReLU() if isinstance(act, nn.ReLU) else act
 
 
 def create_stem(cfg: NormFreeCfg, in_chans: int, **dd: Any) -> tuple[nn.Sequential, int, dict[str, Any]]:
-    """Return the stem, its stride, and timm's description of the feature map at half resolution in it."""
+    """Return the stem, its stride, and the entry of ``feature_info`` for its feature map at half resolution."""
     stem = nn.Sequential()
     out_chs = cfg.out_chs_of_stem
     if cfg.stem_type == "deep_quad":

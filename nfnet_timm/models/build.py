@@ -1,7 +1,7 @@
-"""A network by its name, by timm's builder; with weights, it is built around them.
+"""Build a network from its name with timm's builder, and load its weights without initialising them first.
 
-``create_model(..., pretrained=True)`` builds on the meta device and takes the checkpoint's tensors as they are: a file
-from the Hub's cache stays memory-mapped and is read when it is used.
+``create_model(..., pretrained=True)`` builds the network on the meta device, and the tensors of the checkpoint become
+its parameters. A file in the Hub's cache stays memory-mapped, so the weights are read from it at their first use.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ __all__ = ["build_network", "load_model"]
 
 
 def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Return the ``network`` called ``name`` in the table of variants, as timm's entrypoints do.
+    """Return the network ``name`` of the table ``VARIANTS``, as timm's entrypoints do.
 
     Args:
-        kwargs: Those of ``timm.create_model``.
+        network: The class to build.
+        kwargs: Further arguments of ``timm.create_model``.
     """
     from timm.models import build_model_with_cfg
 
@@ -38,12 +39,12 @@ def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwarg
     )
     if not pretrained:
         return build(**kwargs)
-    # Weights are about to be loaded: random ones would only cost time and memory.
+    # On the meta device, because the weights are loaded next. Random weights would cost time and memory.
     device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     of_authors = str(overlay.get("file", "")).endswith(".npz")
     if of_authors:
-        overlay["custom_load"] = True  # by the network's load_pretrained
+        overlay["custom_load"] = True  # timm then calls the network's load_pretrained
     strict = kwargs.get("pretrained_strict", True)
     model: Any = build(
         device="meta",
@@ -56,10 +57,10 @@ def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwarg
 
 
 def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the model in a file of the authors or an Orbax checkpoint, and the arguments that make it from its name.
+    """Return the model in a file of the authors or an Orbax checkpoint, and its arguments of ``create_model``.
 
     Raises:
-        ValueError: If the file holds none of the authors' networks.
+        ValueError: If the file does not contain one of the authors' networks.
     """
     import timm
 
@@ -83,12 +84,15 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _materialize(model: Any, device: torch.device, copy: bool) -> Any:
-    """Return ``model`` on ``device``: what no checkpoint has filled is initialised.
+    """Return ``model`` on ``device``, and initialise the parameters that the checkpoint did not contain.
 
     Args:
-        copy: Whether to copy what was filled: tensors of a file that may be saved over while the model is in use, or of
-            somebody else's state dict. A file of the Hub's cache stays mapped, as nobody writes to it.
+        copy: Whether to copy the loaded tensors. This is necessary if they belong to a file of the user, which may be
+            overwritten while the model is in use, or to the user's state dict. Nobody writes to a file in the Hub's
+            cache, so it stays memory-mapped without a copy.
     """
+    # Parameters that were not loaded are still on the meta device. ``reset_parameters`` initialises all parameters of a
+    # module. So a module that lacks some gets new memory for all, is initialised, and then gets the loaded ones back.
     fc = getattr(getattr(model, "head", None), "fc", None)
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))

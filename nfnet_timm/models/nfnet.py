@@ -1,11 +1,11 @@
-"""NFNets, NF-ResNets and NF-RegNets as their authors published them, under timm's contract.
+"""NFNets, NF-ResNets and NF-RegNets as their authors published them, with timm's interface.
 
 Papers: "Characterizing signal propagation to close the performance gap in unnormalized ResNets" (arXiv 2101.08692),
 "High-Performance Large-Scale Image Recognition Without Normalization" (arXiv 2102.06171).
 Source: deepmind-research/nfnets (Apache-2.0): nfnet.py, nf_resnet.py, nf_regnet.py, base.py. The released weights come
 from the same repository, which states no separate licence for them.
 
-State-dict names are those of timm's ``dm_nfnet_*``; the one difference is the shape of ``gain``, (O,).
+The state dict has the same names and shapes as timm's ``dm_nfnet_*``, except that ``gain`` has shape (O,).
 """
 
 import warnings
@@ -48,19 +48,19 @@ class NormFreeNet(nn.Module):
 
     Args:
         cfg: The architecture; further keyword arguments override its fields.
-        num_classes: Classes; forward takes (N, in_chans, H, W) with any H and W, and returns (N, num_classes) logits,
-            or the pooled features (N, num_features) where it is 0.
+        num_classes: Classes. Forward takes (N, in_chans, H, W) with any H and W, and returns (N, num_classes) logits.
+            With 0 classes it returns the pooled features (N, num_features).
         output_stride: 8, 16 or 32; below 32 the last stages dilate instead of striding.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth: block ``i`` of ``n`` drops with probability ``drop_path_rate * i / n``.
-        recompute_acts: Whether training keeps the inputs of activations only and computes their outputs again: the
-            same gradients, from about 0.6 of the memory for feature maps.
+        recompute_acts: Whether training saves only the inputs of activations and recomputes their outputs. The
+            gradients are the same, and feature maps take about 0.6 of the memory.
     Raises:
         UnknownFieldError: If a keyword is neither an argument nor a field of ``NormFreeCfg``.
-        ValueError: If a value cannot be built.
+        ValueError: If an argument has an invalid value.
     Source: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py.
     Differs from timm: see ``WSConv2d``, ``SqueezeExcite`` and ``NormFreeBlock``. As in timm, dropout and stochastic
-        depth are off unless asked for; the authors' values are in ``nfnet_timm/recipes``.
+        depth are off by default. The authors' values are in ``nfnet_timm/recipes``.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class NormFreeNet(nn.Module):
         if not 0 <= drop_path_rate <= 1:
             raise ValueError(f"drop_path_rate={drop_path_rate}: expected a probability, 0 to 1")
         if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype={dtype}: expected a floating-point one, such as torch.float32 or torch.bfloat16")
+            raise ValueError(f"dtype={dtype}: expected a floating-point dtype, such as torch.float32 or torch.bfloat16")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg = cfg
         self.num_classes = num_classes
@@ -137,7 +137,8 @@ class NormFreeNet(nn.Module):
                         **dd,
                     )
                 )
-                # A transition block's shortcut is normalized: the variance starts again, and grows by its residual.
+                # The first block of a stage has a convolution in its shortcut, which resets the variance to 1. The
+                # residual branch of each block adds alpha**2.
                 expected_var = (1.0 if first else expected_var) + cfg.alpha**2
                 prev_chs = out_chs
                 index += 1
@@ -158,17 +159,19 @@ class NormFreeNet(nn.Module):
         if recompute_acts:
             recompute_acts_of(self, KEPT_BY_INPUT)
 
-    def __setstate__(self, state: Any) -> None:  # of copies and pickles
+    def __setstate__(self, state: Any) -> None:  # called by copy and pickle
         super().__setstate__(state)
         exempt_classifier(self)
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
-        """Initialise all parameters as the authors do: the classifier's weight N(0, 0.01), in NF-RegNets 0; its bias 0.
+        """Initialise all parameters as the authors do.
+
+        The weight of the classifier is N(0, 0.01), or 0 in NF-RegNets. Its bias is 0. ``reset_parameters`` of the
+        classifier does not do this, because the classifier is torch's ``nn.Linear``.
 
         Args:
-            needs_reset: Whether to call ``reset_parameters`` of the modules, too, as after ``to_empty``. As in timm,
-                modules alone do not do: the classifier is torch's ``nn.Linear``.
+            needs_reset: Whether to call ``reset_parameters`` of all modules first, for instance after ``to_empty``.
         Source: ``fc_init`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py.
         """
         modules: Any = self.modules() if needs_reset else ()
@@ -188,15 +191,16 @@ class NormFreeNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """Set whether to recompute each block in the backward pass instead of saving its activations."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def vectorize_skip_gains(self) -> "NormFreeNet":
-        """Give skip gains the shape (1,) instead of (), and return the model: FSDP2's fully_shard takes no scalars.
+        """Give skip gains the shape (1,) instead of (), and return the model. FSDP2's fully_shard needs this.
 
-        Outputs, gradients and clipping stay as they are, and state dicts of either shape load into either. The
-        parameters stay the same objects, so that an optimizer that was built before goes on training them.
+        fully_shard does not accept scalars. Outputs, gradients and clipping do not change, and state dicts with either
+        shape load into a model with either shape. The parameters stay the same objects, so an optimizer that was built
+        before still trains them.
         """
         for module in self.modules():
             if isinstance(module, NormFreeBlock):
@@ -208,25 +212,25 @@ class NormFreeNet(nn.Module):
 
     @torch.jit.ignore
     def reparameterize(self) -> "NormFreeNet":
-        """Replace each weight-standardized convolution by the plain one that it is at present, and return the model.
+        """Replace each weight-standardized convolution by a plain one with its present weight, and return the model.
 
-        For inference: outputs stay within float32 rounding, and weights are no longer standardized in each forward.
-        The state dict then has no gains, and does not load into a model that was not reparameterized.
+        For inference: the weights are then not standardized in each forward pass. Outputs stay within float32 rounding.
+        The state dict then has no gains, and loads only into a reparameterized model.
         """
         reparameterize_model(self, inplace=True)
         return self
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """Return the classifier, ``nn.Identity`` where there is none; the head itself, if the user has replaced it."""
+        """Return the classifier: ``nn.Identity`` if there is none, or the whole head if the user has replaced it."""
         return getattr(self.head, "fc", self.head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one of ``num_classes`` classes (0: none), initialised as the authors' is."""
+        """Replace the classifier by a new one of ``num_classes`` classes (0: none), initialised as the authors do."""
         self.num_classes = num_classes
         reference = next(self.parameters())
         training = self.head.training
-        if not isinstance(self.head, ClassifierHead):  # the user has put something else there
+        if not isinstance(self.head, ClassifierHead):  # the user has replaced it
             self.head = ClassifierHead(self.num_features, num_classes, drop_rate=self.drop_rate)
         self.head.in_features = self.num_features
         self.head.reset(num_classes, global_pool)
@@ -246,7 +250,7 @@ class NormFreeNet(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of a feature map, or its pooled features before the classifier."""
-        # A head that the user has put there may take no pre_logits.
+        # A head from the user may not have the argument pre_logits.
         return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -262,11 +266,14 @@ class NormFreeNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the feature maps at ``indices`` (0 the stem, 1 to 4 the stages), and the final one unless told not to.
+        """Return the final feature map and a list of the feature maps at ``indices`` (0: stem, 1 to 4: stages).
 
-        The last is taken after the final convolution, before its activation. ``norm`` is there for timm's signature:
-        these networks have none.
+        The feature map of the last stage is taken after the final convolution, before its activation.
 
+        Args:
+            norm: Not used, because these networks have no norm. timm's signature contains it.
+            stop_early: Whether to skip the stages after the last index.
+            intermediates_only: Whether to return only the list.
         Raises:
             ValueError: If ``output_fmt`` is not "NCHW".
         """
@@ -297,7 +304,7 @@ class NormFreeNet(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove what the feature maps at ``indices`` do not need, and return the indices that are kept."""
+        """Remove the layers that the feature maps at ``indices`` do not need, and return the indices as a list."""
         take_indices, max_index = take_feature_indices(len(self.feature_info), indices)
         pruned = max_index < len(self.feature_info) - 1
         if pruned:
@@ -312,7 +319,7 @@ class NormFreeNet(nn.Module):
         return take_indices
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load ``state_dict``; a model on the meta device takes its tensors, in the dtype that the model has."""
+        """Load ``state_dict``. On the meta device, its tensors become the parameters, in the model's dtype."""
         own = dict(self.named_parameters())
         if isinstance(state_dict, Mapping) and any(p.is_meta for p in own.values()):
             assign = True
@@ -321,10 +328,12 @@ class NormFreeNet(nn.Module):
 
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str | Path) -> None:
-        """Load one of the authors' files, ``F*_haiku.npz``, adapting the first convolution and dropping the classifier.
+        """Load one of the authors' files, ``F*_haiku.npz``.
+
+        As timm does, this adapts the first convolution to ``in_chans``, and leaves out a classifier that does not fit.
 
         Raises:
-            ValueError: If the file cannot be read, or holds another architecture.
+            ValueError: If the file cannot be read, or contains another architecture.
         """
         cfg = {**getattr(self, "pretrained_cfg", {}), "source": "", "file": None, "custom_load": False}
         state_dict = authors.load_state_dict(checkpoint_path)
@@ -341,7 +350,7 @@ class NormFreeNet(nn.Module):
         )
 
 
-# FX takes these as one operation each: what they do depends on the tensor that comes.
+# torch.fx does not trace into these, because they choose an implementation by the tensor.
 for _module in (AvgPool2dSame, Conv2dSame, GELUTanh, GlobalMean, MaxPool2dSame, WSConv2d):
     register_notrace_module(_module)
 
@@ -370,7 +379,7 @@ def _default_cfg(name: str, variant: Variant) -> tuple[str, dict[str, Any]]:
     return name, cfg
 
 
-# timm looks this name up in the module of an entrypoint.
+# timm reads this name in the module of an entrypoint.
 default_cfgs = generate_default_cfgs(dict(_default_cfg(*item) for item in VARIANTS.items()))
 
 
@@ -384,7 +393,7 @@ def _register(name: str) -> None:
 
 
 with warnings.catch_warnings():
-    # timm's own nfnet_f* have no weights and differ from the paper; replacing them is what this package is for.
+    # timm's own nfnet_f* have no weights and differ from the paper. This package replaces them.
     warnings.filterwarnings("ignore", message="Overwriting .* in registry with nfnet_timm")
     for _name in VARIANTS:
         _register(_name)

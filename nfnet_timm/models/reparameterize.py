@@ -1,4 +1,4 @@
-"""Networks without standardization, for inference: ours, and timm's own."""
+"""Remove weight standardization for inference, from the networks of this package and from timm's own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["reparameterize"]
 
 
 def reparameterize(model: nn.Module) -> nn.Module:
-    """Replace each scaled-standardized convolution by the plain one that it is at present, and return the model.
+    """Replace each scaled-standardized convolution by a plain one with its present weight, and return the model.
 
-    In this package's networks and in timm's (``eca_nfnet_l0``, ``nf_resnet50``, ``dm_nfnet_f0`` and so on), also where
-    they are a part of something else. Outputs stay within float32 rounding. The state dict then has no gains.
+    Outputs stay within float32 rounding. The state dict then has no gains. ``model`` may be a network of this package
+    or of timm (``eca_nfnet_l0``, ``nf_resnet50``, ``dm_nfnet_f0`` and so on), or contain one.
 
-    Differs from timm: its ``reparameterize_model`` leaves timm's own convolutions as they are.
+    Differs from timm: ``timm.utils.reparameterize_model`` does not change timm's own convolutions.
     """
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
@@ -50,7 +50,7 @@ def _plain(module: ScaledStdConv2d | ScaledStdConv2dSame) -> nn.Conv2d:
 
 
 def _standardized(module: ScaledStdConv2d | ScaledStdConv2dSame) -> Tensor:
-    """Return the weight that timm's module convolves with. Source: its ``forward``, in timm/layers/std_conv.py."""
+    """Return the weight that timm's module uses in forward. Source: timm/layers/std_conv.py."""
     rows, gain = module.weight.reshape(1, module.out_channels, -1), (module.gain * module.scale).view(-1)
     out = F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=module.eps)
     return out.reshape_as(module.weight).contiguous(memory_format=_layout(module.weight))

@@ -1,4 +1,4 @@
-"""Signal propagation: the statistics of arXiv 2101.08692, section 3, measured through a network, and their plot."""
+"""Measure and plot signal propagation through a network: the statistics of arXiv 2101.08692, section 3."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["SignalPropagation", "measure", "plot"]
 
 @dataclass
 class SignalPropagation:
-    """What ``measure`` found, a value for the stem's output and one for each block's, in order.
+    """The statistics from ``measure``: one value for the output of the stem, then one for the output of each block.
 
     Args:
         avg_sq_mean: Mean over channels of the squared channel mean.
         avg_var: Mean over channels of the channel variance.
         res_avg_var: The same variance of each block's residual branch, before stochastic depth, skip gain and alpha;
-            one value fewer, as the stem has no branch.
+            one value less, because the stem has no residual branch.
     """
 
     avg_sq_mean: list[float] = field(default_factory=list)
@@ -37,10 +37,10 @@ def measure(model: nn.Module, x: Tensor) -> SignalPropagation:
     """Return the statistics of ``model`` on images (N, C, H, W), taken over N, H and W.
 
     Args:
-        model: A network of this package, as it is, with ``features_only=True``, or in a wrapper that timm's
-            ``unwrap_model`` knows, such as ``DistributedDataParallel``.
+        model: A network of this package, also with ``features_only=True``, or in a wrapper that timm's
+            ``unwrap_model`` supports, such as ``DistributedDataParallel``.
     Raises:
-        ValueError: If there is no block of this package in ``model``.
+        ValueError: If ``model`` has no block of this package.
     Source: ``signal_metrics`` in deepmind-research/nfnets/base.py, and ``res_avg_var`` of its blocks.
     """
     model = unwrap_model(model)
@@ -57,7 +57,7 @@ def measure(model: nn.Module, x: Tensor) -> SignalPropagation:
         gate = 1.0 if block.attn_last is None else block.attn_last(out)
         result.res_avg_var.append(_avg_var(out * gate))
 
-    # Not every network has a module that is its stem, with features_only=True for one.
+    # The stem's output is the input of the first block. With features_only=True, no module is the whole stem.
     hooks = [blocks[0].register_forward_pre_hook(lambda block, args: output(args[0]))]
     for block in blocks:
         hooks.append(block.register_forward_hook(lambda block, args, out: output(out)))
@@ -71,7 +71,7 @@ def measure(model: nn.Module, x: Tensor) -> SignalPropagation:
 
 
 def plot(signals: dict[str, SignalPropagation], path: str | Path) -> None:
-    """Write the signal propagation plot of the paper, a line for each entry of ``signals``, to an image file."""
+    """Write the signal propagation plot of the paper to an image file, with one line for each entry of ``signals``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.5), layout="constrained")

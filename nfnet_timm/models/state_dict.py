@@ -1,4 +1,4 @@
-"""Which network a checkpoint's arrays are, and whether they fit another."""
+"""Identify the network of a checkpoint, and check whether a checkpoint fits a network."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ __all__ = ["check_state_dict", "infer_variant"]
 
 
 def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return the variant whose arrays these are, and the arguments of ``create_model`` in which it differs from that.
+    """Return the name of the network with these arrays, and the arguments of ``create_model`` that it needs.
 
-    Widths, depths and group size are read off the shapes; a network that has no name is told as its family's
-    smallest with other fields. What leaves no trace in the arrays (alpha, the activation) cannot be told.
+    Widths, depths and group size are found from the shapes. If no named network has them, the result is the smallest
+    network of the family with other arguments. Settings that do not change the arrays (alpha, the activation) cannot be
+    found.
 
     Raises:
         ValueError: If these are not the arrays of a Normalizer-Free network.
@@ -55,6 +56,8 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
         overrides["num_classes"] = state_dict["head.fc.bias"].numel()
     if stem[1] != 3:
         overrides["in_chans"] = stem[1]
+    # Networks with the same stem and the same use of squeeze-excite are a family. VARIANTS lists the smallest network
+    # of each family first. So ``family``, the first match, is that network.
     family = None
     for variant_name, variant in VARIANTS.items():
         cfg = variant.cfg
@@ -65,7 +68,10 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
         if all(own[key] == value for key, value in found.items()):
             return variant_name, overrides
     if family is None:
-        raise ValueError(f"no network of nfnet_timm has these parts together: {found}, squeeze-excite: {has_se}")
+        raise ValueError(
+            f"no network of nfnet_timm has this combination: {found}, squeeze-excite: {has_se}. Expected the stem and "
+            "squeeze-excite of one of the networks in nfnet_timm.VARIANTS"
+        )
     own = asdict(VARIANTS[family].cfg)
     if own["width_factor"] != 1:
         found["width_factor"] = 1.0
@@ -75,25 +81,27 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
 def check_state_dict(
     state_dict: dict[str, Tensor], model: nn.Module, name: str, exact: bool = False
 ) -> dict[str, Tensor]:
-    """Return ``state_dict`` if its arrays are those of ``model``, but for the classes and input channels timm adapts.
+    """Return ``state_dict`` if its arrays fit ``model``. The numbers of classes and input channels may differ.
+
+    timm adapts these two numbers when it loads the weights.
 
     Args:
-        exact: Whether classes and input channels must be those of ``model``, too.
+        exact: Whether the numbers of classes and input channels must be the same, too.
     Raises:
-        ValueError: If they are not; the message names the arrays, and the network that they are.
+        ValueError: If they do not fit. The message names the wrong arrays, and the network of the checkpoint.
     """
     if "stem.conv1.gain" in state_dict and not any(key.endswith("skipinit_gain") for key in state_dict):
         raise ValueError(
             f"this is a checkpoint of timm's own {name}, which differs from the published network (no skip gains, "
             f"gamma in the weights, erf GELU): expected arrays like stages.0.0.skipinit_gain. Load it into "
-            f"timm.models.nfnet.{name}(), or set NFNET_TIMM_AUTOLOAD=0 to have timm's network back under its name"
+            f"timm.models.nfnet.{name}(), or set NFNET_TIMM_AUTOLOAD=0: create_model then builds timm's network"
         )
     expected = {key: _comparable(key, t, exact) for key, t in model.state_dict().items()}
     given = {key: _comparable(key, t, exact) for key, t in state_dict.items()}
-    heads = ("head.fc.weight", "head.fc.bias")  # a model or a checkpoint without classes has none
+    heads = ("head.fc.weight", "head.fc.bias")  # missing from a model or a checkpoint without classes
     free = () if exact else heads
     if not exact and heads[1] in given and tuple(state_dict[heads[1]].shape) != (getattr(model, "num_classes", None),):
-        given.pop(heads[0], None)  # timm is about to throw it away, whatever it is
+        given.pop(heads[0], None)  # timm removes it before loading, so its shape does not matter
     problems = [f"{key} has 0 classes" for key in heads if key in state_dict and 0 in state_dict[key].shape]
     problems += [f"{key} is missing" for key in expected if key not in given and key not in free]
     problems += [f"{key} is surplus" for key in given if key not in expected and key not in free]
@@ -118,11 +126,14 @@ def check_state_dict(
 
 
 def _comparable(key: str, tensor: Tensor, exact: bool) -> tuple[int | str, ...]:
-    """Return the shape of an array, gains in one form; unless ``exact``, with a letter for what timm adapts."""
+    """Return the shape of an array in a form that can be compared.
+
+    Both shapes of a gain, (O,) and (O, 1, 1, 1), give (O,). Unless ``exact``, a name replaces a size that timm adapts.
+    """
     shape = tuple(tensor.shape)
     if key.endswith(".gain") and len(shape) == 4:  # timm's (O, 1, 1, 1)
         return (tensor.numel(),)
-    if key.endswith(".skipinit_gain") and shape == (1,):  # of vectorize_skip_gains()
+    if key.endswith(".skipinit_gain") and shape == (1,):  # after vectorize_skip_gains()
         return ()
     if exact:
         return shape

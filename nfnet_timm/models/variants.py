@@ -1,4 +1,4 @@
-"""Every network of the package as plain numbers: the configuration that tells one from another, and the table.
+"""The configuration of a network, and the table of all networks of the package.
 
 Source: deepmind-research/nfnets/base.py (NFNets, NF-RegNets) and nf_resnet.py (NF-ResNets).
 """
@@ -14,25 +14,26 @@ __all__ = ["VARIANTS", "NormFreeCfg", "UnknownFieldError", "Variant"]
 
 
 class UnknownFieldError(TypeError, ValueError):
-    """A keyword argument that no network here takes: a TypeError, as everywhere in timm, and a wrong value."""
+    """A keyword argument that no network here has. It is a TypeError, as in timm, and also a ValueError."""
 
 
 @dataclass(frozen=True)
 class NormFreeCfg:
-    """What tells one Normalizer-Free network from another; every field is also a keyword of ``create_model``.
+    """The architecture of a Normalizer-Free network. Every field is also a keyword argument of ``create_model``.
 
     Args:
         depths: Blocks in each stage.
         channels: Output channels of each stage, before ``width_factor``.
         stem_type: "deep_quad" (four 3 x 3, stride 4), "3x3" (stride 2) or "7x7_pool" (stride 4).
-        stem_chs: Channels of the stem's last convolution; None takes the family's share of ``channels[0]``.
+        stem_chs: Channels of the stem's last convolution; None for the family's share of ``channels[0]``.
         group_size: Channels per group of the 3 x 3 convolutions; None for ungrouped.
-        bottle_ratio: Width inside a block over the block's output (``reg``: input) channels.
+        bottle_ratio: Ratio of the width inside a block to its output channels (with ``reg``: to its input channels).
         num_features: Channels of the final convolution; 0 for none, None for the family's multiple of the last stage.
-        alpha: Scale of the residual branch, and so the growth of the variance per block (arXiv 2101.08692, section 3).
-        reg: Whether blocks are those of NF-RegNets: widened from the input, squeeze-excite before the last conv.
+        alpha: Scale of the residual branch. Each block adds alpha**2 to the variance (arXiv 2101.08692, section 3).
+        reg: Whether blocks are those of NF-RegNets: their width depends on the input channels, and squeeze-excite comes
+            before the last convolution.
         extra_conv: Whether blocks have a second 3 x 3 convolution, as in NFNets.
-        rd_ratio: Hidden over outer channels of squeeze-excite; 0 for none.
+        rd_ratio: Ratio of hidden to outer channels of squeeze-excite; 0 for none.
         act_layer: A key of ``nfnet_timm.layers.ACTIVATIONS``.
         zero_init_fc: Whether the classifier starts at 0 instead of N(0, 0.01).
     """
@@ -53,11 +54,11 @@ class NormFreeCfg:
     zero_init_fc: bool = False
 
     def override(self, **kwargs: Any) -> NormFreeCfg:
-        """Return this configuration with ``kwargs`` in place of its own values.
+        """Return a copy of this configuration with the fields in ``kwargs`` replaced.
 
         Raises:
-            UnknownFieldError: If a keyword is no field.
-            ValueError: If a value cannot be built.
+            UnknownFieldError: If a keyword is not a field.
+            ValueError: If a field has an invalid value.
         """
         names = [f.name for f in fields(self)]
         unknown = sorted(set(kwargs) - set(names))
@@ -89,8 +90,8 @@ class NormFreeCfg:
                 raise ValueError(f"{name}={value!r}: expected a finite number of at least 0")
         if min(cfg.out_chs_of_stem, *cfg.stage_chs) < 1:
             raise ValueError(
-                f"channels={cfg.channels} with width_factor={cfg.width_factor} leave a stage or the stem no channels: "
-                "expected at least one in each"
+                f"channels={cfg.channels} with width_factor={cfg.width_factor} give a stage or the stem no channels: "
+                "expected at least one channel in each"
             )
         return cfg
 
@@ -101,32 +102,32 @@ class NormFreeCfg:
 
     @property
     def out_chs_of_stem(self) -> int:
-        """Channels that the stem hands to the first stage."""
+        """Output channels of the stem."""
         return self.stem_chs or int(self.channels[0] * self.width_factor * STEM_SHARE[self.stem_type])
 
     @property
     def final_chs(self) -> int:
-        """Channels of the final convolution, 0 where there is none."""
+        """Channels of the final convolution, or 0 if there is none."""
         if self.num_features is not None:
             return self.num_features
         return 1280 * self.stage_chs[-1] // 440 if self.reg else 2 * self.stage_chs[-1]
 
 
-# Channels of the stem's last convolution over those of the first stage.
+# Ratio of the channels of the stem's last convolution to the channels of the first stage.
 STEM_SHARE = {"deep_quad": 1 / 2, "3x3": 1.0, "7x7_pool": 1 / 4}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A named network, with the sizes it was made for.
+    """A network with a name, and the image sizes that its authors used.
 
     Args:
-        title: What it is called in its paper.
+        title: Its name in its paper.
         train_size: Height and width of training images, pixels.
         test_size: Height and width of test images, pixels.
-        crop_pct: Centre crop over resized image, as in timm.
-        crop_mode: "squash" where the authors resize without keeping the aspect, else "center".
-        hf_hub_id: Hub repository with weights in timm's format, if any exist.
+        crop_pct: Ratio of the centre crop to the resized image, as in timm.
+        crop_mode: "squash" if the authors resize without keeping the aspect ratio, else "center".
+        hf_hub_id: Hub repository with weights in timm's format, or None if there is none.
     """
 
     title: str

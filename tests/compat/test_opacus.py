@@ -185,7 +185,7 @@ def test_nothing_is_kept_after_a_step_and_nothing_at_all_without_opacus():
 
 
 def test_the_mode_that_would_count_twice_is_refused():
-    with pytest.raises(ValueError, match='"functorch" would count what is inside of a block twice'):
+    with pytest.raises(ValueError, match='"functorch" would count the layers inside a block twice'):
         GradSampleModule(network(), force_functorch=True)(batch()[0])
 
 
