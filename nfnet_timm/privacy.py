@@ -102,9 +102,9 @@ def pixel_conv_norms(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> 
     return norms
 
 
-# For each block, the residual branch and the gate of each forward pass. The gradient of the skip gain needs both. Opacus
-# keeps the inputs of a block in the list ``block.activations``. A forward pass appends to it, and a backward pass pops
-# the last one. The key here is the index in this list. Example with two passes of each kind:
+# For each block, the residual branch and the gate of each forward pass. The gradient of the skip gain needs both.
+# Opacus keeps the inputs of a block in the list ``block.activations``. A forward pass appends to it, and a backward
+# pass pops the last one. The key here is the index in this list. Example with two passes of each kind:
 #     forward: key 0, then key 1; backward: key 1, then key 0
 _branches: WeakKeyDictionary[NormFreeBlock, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 

@@ -1,10 +1,10 @@
 """Adaptive gradient clipping as published, and optimizers that clip.
 
-agc            the rule
-param_groups   which parameters are clipped, and which are decayed
-agc_optimizer  any optimizer with the rule before each step
-twins          ``agc-sgd``, ``agc-adamw`` and so on, in timm's registry
-factory        an optimizer from a name and a model
+agc            clip gradients, and measure the effect
+param_groups   choose which parameters are clipped, and which are decayed
+agc_optimizer  make any optimizer clip before each step
+twins          register ``agc-sgd``, ``agc-adamw`` and so on with timm
+factory        create an optimizer from a name and a model
 sam            sharpness-aware minimization around any optimizer
 """
 

@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClippedParam:
-    """A parameter, and the settings by which its gradient is clipped."""
+    """A parameter, and the settings for clipping its gradient."""
 
     param: Tensor
     clipping: Clipping
@@ -50,10 +50,10 @@ def unitwise_norm(x: Tensor) -> Tensor:
     """Return the L2 norm of each unit of ``x``, at least in float32, in a shape that broadcasts against ``x``.
 
     A unit is a row of a matrix or of a convolution kernel (dim 0: the weights of one output). A vector or a scalar is
-    one unit as a whole, also if it is stored with further dimensions of size 1. The kernel of a transposed convolution,
-    which no network of the papers has, has inputs on dim 0: there a unit is the weights of one input.
+    one unit, also if it has further dimensions of size 1. In the kernel of a transposed convolution, dim 0 is the
+    input, so a unit is the weights of one input. The networks of the papers have no transposed convolution.
 
-    Differs from timm: its ``unitwise_norm`` makes each element of a gain of shape (O, 1, 1, 1) a unit.
+    Differs from timm: in timm's ``unitwise_norm``, each element of a gain of shape (O, 1, 1, 1) is a unit.
     """
     return unit_norm(x, is_one_unit(x))
 
@@ -67,21 +67,27 @@ def adaptive_clip_grad_(
 ) -> None:
     """Scale each unit's gradient, in place, to at most ``clip_factor`` times the norm of the unit's weights.
 
-    ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` per unit; see ``unitwise_norm`` for units. All parameters
-    that are passed are clipped: leave out the classifier's weight, as the authors do; they clip its bias. Norms are
-    at least float32. Parameters that are sharded over processes on dim 0 (FSDP2) get the same result: each process
-    clips its own rows, and the norms of all vectors take one collective. On a GPU with Triton this is one launch; on a
-    GPU without, units of one length are copied into one matrix for the time of the call.
+    ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` for each unit; ``unitwise_norm`` defines a unit. Norms are
+    computed at least in float32.
+
+    All given parameters are clipped. The authors do not clip the classifier's weight, so leave it out. They clip its
+    bias.
+
+    Parameters may be sharded over processes on dim 0 (FSDP2), with the same result. Each process clips its own rows,
+    and the norms of all vectors take one collective.
+
+    On a GPU with Triton, clipping is one launch. On a GPU without Triton, units of the same length are copied into one
+    matrix during the call.
 
     Args:
-        clip_factor: Largest ratio of gradient norm to weight norm (lambda in the paper); 0.01 suits batches of 1024
-            to 4096, smaller batches train with larger factors. None: nothing is clipped.
-        eps: Lower bound of the weight norm, so that parameters that start at zero can leave it.
-        error_if_nonfinite: Whether to look for NaN and infinite gradients, which waits for the device.
+        clip_factor: Largest ratio of gradient norm to weight norm (lambda in the paper). 0.01 suits batches of 1024
+            to 4096; smaller batches train with larger factors. None: nothing is clipped.
+        eps: Lower bound of the weight norm. With it, parameters that start at zero can change.
+        error_if_nonfinite: Whether to check for NaN and infinite gradients. The check waits for the device.
     Raises:
         ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a parameter is complex, a gradient is sparse,
-            a matrix or kernel is sharded across its rows, or FSDP1 has flattened it.
-        RuntimeError: If ``error_if_nonfinite`` and a gradient is not finite; nothing is clipped then.
+            a matrix or kernel is sharded on another dim than 0, or FSDP1 has flattened a parameter.
+        RuntimeError: If ``error_if_nonfinite`` and a gradient is not finite. Then nothing is clipped.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
@@ -90,26 +96,26 @@ def adaptive_clip_grad_(
     if error_if_nonfinite and not _are_finite(limits):
         raise RuntimeError(
             "a gradient is NaN or infinite, so it cannot be clipped: expected finite gradients. Find the cause, for "
-            "instance a learning rate that is too large, or pass error_if_nonfinite=False to go on"
+            "instance a learning rate that is too large, or pass error_if_nonfinite=False to continue anyway"
         )
     clip_each_(limits)
 
 
 @torch.no_grad()
 def clip_each_(limits: list[ClippedParam], grad_scale: Tensor | None = None) -> None:
-    """Clip each parameter's gradient by settings of its own, as ``adaptive_clip_grad_`` does.
+    """Clip each parameter's gradient as ``adaptive_clip_grad_`` does, but with its own settings.
 
-    One call for all parameters, so that vectors that are sharded over processes take one collective in all.
+    Pass all parameters in one call. Then all vectors that are sharded over processes take one collective together.
 
     Args:
-        grad_scale: The factor of a gradient scaler by which the gradients are still multiplied.
+        grad_scale: The factor of a gradient scaler, if the gradients still contain it.
     """
     for device, here in _by_device(limits).items():
         _clip_on_device_(here, None if grad_scale is None else grad_scale.to(device))
 
 
 def _by_device(limits: list[ClippedParam]) -> dict[torch.device, list[ClippedParam]]:
-    """Return the limits of the parameters that have a gradient, by device, as one foreach call needs them."""
+    """Return the parameters that have a gradient, grouped by device: a foreach call accepts only one device."""
     devices: dict[torch.device, list[ClippedParam]] = {}
     for limit in limits:
         if limit.param.grad is not None:
@@ -118,7 +124,7 @@ def _by_device(limits: list[ClippedParam]) -> dict[torch.device, list[ClippedPar
 
 
 def _clip_on_device_(limits: list[ClippedParam], grad_scale: Tensor | None) -> None:
-    whole: list[tuple[ClippedParam, Tensor, Tensor]] = []  # with this process's part of the weight and the gradient
+    whole: list[tuple[ClippedParam, Tensor, Tensor]] = []  # parameter, local weight, local gradient
     rest: list[ClippedParam] = []
     for limit in limits:
         weight, grad, group = _local(limit.param)
@@ -145,7 +151,7 @@ class ClipStats:
 
     Args:
         clipped: Share of its units whose gradient is scaled down, 0 to 1.
-        max_ratio: Largest |G| / max(|W|, eps) over its units; those above the clip factor are clipped.
+        max_ratio: Largest |G| / max(|W|, eps) of its units. Units above the clip factor are clipped.
     """
 
     clipped: float
@@ -158,10 +164,10 @@ def clip_stats(
     clip_factor: float = CLIP_FACTOR,
     eps: float = CLIP_EPS,
 ) -> dict[str, ClipStats]:
-    """Return, by name, what an optimizer that clips would do to each parameter now; call it before the step.
+    """Return, by name, how the present gradients would be clipped in the next step; call it before the step.
 
-    The weight of a network's classifier is not clipped, as in the optimizers. The call costs the norms and one transfer
-    from each device. Of sharded parameters, this process's rows count.
+    The weight of a network's classifier counts as not clipped, as in the optimizers. The call computes the norms, and
+    makes one transfer from each device. For sharded parameters it counts only the rows of this process.
 
     Args:
         parameters: ``model.named_parameters()``, or a dict.
@@ -175,7 +181,7 @@ def clip_stats(
     for here in _by_device([ClippedParam(p, clipping) for p in named.values() if clipping is not None]).values():
         _, max_norms, grad_norms = _norms(here)
         ratios = [(limit.param, g / m) for limit, g, m in zip(here, grad_norms, max_norms, strict=True)]
-        ratios = [(p, ratio) for p, ratio in ratios if ratio.numel()]  # a process may hold no row
+        ratios = [(p, ratio) for p, ratio in ratios if ratio.numel()]  # a process may have no rows
         rows = [torch.stack([(ratio > 1).float().mean(), ratio.max() * clip_factor]) for _, ratio in ratios]
         if rows:
             found.update(zip((names[id(p)] for p, _ in ratios), torch.stack(rows).tolist(), strict=True))
@@ -186,19 +192,19 @@ def clip_stats(
 
 def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
     whole = [x for x, one in zip(tensors, one_unit, strict=True) if one]
-    # All vectors together, in a few launches: two thirds of a network's parameters are vectors.
+    # All vectors together, in a few launches, because two thirds of the parameter tensors are vectors.
     dtype = reduce(torch.promote_types, {x.dtype for x in whole}, torch.float32)
     norms = iter(foreach_norm(whole, 2, dtype=dtype) if whole else [])
     return [next(norms) if one else unit_norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
 
 
 def _norms(limits: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return this process's parts of the gradients, the largest norms that their units may have, and their norms."""
+    """Return the local gradients of this process, the largest allowed norms of their units, and the present norms."""
     owners = [limit.param for limit in limits]
     weights, grads, groups = map(list, zip(*map(_local, owners), strict=True))
     one_unit = [is_one_unit(p) for p in owners]
     weight_norms, grad_norms = _norm_each(weights, one_unit), _norm_each(grads, one_unit)
-    split: dict[Any, list[Tensor]] = {}  # process group -> the norms of vectors that it shares
+    split: dict[Any, list[Tensor]] = {}  # process group -> norms of the vectors sharded over it
     for group, one, weight_norm, grad_norm in zip(groups, one_unit, weight_norms, grad_norms, strict=True):
         if group is not None and one:
             split.setdefault(group, []).extend((weight_norm, grad_norm))
@@ -213,7 +219,7 @@ def _norms(limits: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], list
 
 
 def _are_finite(limits: list[ClippedParam]) -> bool:
-    """Whether all gradients are finite; the same answer in every process that shares one of the parameters."""
+    """Return whether all gradients are finite; the result is the same in all processes that share a parameter."""
     finite: dict[Any, Tensor] = {}
     for here in _by_device(limits).values():
         for limit, grad_norm in zip(here, _norms(here)[2], strict=True):
@@ -231,7 +237,7 @@ def _are_finite(limits: list[ClippedParam]) -> bool:
 
 
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
-    """Return this process's part of the weight and the gradient, and the process group that shares a unit, if any."""
+    """Return this process's part of the weight and the gradient, and the process group of a sharded parameter."""
     if p.is_complex():
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} has dtype {p.dtype}: adaptive clipping is for real numbers. Leave "
@@ -255,10 +261,12 @@ def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
         if placement.is_shard():
             if placement.dim != 0 and not is_one_unit(p):
                 raise ValueError(
-                    f"a parameter of shape {tuple(p.shape)} is sharded on dim {placement.dim}: expected dim 0, where "
-                    "a row, the unit of clipping, stays whole. It is fully_shard's default"
+                    f"a parameter of shape {tuple(p.shape)} is sharded on dim {placement.dim}: expected dim 0, "
+                    "fully_shard's default, because each process needs whole rows to clip them"
                 )
             if group is not None:
-                raise ValueError(f"a parameter is sharded over two dims of {mesh}: expected one")
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} is sharded over two dims of {mesh}: expected one dim"
+                )
             group = mesh.get_group(dim)
     return p.to_local(), p.grad.to_local(), group  # type: ignore[attr-defined,union-attr]

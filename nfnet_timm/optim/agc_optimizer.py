@@ -1,4 +1,4 @@
-"""Any optimizer with adaptive gradient clipping before each step."""
+"""Add adaptive gradient clipping to any optimizer, before each step."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ def attach_agc(
     clip_factor: float | None = CLIP_FACTOR,
     clip_eps: float = CLIP_EPS,
 ) -> Optimizer:
-    """Make ``optimizer`` clip adaptively before each step, and return it; it may be of any library.
+    """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
-    ``clip_factor`` and ``clip_eps`` become entries of each parameter group that has none, and of groups that are added
-    later: they are saved in ``state_dict()`` and can be changed at any time. A ``clip_factor`` of None switches the
-    clipping of a group off. The classifier's weight of the networks here is not clipped, whatever group it is in.
-    Gradients are clipped in place, after a gradient scaler has unscaled them, once per step however many backward
-    passes it has, and after each run of a closure. Copies clip too; an unpickled optimizer clips in a process that has
-    imported timm or this module.
+    ``clip_factor`` and ``clip_eps`` become entries of each parameter group that does not have them, and of groups that
+    are added later. They are saved in ``state_dict()``, and you can change them at any time. A ``clip_factor`` of None
+    disables clipping for the group. The weight of the classifier of a network of this package is never clipped.
+
+    Gradients are clipped in place, once for each step and after each run of a closure. This happens after a gradient
+    scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled
+    optimizer clips if its process has imported timm or this module.
 
     Raises:
-        ValueError: If a setting is not a number above 0, or the optimizer differentiates gradients, which clipping
-            would change under it, or does not run torch's hooks.
+        ValueError: If a setting is not a number above 0, the optimizer differentiates gradients, or it does not run
+            torch's hooks.
     """
     plain = _innermost(optimizer)
     if getattr(plain, "is_second_order", False):
         raise ValueError(
             f"{type(plain).__name__} differentiates gradients, and would differentiate the clipping too: expected an "
-            "optimizer that does not. timm's create_optimizer_v2 builds it without clipping"
+            "optimizer that does not. To use it without clipping, build it by timm's create_optimizer_v2"
         )
-    if not getattr(type(plain).step, "hooked", False):  # set by the constructor of torch's Optimizer
+    if not getattr(type(plain).step, "hooked", False):  # the constructor of torch's Optimizer sets it
         raise ValueError(
-            f"the step of {type(plain).__name__} runs no hooks, as it does not call the constructor of "
+            f"the step of {type(plain).__name__} runs no hooks, because it does not call the constructor of "
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"
         )
     settings = _checked(clip_factor, clip_eps)
@@ -49,21 +50,21 @@ def attach_agc(
     for group in plain.param_groups:
         for key, value in settings.items():
             if is_new:
-                group.setdefault(key, value)  # agc_param_groups has set some
+                group.setdefault(key, value)  # agc_param_groups may have set it
             elif group.get(key) is not None:
                 group[key] = value
     return optimizer
 
 
 def _checked(clip_factor: float | None, clip_eps: float) -> dict[str, Any]:
-    """Return the settings as numbers."""
+    """Return the settings as numbers, or raise ValueError."""
     settings = {"clip_factor": clip_factor, "clip_eps": clip_eps}
     clipping = Clipping.of(settings)
     return settings if clipping is None else clipping._asdict()
 
 
 def _innermost(optimizer: Any) -> Any:
-    """Return the optimizer that makes the step where ``optimizer`` wraps another one, as Lookahead and SAM do."""
+    """Return the innermost optimizer, which makes the step, if ``optimizer`` is a wrapper such as Lookahead or SAM."""
     for inner in vars(optimizer).values():
         if isinstance(inner, Optimizer) and inner.param_groups is optimizer.param_groups:
             return _innermost(inner)
@@ -79,7 +80,7 @@ def _clip_before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[
         return None
 
     @wraps(closure)
-    def clipped() -> Any:  # the gradients are those that the closure leaves
+    def clipped() -> Any:  # the closure computes the gradients, so they are clipped after it
         loss = closure()
         _clip(optimizer)
         return loss
@@ -89,7 +90,7 @@ def _clip_before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[
     return args, {**kwargs, "closure": clipped}
 
 
-# One hook for all optimizers, as torch drops an optimizer's own hooks from its copies.
+# One global hook, because copies of an optimizer do not have the optimizer's own hooks.
 register_optimizer_step_pre_hook(_clip_before_step)
 
 
@@ -98,11 +99,11 @@ def _clip(optimizer: Optimizer) -> None:
     limits = []
     for group in optimizer.param_groups:
         for key in Clipping._fields:
-            group.setdefault(key, optimizer.defaults[key])  # the state of an optimizer without clipping has none
+            group.setdefault(key, optimizer.defaults[key])  # missing from the state of an optimizer without clipping
         clipping = Clipping.of(group)
         if clipping is not None:
             limits += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
-    # A fused optimizer unscales in its step; until then the gradients have the gradient scaler's factor.
+    # A fused optimizer unscales in its step. Before that, the gradients contain the factor of the gradient scaler.
     clip_each_(limits, grad_scale=getattr(optimizer, "grad_scale", None))
 
 
@@ -110,7 +111,7 @@ def _clip(optimizer: Optimizer) -> None:
 def agc_class(plain: Any) -> type[Optimizer]:
     """Return the subclass of ``plain`` that clips adaptively before each step.
 
-    It takes ``clip_factor`` and ``clip_eps`` by keyword beside the arguments of ``plain``; see ``attach_agc``.
+    It takes the arguments of ``plain``, and the keywords ``clip_factor`` and ``clip_eps``; see ``attach_agc``.
     """
 
     class Agc(plain):
@@ -127,7 +128,7 @@ def agc_class(plain: Any) -> type[Optimizer]:
             super().__init__(params, *args, **kwargs)
             attach_agc(self, clip_factor, clip_eps)
 
-        def __reduce_ex__(self, protocol: Any) -> Any:  # pickle does not find a class that is made in a function
+        def __reduce_ex__(self, protocol: Any) -> Any:  # pickle cannot find a class made in a function
             return _empty, (plain,), self.__getstate__()
 
     Agc.__name__ = Agc.__qualname__ = f"Agc{plain.__name__}"
@@ -136,6 +137,6 @@ def agc_class(plain: Any) -> type[Optimizer]:
 
 
 def _empty(plain: Any) -> Optimizer:
-    """Return an instance for a copy or a pickle to fill."""
+    """Return an instance without state. copy and pickle set the state afterwards."""
     clipping: Any = agc_class(plain)
     return clipping.__new__(clipping)

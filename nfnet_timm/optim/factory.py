@@ -1,4 +1,4 @@
-"""An optimizer that clips, from a name and a model."""
+"""Create an optimizer that clips, from a name and a model."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def create_optimizer(
     no_clip: str | Iterable[str] | None = None,
     **kwargs: Any,
 ) -> Optimizer:
-    """Return timm's optimizer ``opt`` over ``agc_param_groups``, which clips adaptively before each step.
+    """Return timm's optimizer ``opt`` with the groups of ``agc_param_groups``. It clips adaptively before each step.
 
     Args:
-        opt: Any name of ``timm.optim.list_optimizers()``; "sgd" is the authors', with Nesterov momentum.
-        layer_decay: Factor of the learning rate from layer to layer. The rates of the groups are the scaled ones, for a
-            scheduler of any library.
+        opt: A name from ``timm.optim.list_optimizers()``. The authors use "sgd", which has Nesterov momentum.
+        layer_decay: Factor of the learning rate from layer to layer. The learning rate of each group includes its
+            factor, so schedulers of any library work.
         no_clip: See ``agc_param_groups``.
-        kwargs: For timm's ``create_optimizer_v2``.
+        kwargs: Further arguments of timm's ``create_optimizer_v2``.
     Raises:
         ValueError: See ``agc_param_groups`` and ``attach_agc``.
-    Differs from timm: with ``layer_decay`` its groups have an ``lr_scale``, which only its own schedulers apply.
+    Differs from timm: with ``layer_decay``, timm's groups have an entry ``lr_scale``, which only timm's schedulers use.
     """
     groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay, no_clip)
     lookahead, _, name = opt.lower().rpartition("_")

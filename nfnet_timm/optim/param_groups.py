@@ -1,4 +1,4 @@
-"""Which parameters adaptive clipping and weight decay leave alone.
+"""Choose the parameters that adaptive clipping and weight decay do not change.
 
 Source: arXiv 2102.06171, section 4.1; ``_make_opt`` in deepmind-research/nfnets/experiment_nfnets.py.
 """
@@ -18,36 +18,39 @@ from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping
 
 __all__ = ["agc_param_groups", "classifier_weights", "exempt_classifier", "known_classifier_weights"]
 
-# An optimizer gets parameters without names, and an attribute of a parameter does not survive loading, copying or
-# sharding. So the living networks are the record: they are asked for their classifier at each step.
+# An optimizer gets parameters without names, and a parameter loses its attributes when it is loaded, copied or sharded.
+# So this set has all living networks, and each step reads their present classifiers.
 _networks: WeakSet[nn.Module] = WeakSet()
-_lock = Lock()  # one thread may build a network while another one steps
+_lock = Lock()  # one thread may build a network while another one runs a step
 
 
 def exempt_classifier(network: nn.Module) -> None:
-    """Exempt the classifier of ``network`` in every optimizer that clips; the network is not kept alive."""
+    """Exempt the weight of the classifier of ``network`` from clipping, in every optimizer.
+
+    The classifier may be replaced later. ``network`` is referenced weakly.
+    """
     with _lock:
         _networks.add(network)
 
 
 def known_classifier_weights() -> set[int]:
-    """Return the ids of the classifier weights of all living networks of this package, as they are now."""
+    """Return the ids of the present classifier weights of all living networks of this package."""
     with _lock:
         networks = list(_networks)
     return {id(p) for network in networks for p in classifier_weights(network)}
 
 
 def classifier_weights(model: nn.Module) -> list[Tensor]:
-    """Return the weights of what timm's ``get_classifier()`` returns for ``model``; biases are clipped.
+    """Return the weights of ``model.get_classifier()``, without biases, which are clipped.
 
-    Where ``get_classifier()`` fails, since the user has replaced or removed the head, these are the weights of
+    If ``get_classifier()`` fails because the user has replaced or removed the head, these are the weights of
     ``model.head``.
     """
     try:
         classifier = model.get_classifier()  # type: ignore[operator]
     except Exception:
         classifier = getattr(model, "head", None)
-    # Distilled networks have several.
+    # Distilled networks have several classifiers.
     modules: list[Any] = list(classifier) if isinstance(classifier, (tuple, list)) else [classifier]
     return [
         p
@@ -67,27 +70,29 @@ def agc_param_groups(
     no_clip: str | Iterable[str] | None = None,
     **layer_decay_kwargs: Any,
 ) -> list[dict[str, Any]]:
-    """Return the authors' parameter groups of any model, each trainable parameter in exactly one.
+    """Return the authors' parameter groups for any model; each trainable parameter is in exactly one group.
 
-    Clipped but not decayed: gains, biases, skip gains, the parameters of normalization layers, and those that the
-    model's ``no_weight_decay()`` names. Decayed but not clipped: the weight of the classifier, which timm's
-    ``get_classifier()`` returns. Everything else is clipped and decayed.
+    - Clipped but not decayed: gains, biases, skip gains, the parameters of normalization layers, and the names in the
+      model's ``no_weight_decay()``.
+    - Decayed but not clipped: the weight of the classifier, from timm's ``get_classifier()``.
+    - Clipped and decayed: all others.
 
     Args:
-        layer_decay: Factor of the learning rate from layer to layer, for timm's ``param_groups_layer_decay``, which
-            takes ``layer_decay_kwargs`` too. It is the entry ``lr_scale`` of each group, which timm's schedulers apply.
-        no_clip: Names of further parameters that are not clipped, or patterns such as "fc.*", like timm's
-            ``no_weight_decay``. An empty tuple confirms that nothing else is exempt, and silences the warning below.
+        layer_decay: Factor of the learning rate from layer to layer, for timm's ``param_groups_layer_decay``. Each
+            group then has an entry ``lr_scale``, which timm's schedulers apply.
+        no_clip: Names of further parameters that are not clipped, or patterns such as "fc.*". An empty tuple confirms
+            that all other parameters are clipped, and prevents the warning below.
+        layer_decay_kwargs: Further arguments of ``param_groups_layer_decay``.
     Raises:
-        ValueError: If ``model`` is no module, or a name or pattern of ``no_clip`` matches no parameter.
+        ValueError: If ``model`` is not a module, or a name or pattern in ``no_clip`` matches no parameter.
     Warns:
         RuntimeWarning: If no classifier is known, ``no_clip`` is not given, and a linear layer would be clipped.
-    Differs from timm: ``--clip-mode agc`` exempts the last two parameters of the model, whatever they are.
+    Differs from timm: ``--clip-mode agc`` always exempts the last two parameters of the model.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"model is of type {type(model).__name__}: expected a torch.nn.Module, whose names and classifier decide "
-            'about the groups. Pass the model, or pass parameters to timm\'s create_optimizer_v2(..., "agc-sgd")'
+            f"model is of type {type(model).__name__}: expected a torch.nn.Module, because the groups depend on its "
+            'names and classifier. Pass the model, or pass parameters to timm\'s create_optimizer_v2(..., "agc-sgd")'
         )
     network = _unwrapped(model)
     exempt = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
@@ -99,11 +104,11 @@ def agc_param_groups(
     if layer_decay is None:
         groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p.requires_grad]}]
     else:
-        from timm.optim import param_groups_layer_decay  # not above, by the rule in nfnet_timm/__init__.py
+        from timm.optim import param_groups_layer_decay  # here by the rule in nfnet_timm/__init__.py
 
         groups = param_groups_layer_decay(network, 0.0, layer_decay=layer_decay, **layer_decay_kwargs)
     clipping = {"clip_factor": clip_factor, "clip_eps": clip_eps}
-    Clipping.of(clipping)  # raises
+    Clipping.of(clipping)  # raises an error for wrong values
     out: dict[tuple[Any, ...], dict[str, Any]] = {}
     for i, group in enumerate(groups):
         for p in group["params"]:
@@ -117,10 +122,10 @@ def agc_param_groups(
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside of DDP, ``torch.compile`` or an average, whose names have no prefix."""
+    """Return the network inside DDP, ``torch.compile`` or an average of weights. Its names have no prefix."""
     from timm.utils import unwrap_model
 
-    inner: nn.Module = unwrap_model(model)  # also a part of a model that happens to be called ``module``
+    inner: nn.Module = unwrap_model(model)  # it also returns a part of a model with the name ``module``
     return inner if {id(p) for p in inner.parameters()} == {id(p) for p in model.parameters()} else model
 
 
@@ -145,16 +150,16 @@ def _matching(model: nn.Module, patterns: list[str]) -> set[int]:
             names = ", ".join([name for name, _ in model.named_parameters()][-3:])
             raise ValueError(
                 f"no_clip={pattern!r} matches no parameter of {type(model).__name__}: expected a name or a pattern of "
-                f"model.named_parameters(), the last of which are {names}"
+                f"model.named_parameters(), for instance its last ones: {names}"
             )
         found |= matches
     return found
 
 
 def _warn_of_linear_layers(model: nn.Module) -> None:
-    """Warn if a linear layer, perhaps the classifier, is outside of all that has a ``get_classifier()``."""
-    timms = [module for module in model.modules() if hasattr(module, "get_classifier")]
-    inside = {id(module) for network in timms for module in network.modules()}
+    """Warn if a linear layer, perhaps the classifier, is not inside a module that has ``get_classifier()``."""
+    timm_models = [module for module in model.modules() if hasattr(module, "get_classifier")]
+    inside = {id(module) for network in timm_models for module in network.modules()}
     linear = [
         f"{name}.weight".lstrip(".")
         for name, module in model.named_modules()
@@ -162,7 +167,7 @@ def _warn_of_linear_layers(model: nn.Module) -> None:
     ]
     if linear:
         warnings.warn(
-            f"no classifier is known in {type(model).__name__}, so every parameter is clipped, {linear[-1]} too. The "
+            f"no classifier is known in {type(model).__name__}, so every parameter is clipped, also {linear[-1]}. The "
             f"authors do not clip the classifier's weight: pass no_clip={linear[-1]!r}, or no_clip=() to clip all",
             RuntimeWarning,
             stacklevel=3,

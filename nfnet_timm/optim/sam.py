@@ -21,7 +21,9 @@ __all__ = ["SAM"]
 
 
 class SAM(Optimizer):
-    """Steps with the gradients at ``w + rho * g / |g|``, where g are those at ``w``, the norm that of all together.
+    """Step from ``w`` with the gradients at ``w + rho * g / |g|``, where g are the gradients at ``w``.
+
+    ``|g|`` is the norm of the gradients of all parameters together.
 
     ::
 
@@ -34,35 +36,37 @@ class SAM(Optimizer):
 
         loss = optimizer.step(closure)
 
-    The optimizer inside makes the step: groups, state and hooks are its own, and where it clips adaptively, it clips
-    the gradients that it steps with. Those of the ascent are not clipped, and only their direction counts; the paper
-    does not say whether its authors clipped them. After the ascent the weights come back to the bit, also where a
-    closure raises. The weights are kept a second time while the closure runs.
+    The optimizer inside makes the step. It has its own groups, state and hooks. If it clips adaptively, it clips the
+    gradients of the step. The gradients of the ascent are not clipped, and only their direction matters. The paper does
+    not say whether its authors clipped them.
+
+    After the ascent the weights are restored bit by bit, also if a closure raises an error. A copy of the weights is
+    kept while the closure runs.
 
     Args:
-        rho: Length of the ascent; the entry ``sam_rho`` of each parameter group, so it is saved and may be changed.
-            0.05 is the paper's for fine-tuning; for F5 and F6 on ImageNet it gives none.
+        rho: Length of the ascent. It becomes the entry ``sam_rho`` of each parameter group, so it is saved, and you can
+            change it. The paper uses 0.05 for fine-tuning, and gives no value for F5 and F6 on ImageNet.
     Raises:
         ValueError: If ``rho`` is negative or not finite, or ``optimizer`` runs closures itself, as L-BFGS does.
-    Differs from timm: it has none.
+    Differs from timm: timm has no SAM.
     """
 
     def __init__(self, optimizer: Optimizer, rho: float = 0.05):
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, (LBFGS, SAM)):
             raise ValueError(
-                f"optimizer is {type(optimizer).__name__}: expected an instance of an optimizer that steps once, such "
+                f"optimizer is {type(optimizer).__name__}: expected an optimizer that runs its closure once, such "
                 'as nfnet_timm.optim.create_optimizer(model, "sgd", lr=0.1)'
             )
         if not 0 <= rho < math.inf:
             raise ValueError(f"rho={rho}: expected a finite length of at least 0, such as the paper's 0.05")
-        # Not torch's constructor: whatever is not defined here is that of the optimizer inside, see __getattr__.
+        # torch's constructor is not called: __getattr__ takes all other attributes from the optimizer inside.
         self.optimizer = optimizer
         optimizer.defaults.setdefault("sam_rho", rho)  # for groups that are added later
         for group in optimizer.param_groups:
             group.setdefault("sam_rho", rho)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "optimizer":  # of a copy that is being filled
+        if name == "optimizer":  # a copy without state, before __setstate__
             raise AttributeError(name)
         return getattr(self.optimizer, name)
 
@@ -72,23 +76,23 @@ class SAM(Optimizer):
         ascent: Callable[[], Any] | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> Any:
-        """Run ``closure`` for the ascent, run it again on the way, step, and return what the second run returned.
+        """Run ``closure`` at ``w``, run it a second time after the ascent, step, and return its second result.
 
-        Gradients are set to None before each run. With a scaler, call ``scaler.update()`` afterwards, as always.
+        Gradients are set to None before each run. With a scaler, call ``scaler.update()`` after the step, as usual.
 
         Args:
-            closure: Runs the forward and the backward pass. It may have several of each, which add up.
-            ascent: Runs instead of ``closure`` for the ascent: on a share of the same images (the paper: a fifth, at
-                equal accuracy; of other images the gain is lost), or under ``no_sync()`` of
-                ``DistributedDataParallel``, so that each process ascends by itself (the paper's way).
-            scaler: One whose ``scale`` the closures use.
+            closure: Runs the forward and the backward pass. It may run several of each; the gradients add up.
+            ascent: Runs instead of ``closure`` for the ascent. It may use a part of the same images: the paper uses a
+                fifth, with equal accuracy, but loses the gain with other images. It may also run under ``no_sync()`` of
+                ``DistributedDataParallel``, so that each process computes its own ascent, as in the paper.
+            scaler: The gradient scaler whose ``scale`` the closures use.
         Raises:
             ValueError: If there is no closure.
         """
         if closure is None:
             raise ValueError(
-                "step() without a closure: expected step(closure), as sharpness-aware minimization runs the forward "
-                "and the backward pass twice"
+                "step() without a closure: expected step(closure), because sharpness-aware minimization runs the "
+                "forward and the backward pass twice"
             )
         self.zero_grad()
         with torch.enable_grad():
@@ -130,11 +134,11 @@ class SAM(Optimizer):
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer inside; its groups have the radius."""
+        """Return the state of the optimizer inside; its groups contain ``sam_rho``."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` returned, or the state of the optimizer inside from a run without SAM."""
+        """Load a state from ``state_dict()``, or from a run with the same optimizer without SAM."""
         rho = self.optimizer.defaults["sam_rho"]
         self.optimizer.load_state_dict(state_dict)
         for group in self.param_groups:
@@ -151,14 +155,14 @@ class SAM(Optimizer):
 
 
 def _local(x: Any) -> Tensor:
-    """Return what this process holds of a tensor that may be sharded."""
+    """Return this process's part of a tensor that may be sharded."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
 def _norm(grads: list[Any]) -> Tensor:
-    """Return the norm of all together, in every process that shares them; not 0, so that one may divide by it."""
+    """Return the norm of all gradients together, the same in all processes; it is above 0, so division is possible."""
     dtype = reduce(torch.promote_types, {grad.dtype for grad in grads}, torch.float32)
-    if any(hasattr(grad, "full_tensor") for grad in grads):  # sharded: torch's foreach norm of those takes no dtype
+    if any(hasattr(grad, "full_tensor") for grad in grads):  # sharded: torch's foreach norm has no dtype for these
         norms = [torch.linalg.vector_norm(grad, dtype=dtype) for grad in grads]
     else:
         norms = list(foreach_norm(grads, 2, dtype=dtype)) if grads else [torch.zeros(())]

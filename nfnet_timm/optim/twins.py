@@ -1,4 +1,4 @@
-"""``agc-sgd``, ``agc-adamw`` and so on: importing this registers an optimizer that clips for each one of timm's."""
+"""Importing this registers ``agc-sgd``, ``agc-adamw`` and so on: each optimizer of timm, with clipping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def _register() -> None:
     for name in map(str, list_optimizers()):
         info: OptimInfo = registry.get_optimizer_info(name)
         plain: Any = info.opt_class
-        # Left out: those that are imported by name as they need a GPU, and those whose step differentiates gradients.
+        # Not for optimizers that timm imports by name, because they need a GPU, and not for those that differentiate the
+        # gradients.
         if isinstance(plain, str) or info.second_order or name.startswith("agc-"):
             continue
         registry.register(

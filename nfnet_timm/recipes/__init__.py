@@ -1,6 +1,6 @@
 """The published hyper-parameters as configuration files for timm's train.py.
 
-``nfnet.yaml`` is the recipe of all NFNets, with a name in place of each value in which they differ.
+``nfnet.yaml`` is the template for all NFNets. It has a placeholder for each value that depends on the network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from string import Template
 
 __all__ = ["RECIPES", "recipe"]
 
-# Pixels, images of a process and a step of accumulation, dropout, magnitude of RandAugment.
+# Pixels, images for one process and one step of accumulation, dropout, magnitude of RandAugment.
 # Source: deepmind-research/nfnets/base.py; the authors' batch of 4096 is divided to fit GPUs of 40 GB.
 _NFNETS = {
     "f0": (192, 128, 0.2, 5),
@@ -24,12 +24,12 @@ _NFNETS = {
 }
 _NOTES = {
     "f6": """\
-# The published F6 was trained with SAM. Neither code nor radius was released, and train.py cannot run it, so this is
-# without SAM. In a loop of your own, use nfnet_timm.optim.SAM: ascend on a fifth of each process's batch, by that
-# process alone, and search the radius from 0.05 on, the paper's value for fine-tuning.
+# The published F6 was trained with SAM. Neither its code nor its radius was released, and train.py cannot run SAM, so
+# this recipe is without it. In your own training loop, use nfnet_timm.optim.SAM: each process computes its own ascent
+# on a fifth of its batch. Search for the radius, beginning at 0.05, the paper's value for fine-tuning.
 """,
     "f7": """\
-# No F7 was published; these are the values of the authors' code for it.
+# No F7 was published. These are the values for it in the authors' code.
 """,
 }
 RECIPES = (*(f"nfnet_{name}" for name in _NFNETS), "nf_resnet", "finetune")
@@ -42,16 +42,16 @@ def recipe(name: str) -> str:
         ValueError: If ``name`` is not in ``RECIPES``.
     """
     if name not in RECIPES:
-        raise ValueError(f"no recipe for {name!r}: expected one of {', '.join(RECIPES)}")
+        raise ValueError(f"there is no recipe {name!r}: expected one of {', '.join(RECIPES)}")
     folder = files("nfnet_timm") / "recipes"
     short = name.removeprefix("nfnet_")
     if short not in _NFNETS:
         return (folder / f"{name}.yaml").read_text(encoding="utf-8")
     pixels, batch_size, drop, magnitude = _NFNETS[short]
-    aa = f"rand-m{magnitude}-n4-mstd0  # 4 operations of magnitude {magnitude}, which timm varies without mstd0"
+    aa = f"rand-m{magnitude}-n4-mstd0  # 4 operations of magnitude {magnitude}; without mstd0, timm varies it"
     if magnitude > 10:
-        aa = f"rand-m{magnitude}-n4-mstd0-mmax{magnitude}  # 4 operations of magnitude {magnitude}; timm caps it at 10 "
-        aa += "without mmax, varies it without mstd0"
+        aa = f"rand-m{magnitude}-n4-mstd0-mmax{magnitude}  # 4 operations of magnitude {magnitude}; without mmax, timm "
+        aa += "caps it at 10, and without mstd0, timm varies it"
     return Template((folder / "nfnet.yaml").read_text(encoding="utf-8")).substitute(
         name=short,
         title=short.upper(),
