@@ -18,7 +18,7 @@ def _register() -> None:
     for name in map(str, list_optimizers()):
         info: OptimInfo = registry.get_optimizer_info(name)
         plain: Any = info.opt_class
-        # Not for optimizers that timm imports by name, because they need a GPU, and not for those that differentiate the
+        # Not for optimizers that timm imports by name, because they need a GPU. Not for those that differentiate the
         # gradients.
         if isinstance(plain, str) or info.second_order or name.startswith("agc-"):
             continue
