@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nfnet_timm.kernels import check, clip, standardize, standardize_op
+from nfnet_timm.kernels import check, clip, standardize
+from nfnet_timm.kernels.clip.reference import clip_by_torch_
+from nfnet_timm.kernels.standardize import operation as standardize_op
 from nfnet_timm.kernels.standardize.operation import backward_by_torch, standardize_by_torch
 
 pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
@@ -27,7 +29,7 @@ def kernels(monkeypatch):
     monkeypatch.delenv("NFNET_TIMM_TRITON", raising=False)
     monkeypatch.setattr(standardize_triton, "standardize", standardize_by_torch)
     monkeypatch.setattr(standardize_triton, "backward", backward_by_torch)
-    monkeypatch.setattr(clip_triton, "clip_", clip.clip_by_torch_)
+    monkeypatch.setattr(clip_triton, "clip_", clip_by_torch_)
     yield {
         "standardize": lambda f: monkeypatch.setattr(standardize_triton, "standardize", f),
         "standardize_backward": lambda f: monkeypatch.setattr(standardize_triton, "backward", f),
@@ -77,25 +79,25 @@ def gain_without_scale(grad, weight, gain, scale, eps):
 
 
 def without_eps(weights, grads, settings, grad_scale):
-    clip.clip_by_torch_(weights, grads, [x if i % 2 == 0 else 1e-9 for i, x in enumerate(settings)], grad_scale)
+    clip_by_torch_(weights, grads, [x if i % 2 == 0 else 1e-9 for i, x in enumerate(settings)], grad_scale)
 
 
 def without_scale(weights, grads, settings, grad_scale):
-    clip.clip_by_torch_(weights, grads, settings, None)
+    clip_by_torch_(weights, grads, settings, None)
 
 
 def without_the_last(weights, grads, settings, grad_scale):
-    clip.clip_by_torch_(weights[:-1], grads[:-1], settings[:-2], grad_scale)
+    clip_by_torch_(weights[:-1], grads[:-1], settings[:-2], grad_scale)
 
 
 def always_scaled_up(weights, grads, settings, grad_scale):
-    clip.clip_by_torch_(weights, grads, settings, grad_scale)
+    clip_by_torch_(weights, grads, settings, grad_scale)
     grads[1][0] *= 2
 
 
 def first_block_only(weights, grads, settings, grad_scale):
     tail = grads[1][:, 1024:].clone()
-    clip.clip_by_torch_(weights, grads, settings, grad_scale)
+    clip_by_torch_(weights, grads, settings, grad_scale)
     grads[1][:, 1024:] = tail
 
 

@@ -59,6 +59,7 @@ def check(family, training, dtype, backend):
     assert counter.frame_count <= 3  # the last batch of an epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ten_sizes_take_two_graphs(family, training):
