@@ -145,6 +145,7 @@ def test_private_prints_what_was_spent(tmp_path):
         assert re.search(r"spent: epsilon ([78]\.\d\d) at delta 3.4e-04, with a noise multiplier of \d\.\d\d", out)
 
 
+@pytest.mark.slow
 def test_sam_prints_an_accuracy_for_each_run(tmp_path):
     out = run("sam.py", "--epochs", 20, cwd=tmp_path)
     accuracies = re.findall(r"^(without SAM|SAM|SAM, ascent on a fifth) +test accuracy ([\d.]+)% after", out, re.M)
@@ -152,6 +153,7 @@ def test_sam_prints_an_accuracy_for_each_run(tmp_path):
     assert all(float(accuracy) > 50 for _, accuracy in accuracies)
 
 
+@pytest.mark.slow
 def test_features_finds_neighbours_and_draws_them(tmp_path):
     command = [PROGRAM, "demo", "--epochs", "3"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
