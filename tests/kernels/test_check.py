@@ -1,4 +1,4 @@
-"""The first use of a kernel finds out whether it is right. Stand-ins for kernels that are wrong on some device.
+"""The first use of a kernel checks it. Functions with typical mistakes replace the kernels here.
 
 tests/kernels/test_triton.py runs the same comparison on the real kernels, in Triton's interpreter or on a GPU.
 """
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-    """Put torch's operations, which are right, in place of the kernels, and forget what was compared."""
+    """Replace the kernels by torch's operations, which are right, and forget earlier comparisons."""
     from nfnet_timm.kernels.clip import triton as clip_triton
     from nfnet_timm.kernels.standardize import triton as standardize_triton
 
@@ -114,7 +114,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "wrong"), WRONG, ids=[f"{name}: {f.__name__}" for name, f in WRONG])
-def test_a_kernel_that_is_wrong_in_one_branch_is_not_used_and_named_once(kernels, name, wrong):
+def test_a_kernel_with_one_wrong_branch_is_not_used_and_gives_one_warning(kernels, name, wrong):
     kernels[name](wrong)
     with pytest.warns(RuntimeWarning, match=f"kernel {name} .*cpu.*NFNET_TIMM_TRITON=0") as warned:
         assert not check.has_right_kernel(name, CPU)
@@ -127,7 +127,7 @@ def test_a_kernel_that_is_wrong_in_one_branch_is_not_used_and_named_once(kernels
 
 
 @pytest.mark.parametrize("name", check.KERNELS)
-def test_a_right_kernel_is_compared_once_and_touches_no_random_numbers(kernels, name):
+def test_a_right_kernel_is_compared_once_and_keeps_the_random_state(kernels, name):
     state = torch.random.get_rng_state()
     assert check.has_right_kernel(name, CPU)
     kernels[name](raises)
@@ -135,7 +135,7 @@ def test_a_right_kernel_is_compared_once_and_touches_no_random_numbers(kernels, 
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_nothing_is_compared_while_a_mode_looks_on_and_the_answer_is_not_kept(kernels):
+def test_under_a_dispatch_mode_nothing_is_compared_and_no_result_is_stored(kernels):
     with FlopCounterMode(display=False):
         assert not check.has_right_kernel("clip", CPU)
     assert check.has_right_kernel("clip", CPU)
@@ -151,8 +151,8 @@ def test_the_environment_switches_kernels_off_without_a_warning(kernels, monkeyp
 
 @pytest.mark.filterwarnings("ignore:nfnet_timm's Triton kernel")
 @pytest.mark.parametrize("name", check.KERNELS)
-def test_a_network_trains_rightly_where_a_kernel_is_broken(kernels, name, tiny, monkeypatch):
-    """A CPU that calls itself a GPU."""
+def test_a_network_trains_correctly_if_a_kernel_is_broken(kernels, name, tiny, monkeypatch):
+    """The CPU pretends to be a GPU here."""
     from nfnet_timm.optim import create_optimizer
 
     def steps():

@@ -1,4 +1,4 @@
-"""The paths that are made for a CPU are taken where tensors have their numbers, and nowhere else."""
+"""The fast paths for a CPU are used for plain tensors in eager mode, and for nothing else."""
 
 import pytest
 import torch
@@ -16,17 +16,17 @@ def test_a_plain_tensor_or_parameter_is_eager():
         assert is_eager_on_cpu(x)
 
 
-def test_what_has_no_numbers_is_not():
+def test_meta_and_fake_tensors_are_not_eager():
     assert not is_eager_on_cpu(torch.ones(2, device="meta"))
     assert not is_eager_on_cpu(FakeTensorMode().from_tensor(torch.ones(2)))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_what_is_recorded_or_transformed_is_not():
-    said = []
+def test_traced_compiled_and_transformed_tensors_are_not_eager():
+    answers = []
 
     def ask(x):
-        said.append(is_eager_on_cpu(x))
+        answers.append(is_eager_on_cpu(x))
         return x * x
 
     x = torch.ones(2)
@@ -35,5 +35,5 @@ def test_what_is_recorded_or_transformed_is_not():
     torch.jit.trace(ask, x, check_trace=False)
     torch.vmap(ask)(x)
     torch.func.grad(lambda x: ask(x).sum())(x)
-    assert said == [False] * 4
+    assert answers == [False] * 4
     assert torch.compile(lambda x: x + is_eager_on_cpu(x), backend="eager", fullgraph=True)(x).tolist() == [1, 1]

@@ -1,4 +1,4 @@
-"""The fast tanh GELU is torch's, with all derivatives."""
+"""The fast tanh GELU equals torch's, with all derivatives."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def exact(x):
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (7,), (2, 3, 5, 7)])
 @pytest.mark.parametrize("grad", [False, True])
-def test_it_is_torchs_to_float32_rounding(shape, grad):
+def test_gelu_equals_torchs_to_float32_rounding(shape, grad):
     torch.manual_seed(0)
     x = 3 * torch.randn(shape, requires_grad=grad)
     before = x.detach().clone()
@@ -24,7 +24,7 @@ def test_it_is_torchs_to_float32_rounding(shape, grad):
     assert torch.equal(x, before)
 
 
-def test_extremes_are_torchs():
+def test_extreme_values_equal_torchs():
     x = torch.tensor([float("nan"), float("inf"), 1e30, 1e4, 20.0, 1e-30, 0.0, -0.0, -1e-30, -5.0])
     assert torch.allclose(act(x), exact(x), rtol=1e-6, atol=5e-7, equal_nan=True)
     x = torch.tensor([-20.0, -1e4, -1e18])
@@ -32,7 +32,7 @@ def test_extremes_are_torchs():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch's own use of it
-def test_gradients_of_every_kind_are_torchs():
+def test_gradients_of_every_kind_equal_torchs():
     torch.manual_seed(0)
     x = torch.randn(5, 4, requires_grad=True)
     for f in (torch.func.grad, torch.func.jacfwd, torch.func.hessian):
@@ -44,7 +44,7 @@ def test_gradients_of_every_kind_are_torchs():
     assert torch.allclose(torch.vmap(act)(x), exact(x), atol=1e-6)
 
 
-def test_tangents_and_several_gradients_at_once_are_torchs():
+def test_forward_mode_and_batched_gradients_equal_torchs():
     torch.manual_seed(0)
     x, tangent = torch.randn(5, requires_grad=True), torch.randn(5)
     results = []
@@ -55,7 +55,7 @@ def test_tangents_and_several_gradients_at_once_are_torchs():
     torch.testing.assert_close(results[:2], results[2:])
 
 
-# The larger ones are activated in parts, the last of them smaller or all of them a sample.
+# The larger tensors are activated in parts. The last part may be smaller, or each part may be one sample.
 @pytest.mark.parametrize("shape", [(1000,), (7, 3, 160, 170), (2, 3, 400, 401), (300_000,)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_are_rounded_once(dtype, shape):
@@ -65,7 +65,7 @@ def test_other_dtypes_are_rounded_once(dtype, shape):
     assert torch.allclose(act(x), exact(x.double()).to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
-def test_compiled_it_is_torchs_and_exported_one_operation():
+def test_compiled_gelu_equals_torchs_and_exported_gelu_is_one_operation():
     x = torch.randn(4, 5)
     assert torch.allclose(torch.compile(act, fullgraph=True, backend="aot_eager")(x), exact(x), atol=1e-6)
     nodes = [node.target for node in torch.export.export(act, (x,)).graph.nodes if node.op == "call_function"]
@@ -74,6 +74,6 @@ def test_compiled_it_is_torchs_and_exported_one_operation():
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (7, 3, 160, 170)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_channels_last_stays_so(dtype, shape):
+def test_channels_last_is_preserved(dtype, shape):
     x = torch.randn(shape).to(dtype=dtype, memory_format=torch.channels_last)
     assert act(x).is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The fused standardization against the formula in float64, in every way that derivatives can be asked for."""
+"""The fused standardization equals the formula in float64, with derivatives of every kind."""
 
 import copy
 
@@ -20,7 +20,7 @@ def published(weight, gain):
 
 
 def arrays(dtype=torch.float32, shape=(12, 8, 3, 3), clamped=True):
-    """Weights, one row far off zero (3); if ``clamped``, rows that ``max`` clamps (0, 5, 10) and one constant (1)."""
+    """Return weights and gains. Row 3 is far from zero. If ``clamped``, rows 0, 5 and 10 are clamped, 1 is constant."""
     torch.manual_seed(0)
     weight = torch.randn(shape, dtype=dtype)
     weight[3:4] += 10
@@ -31,7 +31,7 @@ def arrays(dtype=torch.float32, shape=(12, 8, 3, 3), clamped=True):
 
 
 def close(actual, expected, tolerance):
-    """Whether each row is within ``tolerance`` of its own norm, or of 1 where it has none."""
+    """Return whether the error of each row is within ``tolerance``, relative to the norm of the row or to 1e-3."""
     error = (actual.double() - expected).flatten(1).norm(dim=1)
     return bool((error <= tolerance * expected.flatten(1).norm(dim=1).clamp(min=1e-3)).all())
 
@@ -40,14 +40,14 @@ def close(actual, expected, tolerance):
     ("shape", "clamped"),
     [
         *((shape, clamped) for shape in [(12, 8, 3, 3), (12, 700, 1, 1), (12, 5)] for clamped in (False, True)),
-        ((12, 1, 1, 1), True),  # ``max`` clamps every row of a single number
+        ((12, 1, 1, 1), True),  # every row of one weight is clamped
     ],
 )
-def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape, clamped, monkeypatch):
+def test_weight_and_gradients_equal_the_formula_in_float64(shape, clamped, monkeypatch):
     weight, gain = arrays(shape=shape, clamped=clamped)
     exact_weight, exact_gain = (x.detach().double().requires_grad_() for x in (weight, gain))
     expected = standardize_formula(exact_weight, exact_gain, 1.7, EPS)
-    if not clamped:  # the fused pass is enough
+    if not clamped:  # the formula must not be called
         monkeypatch.delattr("nfnet_timm.kernels.standardize.standardize_formula")
     actual = standardize(weight, gain, 1.7, EPS)
     assert close(actual, expected, 2e-6)
@@ -58,7 +58,7 @@ def test_weight_and_gradients_are_those_of_the_formula_in_float64(shape, clamped
     assert torch.allclose(gain.grad.double(), exact_gain.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_a_single_number_in_a_row_gives_zero():
+def test_a_row_of_one_weight_gives_zero():
     weight, gain = arrays(shape=(4, 1, 1, 1))
     assert torch.equal(published(weight, gain), torch.zeros(4, 1, 1, 1))
 
@@ -73,7 +73,7 @@ def test_rows_without_variance_give_zero_and_a_gradient():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch's own use of it
 @pytest.mark.parametrize("clamped", [False, True])
-def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_differences(clamped):
+def test_first_second_and_forward_mode_derivatives_equal_finite_differences(clamped):
     torch.manual_seed(0)
     weight, gain = torch.randn(4, 6, dtype=torch.float64), torch.rand(4, dtype=torch.float64).requires_grad_()
     if clamped:
@@ -85,7 +85,7 @@ def test_first_and_second_derivatives_and_forward_mode_are_those_of_finite_diffe
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no rule for its own kernel
 @pytest.mark.parametrize("clamped", [False, True])
-def test_several_gradients_at_once_are_those_of_the_standardize_formula(clamped):
+def test_batched_gradients_equal_the_formula(clamped):
     weight, gain = arrays(shape=(6, 4), clamped=clamped)
     upstream = torch.randn(5, 6, 4)
     results = [
@@ -97,7 +97,7 @@ def test_several_gradients_at_once_are_those_of_the_standardize_formula(clamped)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_hessians_are_those_of_the_standardize_formula():
+def test_hessians_equal_the_formula():
     weight, gain = arrays(torch.float64, (3, 4))
 
     def hessian(f):
@@ -124,7 +124,7 @@ def test_per_sample_gradients_are_those_of_one_sample_at_a_time(tiny):
             assert torch.allclose(together[name][i], p.grad, rtol=1e-3, atol=1e-5 * float(p.grad.abs().max() + 1)), name
 
 
-def test_ensembles_are_their_members():
+def test_a_vmapped_ensemble_equals_its_members():
     convs = [WSConv2d(4, 6, 3) for _ in range(3)]
     convs[1].weight.data[2] *= 1e-4
     parameters, buffers = stack_module_state(convs)
@@ -137,7 +137,7 @@ def test_ensembles_are_their_members():
 
 @pytest.mark.parametrize("write", ["data", "copy", "optimizer", "load", "storage"])
 def test_a_weight_is_never_stale(write):
-    """Nothing is kept between two forwards, so whatever writes to a weight is seen by the next."""
+    """Nothing is kept between two forward passes, so the next one sees every change of a weight."""
     torch.manual_seed(0)
     conv, other = WSConv2d(4, 6, 3).eval(), WSConv2d(4, 6, 3)
     x = torch.randn(1, 4, 5, 5)
@@ -149,7 +149,7 @@ def test_a_weight_is_never_stale(write):
             conv.weight.copy_(other.weight)
         elif write == "load":
             conv.load_state_dict(other.state_dict())
-        elif write == "storage":  # as a sharded or memory-mapped parameter is filled
+        elif write == "storage":  # sharded and memory-mapped parameters are filled in this way
             conv.weight.detach().untyped_storage().copy_(other.weight.detach().untyped_storage())
         else:
             conv.weight.grad = conv.weight - other.weight
@@ -158,7 +158,7 @@ def test_a_weight_is_never_stale(write):
         assert torch.allclose(conv(x), other(x), atol=1e-6)
 
 
-def test_channels_last_weights_stay_so_and_are_not_copied():
+def test_channels_last_weights_give_channels_last_results():
     torch.manual_seed(0)
     conv = WSConv2d(4, 6, 3)
     expected = conv.standardized_weight()
@@ -167,14 +167,14 @@ def test_channels_last_weights_stay_so_and_are_not_copied():
     assert torch.allclose(actual, expected, atol=1e-7)
 
 
-def test_tensors_without_numbers_are_standardized():
+def test_meta_and_fake_tensors_are_standardized():
     for x in (torch.empty(6, 4, device="meta"), FakeTensorMode().from_tensor(torch.empty(6, 4))):
         assert published(x, x[:, 0]).shape == (6, 4)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.parametrize("clamped", [False, True])
-def test_traced_scripted_and_compiled_weights_are_the_same(clamped):
+def test_traced_exported_and_compiled_weights_are_the_same(clamped):
     weight, gain = (x.detach() for x in arrays(clamped=clamped))
     expected = published(weight, gain)
     for other in (

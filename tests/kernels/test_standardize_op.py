@@ -1,4 +1,4 @@
-"""Weight standardization as one operation, as off the CPU: here by torch's operations, on a CPU told to be none."""
+"""Weight standardization as one operation, as on other devices than a CPU. The CPU pretends to be such a device."""
 
 import pytest
 import torch
@@ -34,11 +34,11 @@ def close(actual, expected, tolerance=5e-6):
     return bool((actual.double() - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def test_it_is_the_operation_that_runs(arrays):
+def test_standardize_runs_the_operation(arrays):
     assert "StandardizeBackward" in type(standardize(*arrays, 1.7, EPS).grad_fn).__name__
 
 
-def test_weight_and_gradients_are_those_of_the_formula(arrays):
+def test_weight_and_gradients_equal_the_formula(arrays):
     doubles, upstream = exact(arrays), torch.randn(6, 4, 3, 3)
     out, expected = standardize(*arrays, 1.7, EPS), standardize_formula(*doubles, 1.7, EPS)
     assert close(out, expected, 2e-6)
@@ -56,7 +56,7 @@ def test_a_frozen_weight_or_gain_gets_no_gradient(arrays, frozen, create_graph):
     assert grad.shape == arrays[1 - frozen].shape
 
 
-def test_second_derivatives_are_those_of_the_formula(arrays):
+def test_second_derivatives_equal_the_formula(arrays):
     def penalty(weight, gain, function):
         out = function(weight, gain, 1.7, EPS)
         first = torch.autograd.grad(out.pow(3).sum(), (weight, gain), create_graph=True)
@@ -69,7 +69,7 @@ def test_second_derivatives_are_those_of_the_formula(arrays):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch's own use of it, of the formula's tangent
-def test_tangents_are_those_of_the_formula(arrays):
+def test_forward_mode_derivatives_equal_the_formula(arrays):
     tangents = [torch.randn_like(x) for x in arrays]
 
     def tangent(values, directions, function):
@@ -79,11 +79,11 @@ def test_tangents_are_those_of_the_formula(arrays):
 
     expected = tangent(exact(arrays), [t.double() for t in tangents], standardize_formula)
     assert close(tangent(arrays, tangents, standardize), expected, 1e-5)
-    with torch.no_grad():  # which forward mode does not heed
+    with torch.no_grad():  # forward mode computes derivatives also under no_grad
         assert close(tangent([x.detach() for x in arrays], tangents, standardize), expected, 1e-5)
 
 
-def test_under_autocast_the_result_is_in_its_dtype_and_the_gradients_in_float32(arrays):
+def test_under_autocast_the_result_has_its_dtype_and_gradients_are_float32(arrays):
     with torch.autocast("cpu", torch.bfloat16):
         out = standardize(*arrays, 1.0, EPS)
     assert out.dtype == torch.bfloat16
@@ -100,13 +100,13 @@ def test_half_precision_weights_are_standardized_in_float32(arrays, dtype):
     assert close(out, expected, torch.finfo(dtype).eps)
 
 
-def test_float64_takes_the_formula(arrays):
+def test_float64_uses_the_formula(arrays):
     doubles = exact(arrays)
     assert torch.equal(standardize(*doubles, 1.0, EPS), standardize_formula(*doubles, 1.0, EPS))
     assert torch.autograd.gradcheck(lambda w, g: standardize(w, g, 1.0, EPS), (doubles[0][1:], doubles[1][1:]))
 
 
-def test_in_transforms_and_compilers_it_is_the_formula(arrays):
+def test_transforms_and_exports_use_the_formula(arrays):
     weight, gain = (x.detach() for x in arrays)
     expected = standardize_formula(weight, gain, 1.0, EPS)
     several = torch.func.vmap(lambda w: standardize(w, gain, 1.0, EPS))(torch.stack([weight, 2 * weight]))
@@ -121,7 +121,7 @@ class Module(torch.nn.Module):
         return standardize(weight, gain, 1.0, EPS)
 
 
-def test_a_network_trains_on_it_as_by_the_formula(tiny, monkeypatch):
+def test_a_network_has_the_same_gradients_as_with_the_formula(tiny, monkeypatch):
     x = torch.randn(2, 3, 64, 64)
     gradients = []
     for path in (is_on_a_device, lambda x: False):
@@ -137,7 +137,7 @@ def test_a_network_trains_on_it_as_by_the_formula(tiny, monkeypatch):
 
 WITHOUT_TRITON = """
 import sys
-sys.modules["triton"] = None  # importing it fails, as where it is not installed
+sys.modules["triton"] = None  # importing it fails, as if it were not installed
 import timm, torch
 from nfnet_timm import adaptive_clip_grad_
 for device in ("cpu", "meta"):
@@ -149,13 +149,13 @@ print(torch.ops.nfnet_timm.standardize(torch.randn(4, 9), torch.ones(4), 1.0, 1e
 """
 
 
-def test_without_triton_all_works_by_torchs_operations_and_nothing_is_said(run_python):
-    said = run_python(WITHOUT_TRITON, args=("-W", "error"))
-    assert said.count("\n") == 1
-    assert [round(float(norm), 5) for norm in said.strip("[]\n").split(", ")] == [1.0] * 4
+def test_without_triton_everything_works_without_a_warning(run_python):
+    printed = run_python(WITHOUT_TRITON, args=("-W", "error"))
+    assert printed.count("\n") == 1
+    assert [round(float(norm), 5) for norm in printed.strip("[]\n").split(", ")] == [1.0] * 4
 
 
-def test_kernels_for_a_gpu_are_not_imported_where_there_is_none(run_python):
+def test_gpu_kernels_are_not_imported_without_a_gpu(run_python):
     build = "import sys, timm; timm.create_model('nfnet_f0', device='meta')"
     ours = "[x for x in sys.modules if x.startswith('nfnet') and x.endswith('_triton')]"
     assert run_python(f"{build}; print({ours})") == "[]\n"

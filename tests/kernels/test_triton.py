@@ -1,7 +1,7 @@
-"""The kernels for GPUs, by Triton: their numbers, on a CPU through its interpreter.
+"""The Triton kernels give the right numbers. On a CPU they run in Triton's interpreter.
 
-Triton decides when a kernel is defined whether it is interpreted, so that happens in a process of its own, in which
-this file is run once more. On a machine with a GPU ``scripts/benchmark_gpu.sh`` runs these tests there, compiled.
+Triton decides whether to interpret a kernel when the kernel is defined. So one test runs this file in a second process
+with the interpreter. On a machine with a GPU, ``scripts/benchmark_gpu.sh`` runs these tests with compiled kernels.
 """
 
 import os
@@ -26,7 +26,7 @@ runs_kernels = pytest.mark.skipif(
 EPS = 1e-4
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
+@pytest.mark.skipif(INTERPRETED, reason="this process is the interpreter")
 @pytest.mark.skipif(DEVICE == "cuda", reason="the GPU runs them")
 def test_the_kernels_are_right_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__]
@@ -42,7 +42,7 @@ def test_the_kernels_are_right_in_the_interpreter():
 
 
 def arrays(shape, dtype):
-    """A weight with rows that are clamped (0), constant (1), far off zero (2) and large (3), a gain, a gradient."""
+    """Return a weight, a gain and a gradient. Rows are clamped (0), constant (1), far from zero (2) and large (3)."""
     g = torch.Generator().manual_seed(sum(shape))
     weight = torch.randn(shape, generator=g) * (shape[1] ** -0.5)
     weight[0] *= 1e-3
@@ -54,12 +54,12 @@ def arrays(shape, dtype):
 
 
 def error(actual, expected):
-    """The largest difference of a row or number, over the largest value of that row."""
+    """Return the largest difference in a row, relative to the largest value of that row."""
     actual, expected = actual.detach().double().reshape(len(expected), -1), expected.detach().reshape(len(expected), -1)
     return float(((actual - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=1e-9)).max())
 
 
-# From a depthwise kernel to a 3 x 3 convolution of 512 channels; all but one no power of two.
+# From a depthwise kernel to a 3 x 3 convolution of 512 channels. Only one is a power of two.
 FAN_INS = [9, 27, 64, 147, 576, 1152, 1536, 4608]
 
 
@@ -67,7 +67,7 @@ FAN_INS = [9, 27, 64, 147, 576, 1152, 1536, 4608]
 @pytest.mark.parametrize("kind", ["triton", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fan_in", FAN_INS)
-def test_weight_and_gradients_are_those_of_the_formula_in_float64(fan_in, dtype, kind):
+def test_weight_and_gradients_equal_the_formula_in_float64(fan_in, dtype, kind):
     from nfnet_timm.kernels.standardize import triton as standardize_triton
 
     forward, backward = (
@@ -83,7 +83,7 @@ def test_weight_and_gradients_are_those_of_the_formula_in_float64(fan_in, dtype,
     out = forward(weight, gain, 1.7, EPS, dtype)
     assert out.dtype == dtype
     assert error(out[[0, 2, 3, 4, 5]], expected[[0, 2, 3, 4, 5]]) < 2e-6 + rounding
-    # A row without variance leaves the rounding of its mean alone, which a GPU divides to 2 units in the last place.
+    # In a row without variance, only the rounding error of its mean is left: on a GPU up to 2 units in the last place.
     assert float(out[1].abs().max()) < 1.7 * 1.5 * EPS**-0.5 * 2 * torch.finfo(torch.float32).eps * 0.25
     grad_weight, grad_gain = backward(grad, weight, gain, 1.7, EPS)
     assert (grad_weight.dtype, grad_gain.dtype) == (dtype, dtype)
@@ -111,7 +111,7 @@ SHAPES = [(5, 3, 3, 3), (4, 2000, 1, 1), (3, 1030), (1, 7), (7, 1), (2500,), (),
 @pytest.mark.parametrize(
     "dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16,) * 2]
 )
-def test_clipping_in_one_launch_is_the_published_rule(dtypes, scale):
+def test_clipping_in_one_launch_equals_the_published_rule(dtypes, scale):
     from nfnet_timm.kernels.clip import triton as clip_triton
 
     g = torch.Generator().manual_seed(0)
@@ -132,7 +132,7 @@ def test_clipping_in_one_launch_is_the_published_rule(dtypes, scale):
 
 
 @runs_kernels
-def test_more_tensors_than_a_halving_of_the_table_are_each_found():
+def test_the_search_in_the_table_finds_each_tensor():
     from nfnet_timm.kernels.clip import triton as clip_triton
 
     for count in (1, 2, 3, 4, 5, 31, 32, 33):

@@ -1,4 +1,4 @@
-"""What Triton's compilers make of the kernels, for the GPUs that we name: they build, and keep all in registers."""
+"""Triton compiles the kernels for several GPUs, and they keep everything in registers."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from nfnet_timm.models.variants import VARIANTS
 triton = pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreted kernel is not compiled"),
-    pytest.mark.filterwarnings("ignore"),  # of Triton's own, about a machine without a GPU
+    pytest.mark.filterwarnings("ignore"),  # Triton warns that the machine has no GPU
 ]
 
 TARGETS = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)]
@@ -23,7 +23,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 
 def build(kernel, types, constants, target, num_warps):
-    """Compile ``kernel`` with arguments of ``types``, in Triton's words, for ``target``."""
+    """Compile ``kernel`` for ``target``, with arguments of Triton's ``types``."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -52,16 +52,16 @@ def clipping(dtypes, target):
 
 
 def spilled(compiled, tmp_path):
-    """What cuobjdump says of the stack: local memory, where registers did not do."""
+    """Return cuobjdump's entries for stack and local memory, which a kernel uses if it has too few registers."""
     (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
     command = [CUOBJDUMP, "--dump-resource-usage", tmp_path / "kernel.cubin"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "REG:" in said
-    return [word for word in said.split() if word.startswith(("STACK:", "LOCAL:"))]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "REG:" in printed
+    return [word for word in printed.split() if word.startswith(("STACK:", "LOCAL:"))]
 
 
 def options_of_the_networks():
-    """The blocks and warps of every row of F0 to F7 and NF-ResNet-50."""
+    """Return the block size and warps for every row length of F0 to F7 and NF-ResNet-50."""
     from nfnet_timm.kernels.standardize.triton import options
 
     fan_ins = {
@@ -75,7 +75,7 @@ def options_of_the_networks():
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target[1]))
-def test_every_kernel_is_built(target):
+def test_every_kernel_compiles(target):
     binary = "cubin" if target[0] == "cuda" else "hsaco"
     for dtype in ("fp32", "bf16"):
         for kind in ("standardize", "backward"):
@@ -92,6 +92,6 @@ def test_no_register_is_spilled_on_any_shape_of_the_networks(tmp_path):
     assert spilled(clipping(("fp32", "fp32"), target), tmp_path) == ["STACK:0", "LOCAL:0"]
 
 
-def test_the_networks_named_are_those_of_the_table():
+def test_the_listed_networks_exist_and_cuobjdump_is_installed():
     assert set(NAMED) <= set(VARIANTS)
     assert torch.version.cuda is None or CUOBJDUMP.exists()

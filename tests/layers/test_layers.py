@@ -1,4 +1,4 @@
-"""Weight standardization and squeeze-excite against independent NumPy transcriptions."""
+"""Weight standardization and squeeze-excite equal independent implementations of their formulas."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from nfnet_timm.layers.ws_conv import WSConv2d
 
 
 def reference_weight(conv: WSConv2d) -> np.ndarray:
-    """base.py's formula in float64: (w - mean) * gain * rsqrt(max(var * fan_in, eps))."""
+    """Compute the formula of base.py in float64: (w - mean) * gain * rsqrt(max(var * fan_in, eps))."""
     weight, gain = conv.weight.detach().double().numpy(), conv.gain.detach().double().numpy()
     mean, var = weight.mean((1, 2, 3), keepdims=True), weight.var((1, 2, 3), keepdims=True)
     scale = gain[:, None, None, None] / np.sqrt(np.maximum(var * weight[0].size, 1e-4))
@@ -22,24 +22,24 @@ def conv():
     torch.manual_seed(0)
     conv = WSConv2d(8, 12, 3, stride=2, groups=2, scale=1.7)
     torch.nn.init.uniform_(conv.gain, 0.5, 1.5)
-    conv.weight.data[::5] *= 1e-3  # into the branch of eps
-    conv.weight.data[1] = 3.25  # no variance at all
+    conv.weight.data[::5] *= 1e-3  # clamped by eps
+    conv.weight.data[1] = 3.25  # without variance
     return conv
 
 
-def test_weight_is_the_authors_formula(conv):
+def test_weight_equals_the_authors_formula(conv):
     actual = conv.standardized_weight().detach().numpy()
     assert np.allclose(actual, reference_weight(conv), rtol=1e-5, atol=1e-6)
     assert np.isfinite(actual).all()
 
 
-def test_gradients_are_those_of_finite_differences(conv):
+def test_gradients_equal_a_formula_checked_by_finite_differences(conv):
     conv = conv.double()
     conv.weight.data[1] = torch.randn(4, 3, 3)
     standardized = WSConv2d.standardized_weight
 
     def weight(w, g):
-        # In float64 throughout, for the comparison.
+        # All in float64, for the comparison.
         flat = w.flatten(1)
         centred = flat - flat.mean(1, keepdim=True)
         return centred * (g * 1.7 * torch.rsqrt(centred.square().sum(1).clamp(min=1e-4)))[:, None]
@@ -72,7 +72,7 @@ def test_float64_is_standardized_in_float64(conv, memory_format):
     assert torch.autograd.gradcheck(standardized, inputs)
 
 
-def test_squeeze_excite_is_plain_relu_and_a_factor_of_two():
+def test_squeeze_excite_has_plain_relu_and_a_factor_of_two():
     torch.manual_seed(0)
     attn = SqueezeExcite(6, 0.5)
     x = torch.randn(2, 6, 4, 5)
@@ -87,7 +87,7 @@ def test_squeeze_excite_has_at_least_one_hidden_channel():
     assert SqueezeExcite(9, 0.5).fc1.out_channels == 4
 
 
-def test_a_convolution_of_single_pixels_is_torchs_with_its_gradients():
+def test_pixel_convolution_and_its_gradients_equal_torchs():
     torch.manual_seed(0)
     ours = PixelConv2d(6, 4, 1).double()
     x = torch.randn(3, 6, 1, 1, dtype=torch.float64, requires_grad=True)

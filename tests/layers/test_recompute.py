@@ -1,4 +1,4 @@
-"""Recomputed activations: less memory, and nothing else changes."""
+"""Recomputing activations takes less memory and changes nothing else."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def gradients(model, x):
 
 
 def kept_bytes(model, x):
-    """Memory that lives until the backward pass and is no parameter."""
+    """Return the bytes that are kept for the backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -38,7 +38,7 @@ def kept_bytes(model, x):
             if name.startswith("_raw_saved_"):
                 value = getattr(node, name)
                 for saved in value if isinstance(value, (tuple, list)) else [value]:
-                    tensor = getattr(saved, "data", None)  # what the hook returned, or the tensor
+                    tensor = getattr(saved, "data", None)  # the result of the hook, or the tensor
                     while isinstance(tensor, _Origin):
                         tensor = tensor.input
                     if isinstance(tensor, _Kept):
@@ -66,7 +66,7 @@ def pair(name, **kwargs):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("pixels", [64, 97])
-def test_loss_and_gradients_are_the_same_to_the_bit(name, pixels):
+def test_loss_and_gradients_are_bit_identical(name, pixels):
     plain, recomputing = pair(name)
     x = torch.randn(2, 3, pixels, pixels)
     for expected, actual in zip(gradients(plain, x), gradients(recomputing, x), strict=True):
@@ -85,7 +85,7 @@ def test_second_derivatives_are_the_same():
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_regnet_b0"])
-def test_little_more_than_half_of_the_maps_are_kept(name):
+def test_feature_maps_take_less_than_62_percent_of_the_memory(name):
     plain, recomputing = pair(name)
     x = torch.randn(4, 3, 192, 192)
     weights = sum(p.numel() * 4 for key, p in plain.named_parameters() if "conv" in key and p.dim() == 4)
@@ -93,13 +93,13 @@ def test_little_more_than_half_of_the_maps_are_kept(name):
     assert maps[1] < 0.62 * maps[0]
 
 
-def test_relu_which_keeps_its_output_keeps_no_more():
+def test_recomputing_takes_no_more_memory_with_relu():
     plain, recomputing = pair("dm_nf_resnet50")
     x = torch.randn(2, 3, 64, 64)
     assert kept_bytes(recomputing, x) <= kept_bytes(plain, x)
 
 
-def test_checkpointed_blocks_keep_what_they_keep_without_it():
+def test_recomputing_takes_no_more_memory_with_checkpointed_blocks():
     plain, recomputing = pair("nfnet_f0")
     x = torch.randn(2, 3, 96, 96, requires_grad=True)
     plain.set_grad_checkpointing()
@@ -109,7 +109,7 @@ def test_checkpointed_blocks_keep_what_they_keep_without_it():
         assert torch.equal(expected, actual)
 
 
-def test_an_error_inside_leaves_no_hook_behind():
+def test_a_wrong_input_leaves_no_hook_behind():
     _, recomputing = pair("nfnet_f0")
     with pytest.raises(ValueError, match="shape"):
         recomputing.stages(torch.randn(1, 5, 8, 8))
@@ -127,8 +127,8 @@ def raising(error):
 @pytest.mark.parametrize("place", ["stem.conv2", "stem.act2", "stages.1.0", "stages.1.0.conv2", "stages.1.0.act1", ""])
 @pytest.mark.parametrize("prepend", [False, True])
 @pytest.mark.parametrize("kind", ["register_forward_pre_hook", "register_forward_hook"])
-def test_whatever_ends_a_forward_pass_leaves_nothing_behind(error, place, prepend, kind):
-    """Ctrl-C among it: unrelated code goes on, and the user's own hooks on saved tensors stay."""
+def test_an_error_in_a_forward_pass_leaves_no_hook_behind(error, place, prepend, kind):
+    """Also after Ctrl-C: other code works, and the user's own hooks on saved tensors stay active."""
     model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
     x = torch.randn(1, 3, 32, 32)
     hook = getattr(model.get_submodule(place), kind)(raising(error), prepend=prepend)
@@ -138,7 +138,7 @@ def test_whatever_ends_a_forward_pass_leaves_nothing_behind(error, place, prepen
             model(x)
         before = len(packed)
         (torch.ones(2, requires_grad=True) ** 2).sum()
-        assert len(packed) > before  # these hooks are still the ones
+        assert len(packed) > before  # these hooks are still active
     with pytest.raises(error):
         model(x)
     hook.remove()
@@ -152,7 +152,7 @@ def test_whatever_ends_a_forward_pass_leaves_nothing_behind(error, place, prepen
     model(x).sum().backward()
 
 
-def test_an_interrupt_in_the_middle_of_a_convolution_leaves_nothing_behind(monkeypatch):
+def test_an_interrupt_in_a_convolution_leaves_no_hook_behind(monkeypatch):
     model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
     with monkeypatch.context() as patch:
         patch.setattr("torch.nn.functional.conv2d", raising(KeyboardInterrupt))
@@ -162,7 +162,7 @@ def test_an_interrupt_in_the_middle_of_a_convolution_leaves_nothing_behind(monke
 
 
 def change_in_place(model, x, change):
-    """Return the gradients of ``model`` where ``change`` has put hooks that change what they see."""
+    """Return the gradients of ``model`` with the hooks of ``change``, which change inputs or outputs."""
     handles = change(model)
     try:
         return gradients(model, x)
@@ -196,7 +196,7 @@ IN_PLACE = {
 
 
 @pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
-def test_hooks_that_change_maps_give_the_gradients_of_the_plain_network_or_its_error(change):
+def test_hooks_that_change_maps_give_the_plain_networks_gradients_or_error(change):
     plain, recomputing = pair("nfnet_f0", **SMALL)
     x = torch.randn(2, 3, 64, 64)
     try:
@@ -211,7 +211,7 @@ def test_hooks_that_change_maps_give_the_gradients_of_the_plain_network_or_its_e
 
 
 @pytest.mark.parametrize("index", range(5))
-def test_a_feature_map_that_is_changed_in_place_is_an_error_as_in_the_plain_network(index):
+def test_a_feature_map_changed_in_place_fails_as_in_the_plain_network(index):
     x = torch.randn(2, 3, 64, 64)
     results = []
     for model in pair("nfnet_f0", **SMALL):
@@ -229,19 +229,19 @@ def test_a_feature_map_that_is_changed_in_place_is_an_error_as_in_the_plain_netw
         assert all(a is b is None or torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_a_weight_that_is_changed_between_the_passes_is_an_error_as_in_the_plain_network():
+def test_a_weight_changed_between_the_passes_fails_as_in_the_plain_network():
     for model in pair("nfnet_f0", **SMALL):
         loss = model(torch.randn(2, 3, 32, 32)).sum()
         with torch.no_grad():
             model.head.fc.weight.mul_(2)
-            model.stages[0][0].conv1.bias.mul_(2)  # of which nothing is kept
+            model.stages[0][0].conv1.bias.mul_(2)  # autograd does not save it
             for block in (model.stages[0][0], model.stages[1][0]):
                 block.conv2.weight.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
 
-def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
+def test_a_retained_graph_gives_the_same_gradients_twice():
     _, recomputing = pair("nfnet_f0", **SMALL)
     loss = recomputing(torch.randn(2, 3, 64, 64)).square().mean()
     once = torch.autograd.grad(loss, list(recomputing.parameters()), retain_graph=True)
@@ -249,7 +249,7 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
     assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
 
 
-def test_other_hooks_on_saved_tensors_have_the_say():
+def test_other_hooks_on_saved_tensors_take_precedence():
     plain, recomputing = pair("nfnet_f0", **SMALL)
     x = torch.randn(2, 3, 64, 64)
     with torch.autograd.graph.save_on_cpu():
@@ -276,7 +276,7 @@ def test_a_feature_network_is_checkpointed_too():
     assert kept[1] < 0.5 * kept[0]
 
 
-def test_it_goes_with_copies_features_compile_autocast_func_and_inference():
+def test_recomputing_works_with_copies_features_compile_autocast_and_func():
     plain, recomputing = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
     x = torch.randn(2, 3, 32, 32)
     for expected, actual in zip(gradients(plain, x), gradients(copy.deepcopy(recomputing), x), strict=True):
@@ -312,8 +312,8 @@ def test_a_scripted_network_gives_the_logits_and_gradients_of_the_plain_one(act_
     assert torch.jit.load(io.BytesIO(buffer.getvalue()))(x).isfinite().all()
 
 
-def test_a_saved_map_is_a_tensor_and_nothing_more():
-    """A feature map that a hook has kept takes no module into its file, and loads where the package is not there."""
+def test_a_feature_map_saved_to_a_file_contains_no_module():
+    """A feature map from a hook can be saved to a file, and loaded without this package."""
     model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
     maps = []
     for module in (model.stem.act2, model.stages[1][0].act3, model.stages[1][0].conv2, model.stages[1][0]):
@@ -326,7 +326,7 @@ def test_a_saved_map_is_a_tensor_and_nothing_more():
         assert x.__dict__ == {}
 
 
-def test_nothing_is_remembered_of_maps_that_are_gone():
+def test_origins_of_freed_maps_are_freed():
     model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
     before = len(_origins)
     loss = model(torch.randn(1, 3, 33, 33)).sum()

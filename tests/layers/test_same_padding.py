@@ -1,4 +1,4 @@
-"""Padding and pooling against their definitions."""
+"""Padding and pooling equal their definitions."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SIZES = [(1, 2), (5, 6), (6, 5), (7, 9), (8, 12), (31, 32)]
 
 
 def padding(size, kernel, stride, dilation=1):
-    """Zeros before and after. Source: the definition in TensorFlow's documentation of padding="SAME"."""
+    """Return the zeros before and after. Source: TensorFlow's documentation of padding="SAME"."""
     total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
     return [total // 2, total - total // 2]
 
@@ -25,14 +25,14 @@ def padded(x, kernel, stride, dilation=(1, 1), value=0.0):
 
 
 def convolved(conv, x):
-    """The convolution of ``conv`` by its definition, from the attributes that it has now."""
+    """Compute the convolution of ``conv`` by its definition, with its present attributes."""
     weight = conv.standardized_weight() if isinstance(conv, WSConv2d) else conv.weight
     x = padded(x, weight.shape[2:], conv.stride, conv.dilation)
     return F.conv2d(x, weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 def patch_means(x, stride=(2, 2)):
-    """Means of the pixels in each 2 x 2 window that are there."""
+    """Return the mean of the real pixels in each 2 x 2 window."""
     ones = torch.ones_like(x)
     total, count = (F.avg_pool2d(padded(t, (2, 2), stride), 2, stride) for t in (x, ones))
     return total / count
@@ -46,7 +46,9 @@ def patch_means(x, stride=(2, 2)):
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (7, 2, 1), (3, 1, 2), (3, 2, 2), (1, 2, 1), (3, 4, 1)]
 )
-def test_padding_and_its_gradients_are_those_of_tensorflow(size, kernel, stride, dilation, layer, how, memory_format):
+def test_padding_and_its_gradients_equal_tensorflows_definition(
+    size, kernel, stride, dilation, layer, how, memory_format
+):
     torch.manual_seed(0)
     dtype = torch.float64 if how == "float64" else torch.float32
     conv = layer(2, 4, kernel, stride, dilation, groups=2, dtype=dtype).to(memory_format=memory_format)
@@ -63,7 +65,7 @@ def test_padding_and_its_gradients_are_those_of_tensorflow(size, kernel, stride,
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(6, 8), (5, 8), (6, 7), (1, 1), (2, 2)])
-def test_average_pooling_and_its_gradient_are_those_of_one_image_patch_at_a_time(size, dtype, memory_format):
+def test_average_pooling_and_its_gradient_equal_means_of_patches(size, dtype, memory_format):
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size).to(dtype=dtype, memory_format=memory_format).requires_grad_()
     exact = x.detach().double().requires_grad_()
@@ -94,7 +96,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("built_stride", [1, 2])
 @pytest.mark.parametrize("layer", [Conv2dSame, WSConv2d])
-def test_padding_follows_attributes_that_are_changed_after_building(layer, built_stride, change):
+def test_padding_follows_attributes_changed_after_construction(layer, built_stride, change):
     conv = layer(2, 4, 3, built_stride)
     for name, value in change.items():
         setattr(conv, name, value)
@@ -112,7 +114,7 @@ def test_padding_follows_attributes_that_are_changed_after_building(layer, built
     [((3, 5), (2, 1), 1), ((1, 7), 2, 1), ((3, 1), (1, 2), (3, 1)), (2, 1, 1), ((4, 3), 3, 1), (2, 4, 1)],
 )
 @pytest.mark.parametrize("layer", [Conv2dSame, WSConv2d])
-def test_windows_of_any_shape_are_padded_as_by_tensorflow(layer, kernel, stride, dilation):
+def test_windows_of_any_shape_are_padded_as_in_tensorflow(layer, kernel, stride, dilation):
     conv = layer(2, 4, kernel, stride, dilation)
     for size in SIZES:
         x = torch.randn(1, 2, *size)
@@ -121,7 +123,7 @@ def test_windows_of_any_shape_are_padded_as_by_tensorflow(layer, kernel, stride,
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_another_padding_mode_is_taken(mode, stride):
+def test_another_padding_mode_is_applied(mode, stride):
     conv = WSConv2d(2, 4, 3, stride)
     conv.padding_mode = mode
     x = torch.randn(1, 2, 7, 8)
@@ -132,7 +134,7 @@ def test_another_padding_mode_is_taken(mode, stride):
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (1, 1), (2, 1)])
-def test_average_pooling_follows_a_stride_that_is_changed_after_building(stride):
+def test_average_pooling_follows_a_stride_changed_after_construction(stride):
     pool = AvgPool2dSame(2)
     pool.stride = stride
     for size in SIZES:
@@ -141,10 +143,12 @@ def test_average_pooling_follows_a_stride_that_is_changed_after_building(stride)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (3, 1), (2, 3), ((3, 2), (2, 1))])
-def test_max_pooling_and_its_gradient_are_those_of_tensorflow(kernel, stride):
+def test_max_pooling_and_its_gradient_equal_tensorflows_definition(kernel, stride):
     pool = MaxPool2dSame(kernel, stride)
     for size in SIZES:
-        x = torch.randn(2, 3, *size).sub(10).requires_grad_()  # all below the zeros that are not to be counted
+        x = (
+            torch.randn(2, 3, *size).sub(10).requires_grad_()
+        )  # all below 0, so that zeros in the padding would be the maximum
         expected = F.max_pool2d(padded(x, pool.kernel_size, pool.stride, value=-torch.inf), kernel, stride)
         torch.testing.assert_close(pool(x), expected)
         upstream = torch.randn_like(expected)
@@ -168,8 +172,8 @@ LAYERS = {
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.parametrize("how", ["traced", "scripted", "exported"])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_a_layer_that_was_traced_at_one_size_is_right_at_all(layer, how):
-    """Its inputs are odd in one direction, so that padding of one size is wrong at another."""
+def test_a_layer_traced_at_one_size_is_right_at_all_sizes(layer, how):
+    """Some inputs have an odd height or width, so the padding for one size is wrong for another."""
     layer, x = layer().eval(), torch.randn(2, 2, 15, 16)
     with torch.no_grad():
         if how == "traced":

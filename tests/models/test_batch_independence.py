@@ -1,4 +1,4 @@
-"""What batch norm does not give: a sample that is treated for itself, and one function in training and in use."""
+"""Unlike with batch norm, a sample does not depend on its batch, and training and inference are the same function."""
 
 import copy
 
@@ -29,7 +29,7 @@ def network(name, kwargs, **more):
 def test_output_and_gradient_of_a_sample_do_not_depend_on_the_rest_of_the_batch(name, kwargs):
     model = network(name, kwargs).train()
     x = torch.randn(6, 3, 64, 64, dtype=torch.float64)
-    x[3:] *= 100  # neighbours that would upset any statistic of the batch
+    x[3:] *= 100  # large samples that would change any statistic of the batch
 
     def of_first(images):
         images = images.clone().requires_grad_()
@@ -40,19 +40,19 @@ def test_output_and_gradient_of_a_sample_do_not_depend_on_the_rest_of_the_batch(
     alone, among = of_first(x[:1]), of_first(x)
     torch.testing.assert_close(among[0], alone[0], rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(among[1][:1], alone[1], rtol=1e-8, atol=1e-11)
-    assert not among[1][1:].any()  # nothing flows into the others
+    assert not among[1][1:].any()  # the other samples get no gradient
     for with_others, without in zip(among[2:], alone[2:], strict=True):
         torch.testing.assert_close(with_others, without, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize(("name", "kwargs"), NETWORKS)
 def test_training_and_inference_are_the_same_function(name, kwargs):
-    """But for dropout and stochastic depth, which are off here; a step in between leaves no statistics behind."""
+    """Dropout and stochastic depth are off here. A forward pass in training mode changes no statistics."""
     model = network(name, kwargs, drop_path_rate=0.0, drop_rate=0.0).train()
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         in_training = model(x)
-        model(100 * x)  # would move running statistics
+        model(100 * x)  # would change running statistics
         assert model.eval()(x).equal(in_training)
     assert all(p.equal(before[key]) for key, p in model.state_dict().items())

@@ -17,7 +17,7 @@ FAMILIES = {
     "features_only": ("nfnet_f0", {**FEATURES, "features_only": True}),
     "recompute_acts": ("nfnet_f0", {**SMALL, "recompute_acts": True}),
 }
-SIZES = (64, 96, 80, 75, 128, 49, 97, 160, 33, 81)  # as many as torch would not compile graphs for
+SIZES = (64, 96, 80, 75, 128, 49, 97, 160, 33, 81)  # more than the number of graphs that torch compiles
 
 
 def build(family):
@@ -32,7 +32,7 @@ def build(family):
 
 
 def results(model, x, training, dtype):
-    """Outputs, and in training the gradients of all parameters."""
+    """Return the outputs, and in training also the gradients of all parameters."""
     with torch.set_grad_enabled(training), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         y = model(x)
         outputs = [y] if isinstance(y, torch.Tensor) else list(y)
@@ -52,11 +52,11 @@ def check(family, training, dtype, backend):
         x = torch.randn(2, 3, size, SIZES[-1 - i])
         found, expected = (results(m, x, training, dtype) for m in (compiled, model))
         for a, b in zip(found, expected, strict=True):
-            if b is not None:  # of a network without its head, some get none
+            if b is not None:  # without a head, some parameters get no gradient
                 assert (a - b).norm() <= tolerance * b.norm() + 1e-6, size
-    assert counter.frame_count == 2  # the first size, and the graph of all others
+    assert counter.frame_count == 2  # one graph for the first size, one for all others
     results(compiled, torch.randn(3, 3, 64, 65), training, dtype)
-    assert counter.frame_count <= 3  # the last batch of an epoch
+    assert counter.frame_count <= 3  # another batch size, as at the end of an epoch
 
 
 @pytest.mark.slow
@@ -79,6 +79,6 @@ def test_ten_sizes_take_two_graphs(family, training):
         ("NF-RegNet", True, torch.float32),
     ],
 )
-def test_ten_sizes_take_two_graphs_of_inductor(family, training, dtype):
-    """Which guards on more than the others: on strides of maps, and of gradients of inputs."""
+def test_ten_sizes_take_two_inductor_graphs(family, training, dtype):
+    """Inductor also guards on the strides of feature maps and of the gradients of inputs."""
     check(family, training, dtype, "inductor")

@@ -1,4 +1,4 @@
-"""A network that is traced or exported at one size is right at every other, odd or even."""
+"""A network that is traced or exported at one size is right at all other sizes, odd or even."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from torch.export import Dim
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the older exporter, as a whole
-    pytest.mark.filterwarnings("ignore:Constant folding - Only steps=1"),  # of how it writes any F.pad
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the older exporter is deprecated
+    pytest.mark.filterwarnings("ignore:Constant folding - Only steps=1"),  # its form of F.pad causes this
 ]
 
 SIZES = [(64, 64), (96, 96), (224, 224), (225, 225), (97, 65), (80, 80), (100, 100), (200, 200), (75, 133), (33, 47)]
@@ -29,7 +29,7 @@ FAMILIES = {
 
 @pytest.fixture(params=FAMILIES)
 def build(request):
-    """Build a network of each family: as it starts, where all gains are equal, or as after training."""
+    """Build a network of each family: newly initialised with equal gains, or with random gains as after training."""
 
     def build(trained):
         name, kwargs = FAMILIES[request.param]
@@ -37,7 +37,7 @@ def build(request):
         for key, p in model.named_parameters():
             if trained and key.endswith(("gain", "bias")):
                 nn.init.uniform_(p, 0.5, 1.5)
-            elif key.endswith("fc.weight"):  # that of NF-RegNets is 0, which would hide all else
+            elif key.endswith("fc.weight"):  # in NF-RegNets it is 0, and the logits would not depend on the input
                 nn.init.normal_(p, std=0.1)
         return model
 
@@ -45,7 +45,7 @@ def build(request):
 
 
 def outputs(result):
-    """All outputs as arrays: logits, or feature maps."""
+    """Return all outputs as arrays: logits or feature maps."""
     return [y.detach().numpy() for y in ([result] if isinstance(result, torch.Tensor) else result)]
 
 
@@ -63,7 +63,7 @@ def check_in_onnxruntime(path, model, sizes):
         assert_equal(session.run(None, {session.get_inputs()[0].name: x.numpy()}), outputs(model(x)), size)
 
 
-@pytest.mark.filterwarnings("ignore:Encountering a list at the output of the tracer")  # of features_only
+@pytest.mark.filterwarnings("ignore:Encountering a list at the output of the tracer")  # caused by features_only
 @pytest.mark.parametrize("size", [(64, 64), (75, 98)])
 def test_a_traced_network_is_right_at_any_size(build, size):
     model = build(trained=True)
@@ -78,8 +78,8 @@ def test_a_traced_network_is_right_at_any_size(build, size):
 @pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("sizes", [SIZES, [(225, 225)], [(97, 65)], [(256, 313)]], ids=["dynamic", "225", "97", "256"])
-def test_the_older_onnx_exporter_writes_what_onnx_runtime_computes_alike(build, trained, sizes, tmp_path):
-    """As timm's onnx_export.py calls it."""
+def test_onnx_runtime_equals_torch_for_the_older_exporter(build, trained, sizes, tmp_path):
+    """The exporter is called as in timm's onnx_export.py."""
     pytest.importorskip("onnx")
     model = build(trained)
     size = (64, 64) if len(sizes) > 1 else sizes[0]
@@ -99,10 +99,10 @@ def test_the_older_onnx_exporter_writes_what_onnx_runtime_computes_alike(build, 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the exporter's own
+@pytest.mark.filterwarnings("default")  # the exporter itself warns
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("sizes", [SIZES, [(97, 65)]], ids=["dynamic", "97"])
-def test_the_onnx_exporter_writes_what_onnx_runtime_computes_alike(build, trained, sizes, tmp_path):
+def test_onnx_runtime_equals_torch_for_the_newer_exporter(build, trained, sizes, tmp_path):
     pytest.importorskip("onnxscript")
     model = build(trained)
     size = (64, 64) if len(sizes) > 1 else sizes[0]
@@ -113,8 +113,8 @@ def test_the_onnx_exporter_writes_what_onnx_runtime_computes_alike(build, traine
 
 
 @pytest.mark.slow
-def test_an_exported_program_takes_any_size_of_at_least_33_pixels(build):
-    """With a map of one pixel after the last stage, torch.export would make a program of its own."""
+def test_an_exported_program_is_right_at_any_size_from_33_pixels(build):
+    """From 33 pixels on. Below, the last feature map has one pixel, for which torch.export needs another program."""
     model = build(trained=True)
     dynamic = {2: Dim("height", min=33), 3: Dim("width", min=33)}
     program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(dynamic,)).module()

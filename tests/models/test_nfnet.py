@@ -1,4 +1,4 @@
-"""The networks equal the authors' code, the comparison can fail, and timm's contract holds."""
+"""The networks equal the authors' code, the comparison detects mistakes, and timm's interface works."""
 
 import copy
 import json
@@ -93,18 +93,18 @@ def symmetric_padding(model):
 
 
 @pytest.mark.parametrize("mistake", [swapped_kernel_axes, eps_added, symmetric_padding])
-def test_the_comparison_catches(mistake):
+def test_the_comparison_detects_a_mistake(mistake):
     model = load("nfnet_f0")
     mistake(model)
     assert logits_error(model, "nfnet_f0_64x64") > 5 * TOLERANCE
 
 
-def test_the_comparison_catches_erf_gelu():
+def test_the_comparison_detects_erf_gelu():
     assert logits_error(load("nfnet_f0", act_layer="gelu"), "nfnet_f0_64x64") > 5 * TOLERANCE
 
 
 def kept_samples_are_unscaled(model) -> bool:
-    """Whether each sample of a block in training has its output of eval mode, or its shortcut alone."""
+    """Return whether each sample in training mode equals either its output in eval mode or its shortcut."""
     block = model.stages[2][1]
     x = torch.randn(32, 64, 8, 8)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_stochastic_depth_drops_without_rescaling(tiny):
     assert kept_samples_are_unscaled(tiny(drop_path_rate=0.6, depths=(1, 1, 3, 1), channels=(32, 64, 64, 96)))
 
 
-def test_the_check_of_stochastic_depth_catches_rescaling(tiny):
+def test_the_check_of_stochastic_depth_detects_rescaling(tiny):
     model = tiny(drop_path_rate=0.6, depths=(1, 1, 3, 1), channels=(32, 64, 64, 96))
     for module in model.modules():
         if isinstance(module, DropPath):
@@ -156,7 +156,7 @@ def test_gradients_equal_the_authors():
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_parameter_count_is_that_of_the_authors_tree(name):
+def test_parameter_count_equals_the_authors(name):
     model = timm.create_model(name, device="meta")
     parameters = list(model.parameters())
     assert {"parameters": sum(p.numel() for p in parameters), "arrays": len(parameters)} == COUNTS[name]
@@ -167,7 +167,7 @@ def test_every_network_of_the_authors_has_a_name():
 
 
 @pytest.mark.parametrize("network", sorted(golden.NETWORKS))
-def test_shapes_are_those_of_the_authors_tree(network):
+def test_shapes_equal_the_authors(network):
     tree = {
         module: {name: np.zeros(shape, np.float32) for name, shape in params.items()}
         for module, params in golden.shapes(network).items()
@@ -177,16 +177,16 @@ def test_shapes_are_those_of_the_authors_tree(network):
     assert {key: tuple(p.shape) for key, p in model.named_parameters()} == expected
 
 
-def test_names_and_shapes_are_those_of_timm_but_for_the_gains():
+def test_names_and_shapes_equal_timms_except_for_gains():
     ours = timm.create_model("nfnet_f0", device="meta").state_dict()
-    timms = timm.create_model("dm_nfnet_f0", device="meta").state_dict()
-    assert list(ours) == list(timms)
-    for name, tensor in timms.items():
+    timm_model = timm.create_model("dm_nfnet_f0", device="meta").state_dict()
+    assert list(ours) == list(timm_model)
+    for name, tensor in timm_model.items():
         expected = (tensor.shape[0],) if name.endswith(".gain") else tuple(tensor.shape)
         assert tuple(ours[name].shape) == expected, name
 
 
-def test_gains_of_timms_shape_load(tiny):
+def test_gains_in_timms_shape_load(tiny):
     model = tiny()
     state_dict = {k: v[:, None, None, None] if k.endswith(".gain") else v for k, v in model.state_dict().items()}
     other = tiny()
@@ -195,20 +195,20 @@ def test_gains_of_timms_shape_load(tiny):
     assert torch.equal(other.stem.conv1.gain, model.stem.conv1.gain)
 
 
-# The two constants that differ from timm's, at the size of a rounding error where no variance is small.
-def test_timm_differs_by_what_the_docs_say():
+# timm's network differs in two constants. If no variance is small, the difference is as small as a rounding error.
+def test_timms_error_equals_the_documented_one():
     ours = load("nfnet_f0")
-    timms = timm.create_model("dm_nfnet_f0").eval()
-    timms.load_state_dict(
+    timm_model = timm.create_model("dm_nfnet_f0").eval()
+    timm_model.load_state_dict(
         {k: v[:, None, None, None] if k.endswith(".gain") else v for k, v in ours.state_dict().items()}
     )
-    error = logits_error(timms, "nfnet_f0_64x64")
+    error = logits_error(timm_model, "nfnet_f0_64x64")
     assert error == pytest.approx(PARITY["timm, dm_nfnet_f0_64x64"], rel=0.1)
     assert logits_error(ours, "nfnet_f0_64x64") < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_resnet50", "dm_nf_regnet_b0"])
-def test_the_classifier_starts_as_the_authors_has_it(name):
+def test_the_classifier_is_initialised_as_the_authors(name):
     torch.manual_seed(0)
     model = timm.create_model(name)
     for _ in range(2):
@@ -220,7 +220,7 @@ def test_the_classifier_starts_as_the_authors_has_it(name):
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_regnet_b0"])
 @pytest.mark.parametrize("change", [lambda m: None, lambda m: m.reset_classifier(7), copy.deepcopy])
-def test_the_classifier_is_torchs_own_type_which_tools_look_for(name, change):
+def test_the_classifier_is_exactly_nn_linear(name, change):
     model = timm.create_model(name, device="meta")
     model = change(model) or model
     assert type(model.get_classifier()) is nn.Linear
@@ -228,7 +228,7 @@ def test_the_classifier_is_torchs_own_type_which_tools_look_for(name, change):
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_dynamic_quantization_takes_the_classifier(tiny):
+def test_dynamic_quantization_replaces_the_classifier(tiny):
     model, x = tiny(), torch.randn(2, 3, 32, 32)
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
     assert quantized.head.fc.weight().dtype == torch.qint8
@@ -253,7 +253,7 @@ def test_a_head_may_be_replaced(tiny, head):
     model.get_classifier()
 
 
-def test_reset_classifier_puts_a_head_in_place_of_a_replaced_one(tiny):
+def test_reset_classifier_restores_a_replaced_head(tiny):
     model, x = tiny(), torch.randn(2, 3, 32, 32)
     expected = model.forward_head(model.forward_features(x), pre_logits=True)
     model.head = nn.Identity()
@@ -269,7 +269,7 @@ def test_initial_weights_have_unit_norm_per_output(tiny):
             assert norms.tolist() == pytest.approx([1.0] * len(norms), rel=1e-5)
 
 
-def test_variance_grows_by_alpha_squared_and_starts_again_in_each_stage():
+def test_variance_grows_by_alpha_squared_and_resets_in_each_stage():
     torch.manual_seed(0)
     model = timm.create_model("dm_nf_resnet50").eval()
     for name, p in model.named_parameters():
@@ -281,7 +281,7 @@ def test_variance_grows_by_alpha_squared_and_starts_again_in_each_stage():
 
 
 class PassesOverMaps(TorchDispatchMode):
-    """Counts the operations that write a feature map of ``batch`` images, of more than one pixel."""
+    """Count the operations that write a feature map of ``batch`` images with more than one pixel."""
 
     def __init__(self, batch: int):
         super().__init__()
@@ -298,8 +298,8 @@ class PassesOverMaps(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("name", "act", "gates"), [("nfnet_f0", "gelu", 0), ("dm_nf_seresnet50", "relu", 0), ("dm_nf_regnet_b0", "silu", 5)]
 )
-def test_maps_are_passed_over_by_activations_and_one_multiply_add_alone(name, act, gates, reparameterized):
-    """Besides convolutions, pools and paddings. Nothing can carry an NF-RegNet's gate: an activation follows it."""
+def test_only_activations_and_one_multiply_add_write_maps_besides_convolutions(name, act, gates, reparameterized):
+    """Pools and paddings are not counted. NF-RegNets multiply by each gate, because an activation comes after it."""
     model = timm.create_model(name, depths=(1, 2, 1, 1)).double().eval()  # float64: one operation for each GELU
     if reparameterized:
         model.reparameterize()
@@ -310,16 +310,16 @@ def test_maps_are_passed_over_by_activations_and_one_multiply_add_alone(name, ac
     counts = passes.counts
     for free in ("avg_pool2d", "max_pool2d_with_indices", "constant_pad_nd"):
         counts.pop(free, None)
-    # The last multiplication is the final activation's gamma: the map that forward_features returns has it.
+    # The last multiplication is the gamma of the final activation.
     activations = sum(isinstance(m, (GELUTanh, nn.ReLU, nn.SiLU)) for n, m in model.named_modules() if "attn" not in n)
     assert counts == {"convolution": convolutions, act: activations, "addcmul": 5, "mul": gates + 1}
 
 
-# --- timm's contract on a tiny network; timm's own tests run on every name in scripts/timm_suite.sh
+# --- timm's interface on a tiny network; scripts/timm_suite.sh runs timm's own tests on every name
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (33, 65), (64, 64)])
-def test_any_image_of_at_least_one_pixel_is_taken(tiny, size):
+def test_any_image_of_at_least_one_pixel_is_accepted(tiny, size):
     model = tiny()
     x = torch.randn(2, 3, *size)
     assert model.forward_features(x).shape == (2, 192, -(-size[0] // 32), -(-size[1] // 32))
@@ -350,7 +350,7 @@ def test_dilated_average_pooling_counts_no_padding():
 
 
 @pytest.mark.parametrize("extra", [{"feature_cls": "list"}, {"feature_cls": "getter"}, {"out_indices": (1, 3)}, {}])
-def test_features_only_returns_what_feature_info_says(tiny, extra):
+def test_features_only_returns_the_maps_of_feature_info(tiny, extra):
     model = tiny(features_only=True, **extra)
     features = model(torch.randn(2, 3, 64, 64))
     assert [f.shape[1] for f in features] == model.feature_info.channels()
@@ -367,7 +367,7 @@ def test_intermediates_are_those_of_the_whole_forward_pass(tiny):
         model.forward_intermediates(x, output_fmt="NHWC")
 
 
-def test_pruned_layers_leave_the_feature_maps_as_they_were(tiny):
+def test_pruning_does_not_change_feature_maps(tiny):
     model, x = tiny(), torch.randn(2, 3, 64, 64)
     expected = model.forward_intermediates(x, intermediates_only=True)
     for index in (4, 2, 0):
@@ -399,7 +399,7 @@ def test_checkpointing_changes_no_gradient(tiny):
 
 
 def test_checkpointing_keeps_the_inputs_of_blocks_and_recomputes_one_at_a_time(tiny):
-    """Not of stages: then all maps of a stage would be there at once in the backward pass."""
+    """Checkpointing whole stages would keep all feature maps of a stage at the same time in the backward pass."""
     model = tiny(depths=(2, 2, 4, 2))
     model.set_grad_checkpointing()
     calls = []
@@ -415,7 +415,7 @@ def test_checkpointing_keeps_the_inputs_of_blocks_and_recomputes_one_at_a_time(t
             p.register_post_accumulate_grad_hook(lambda _, name=name[:10]: grads.append((name, list(calls))))
     loss.backward()
     assert calls == forward[::-1]
-    # When a block's gradient is there, no block before it has been computed again.
+    # When the gradient of a block is complete, no earlier block has been recomputed yet.
     assert [done for _, done in grads] == [calls[: i + 1] for i in range(len(calls))]
 
 
@@ -443,7 +443,7 @@ def test_the_trunk_stays_in_the_autocast_dtype(tiny):
 
 @pytest.fixture(params=["as trained", "reparameterized"])
 def built(tiny, request):
-    """Build a tiny network, as it is trained and as it is deployed."""
+    """Build a tiny network for training, or reparameterized for inference."""
     return tiny if request.param == "as trained" else lambda: tiny().reparameterize()
 
 
@@ -454,7 +454,7 @@ def test_fx_gives_the_same_features(built):
     torch.testing.assert_close(traced, {"stage": stage, "map": model.forward_features(x)}, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch.jit as a whole
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # all of torch.jit is
 def test_torchscript_gives_the_same_logits(built):
     model, x = built(), torch.randn(2, 3, 65, 50)
     scripted = torch.jit.script(model)
@@ -480,7 +480,7 @@ def test_exports_with_a_dynamic_batch(built):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the exporter's own
+@pytest.mark.filterwarnings("default")  # the exporter itself warns
 def test_onnx_runs_in_onnxruntime(built, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, x = built(), torch.randn(2, 3, 64, 64)
@@ -499,7 +499,7 @@ def test_reparameterized_logits_are_the_same(name, size):
             torch.nn.init.uniform_(p, 0.5, 1.5)
     model = model.eval()
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    plain = timm.utils.reparameterize_model(model)  # as train.py's and validate.py's --reparam
+    plain = timm.utils.reparameterize_model(model)  # as --reparam of train.py and validate.py does
     assert not any(isinstance(module, WSConv2d) for module in plain.modules())
     assert not any(key.endswith(".gain") for key in plain.state_dict())
     with torch.no_grad():
@@ -528,7 +528,7 @@ def test_a_reparameterized_network_runs_in_bfloat16(tiny):
 @pytest.mark.parametrize("how", ["scripted", "traced"])
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
 def test_torch_optimizes_for_inference(name, how):
-    """oneDNN, to which that hands activations, lacks the tanh form of GELU: the process once ended there."""
+    """Activations go to oneDNN, which lacks the tanh form of GELU. Without our view, the process crashes."""
     model = timm.create_model(name, **{**golden.TINY, "group_size": 8 if "f0" in name else None}).eval()
     nn.init.normal_(model.head.fc.weight, std=0.1)
     x = torch.randn(2, 3, 64, 64)
@@ -555,8 +555,8 @@ def test_per_sample_gradients_are_those_of_single_samples(tiny):
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_skip_gains_are_trained_whenever_they_are_vectorized(tiny, steps):
-    """By an optimizer that was built before, too."""
+def test_vectorized_skip_gains_are_trained(tiny, steps):
+    """Also by an optimizer that was built before they were vectorized."""
     x, gains = torch.randn(2, 3, 32, 32), []
     for vectorize in (False, True):
         model = tiny()
@@ -593,10 +593,10 @@ def test_timm_decays_neither_gains_nor_biases_nor_skip_gains(tiny):
 # --- wrong arguments
 
 
-def test_unknown_fields_are_named_with_the_known_ones():
+def test_an_unknown_field_is_reported_with_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown argument width=2: .*depths, channels.*act_layer"):
         timm.create_model("nfnet_f0", width=2)
-    with pytest.raises(TypeError):  # as timm's own models
+    with pytest.raises(TypeError):  # as in timm's own models
         timm.create_model("nfnet_f0", width=2)
 
 
@@ -632,7 +632,7 @@ def test_unknown_fields_are_named_with_the_known_ones():
         ({"channels": (32.5, 64, 64, 64)}, r"channels=\(32.5, 64, 64, 64\).*whole numbers"),
     ],
 )
-def test_values_that_cannot_be_built_are_named_with_what_was_expected(kwargs, message):
+def test_invalid_values_are_reported_with_the_expected_ones(kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model("nfnet_f0", device="meta", **kwargs)
 

@@ -1,4 +1,4 @@
-"""Any model's scaled-standardized convolutions become plain ones that give the same."""
+"""The scaled-standardized convolutions of any model become plain ones with the same outputs."""
 
 import golden
 import pytest
@@ -31,7 +31,7 @@ def test_outputs_stay_the_same_and_nothing_is_standardized(name, size):
         assert golden.relative_error(plain(x), expected.numpy()) < 1e-5
 
 
-def test_a_network_inside_of_something_else_is_found_and_the_rest_left_alone():
+def test_a_network_inside_another_module_is_found_and_the_rest_is_unchanged():
     model = nn.Sequential(timm.create_model("test_nfnet", num_classes=0), nn.Conv2d(3, 3, 1)).eval()
     other = model[1]
     x = torch.randn(1, 3, 64, 64)
@@ -54,7 +54,7 @@ def test_a_convolution_alone_dtype_layout_mode_and_frozen_weights_are_kept():
     assert not plain.training
 
 
-def test_timms_classes_and_other_models_stay_as_they_are():
+def test_timms_classes_and_other_models_are_unchanged():
     before = ScaledStdConv2d.forward, ScaledStdConv2dSame.forward
     twin = timm.create_model("test_nfnet")
     reparameterize(timm.create_model("test_nfnet"))

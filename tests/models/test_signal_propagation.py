@@ -1,4 +1,4 @@
-"""Measuring leaves the network as it was, and the plot is a picture. The values are compared in test_nfnet.py."""
+"""Measuring does not change the network, and the plot is an image. test_nfnet.py compares the values."""
 
 import pytest
 import timm
@@ -35,12 +35,12 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_a_wrapped_network_is_measured_as_the_network(tiny, wrap):
+def test_a_wrapped_network_gives_the_same_statistics(tiny, wrap):
     model, x = tiny(), torch.randn(2, 3, 32, 32)
     assert measure(wrap(model), x) == measure(model, x)
 
 
-def test_a_distributed_network_is_measured_as_the_network(tiny, tmp_path):
+def test_a_distributed_network_gives_the_same_statistics(tiny, tmp_path):
     model, x = tiny(), torch.randn(2, 3, 32, 32)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -51,7 +51,7 @@ def test_a_distributed_network_is_measured_as_the_network(tiny, tmp_path):
 
 @pytest.mark.parametrize("feature_cls", ["list", "getter"])
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_resnet50"])
-def test_a_feature_network_is_measured_as_the_network(name, feature_cls):
+def test_a_feature_network_gives_the_same_statistics(name, feature_cls):
     small = {"depths": (1, 2, 2, 1), "channels": (32, 64, 96, 96), "group_size": 8 if name == "nfnet_f0" else None}
     features = timm.create_model(name, features_only=True, feature_cls=feature_cls, **small).eval()
     model = timm.create_model(name, **small).eval()
@@ -61,12 +61,12 @@ def test_a_feature_network_is_measured_as_the_network(name, feature_cls):
     assert measure(features, x) == measure(model, x)
 
 
-def test_other_networks_are_refused_by_their_name():
+def test_other_networks_are_refused_with_their_name():
     with pytest.raises(ValueError, match="Linear"):
         measure(torch.nn.Linear(2, 2), torch.randn(1, 2))
 
 
-def test_the_plot_is_a_picture(tiny, tmp_path):
+def test_the_plot_is_an_image_file(tiny, tmp_path):
     signal = measure(tiny(), torch.randn(2, 3, 32, 32))
     plot({"tiny": signal, "again": signal}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

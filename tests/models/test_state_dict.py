@@ -1,4 +1,4 @@
-"""Pretrained weights come through timm's ordinary path, from a Hub cache in the Hub's own layout."""
+"""Pretrained weights load through timm's usual path, from a Hub cache in the Hub's own layout."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from nfnet_timm.models.variants import VARIANTS
 
 @pytest.fixture(scope="module")
 def hub_cache(tmp_path_factory):
-    """A cache with timm/dm_nfnet_f0.dm_in1k: timm's own network, so gains are (O, 1, 1, 1), with random weights."""
+    """Make a cache with timm/dm_nfnet_f0.dm_in1k: timm's network with random weights and gains of (O, 1, 1, 1)."""
     home = tmp_path_factory.mktemp("hf")
     torch.manual_seed(0)
     model = timm.create_model("dm_nfnet_f0")
@@ -90,10 +90,8 @@ def test_the_hub_cache_gives_the_weights_that_timm_loads(hub_cache, kwargs):
         assert result["cfg"] == "timm/dm_nfnet_f0.dm_in1k"
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/maps").exists(), reason="only Linux says what of a process is mapped from where"
-)
-def test_weights_in_the_cache_are_mapped_and_not_copied(hub_cache):
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the mapped files of a process")
+def test_weights_in_the_cache_are_memory_mapped(hub_cache):
     code = """
 import timm
 model = timm.create_model("nfnet_f0", pretrained=True)
@@ -131,7 +129,7 @@ def test_weights_are_those_of_timms_repositories(index):
         assert getattr(cfg, field) == getattr(theirs, field), field
 
 
-def test_f7_has_no_weights_and_timm_says_so():
+def test_f7_has_no_weights_and_timm_reports_it():
     with pytest.raises(RuntimeError, match="No pretrained weights exist for nfnet_f7"):
         timm.create_model("nfnet_f7", pretrained=True)
 
@@ -141,7 +139,7 @@ def test_f7_has_no_weights_and_timm_says_so():
 
 @pytest.fixture
 def saved(tiny, tmp_path):
-    """A tiny network and a file with its weights."""
+    """Return a tiny network and a file with its weights."""
     model = tiny()
     path = tmp_path / "weights.safetensors"
     save_file(model.state_dict(), path)
@@ -160,8 +158,8 @@ def test_a_file_loads_through_the_overlay(saved):
         assert torch.equal(loaded.get_parameter(name), p)
 
 
-def test_a_loaded_file_may_be_saved_over(saved):
-    """A mapped file that shrinks under a model would end the process."""
+def test_a_loaded_file_may_be_overwritten(saved):
+    """If the file were memory-mapped, the process would crash when the file becomes shorter."""
     model, path = saved
     loaded = load(path)
     path.write_bytes(b"")
@@ -200,10 +198,10 @@ def test_pretrained_models_train_and_are_copied(saved):
     assert not torch.equal(loaded.head.fc.weight, twin.head.fc.weight)
 
 
-# --- checkpoints of something else
+# --- checkpoints of other networks
 
 
-def test_timms_own_nfnet_is_named_with_the_way_to_load_it(tmp_path):
+def test_timms_own_nfnet_is_refused_with_the_way_to_load_it(tmp_path):
     from timm.models.nfnet import nfnet_f0
 
     path = tmp_path / "old.safetensors"
@@ -219,7 +217,7 @@ def test_another_architecture_is_refused(tmp_path):
         timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
-def test_another_of_our_networks_is_named():
+def test_another_of_our_networks_is_identified():
     given = timm.create_model("nfnet_f1", device="meta").state_dict()
     with pytest.raises(
         ValueError, match=r"does not fit nfnet_f0: stages\.0\.1.* is surplus.*create_model\('nfnet_f1'\)"
@@ -229,7 +227,7 @@ def test_another_of_our_networks_is_named():
 
 @pytest.mark.parametrize("num_classes", [0, 3])
 @pytest.mark.parametrize("global_pool", ["catavgmax", "max", ""])
-def test_a_classifier_that_is_thrown_away_may_be_of_any_shape(saved, num_classes, global_pool):
+def test_a_classifier_that_is_not_loaded_may_have_any_shape(saved, num_classes, global_pool):
     if global_pool == "" and num_classes:
         global_pool = "avgmax"  # timm has no classifier without pooling
     model = load(saved[1], num_classes=num_classes, global_pool=global_pool)
@@ -239,13 +237,13 @@ def test_a_classifier_that_is_thrown_away_may_be_of_any_shape(saved, num_classes
         assert model.head.fc.weight.std().item() == pytest.approx(0.01, rel=0.2)
 
 
-def test_a_classifier_that_is_kept_has_to_fit(saved):
+def test_a_classifier_that_is_loaded_must_fit(saved):
     with pytest.raises(ValueError, match=r"head.fc.weight has shape \(10, 192\), expected \('classes', 384\)"):
         load(saved[1], global_pool="catavgmax")
 
 
 def fresh_values(name, p):
-    """Tell whether ``p`` is as the authors' networks begin, which ``name`` says how."""
+    """Return whether the parameter ``p`` with this ``name`` is initialised as by the authors."""
     if name.endswith("skipinit_gain") or name.endswith("bias"):
         return bool((p == 0).all())
     if name.endswith(".gain"):
@@ -257,8 +255,8 @@ def fresh_values(name, p):
 @pytest.mark.parametrize(
     "missing", [".gain", "skipinit_gain", ".attn_last.", "conv2.weight", ".bias", "head.", "stages.1.", "", "stem"]
 )
-def test_what_a_partial_checkpoint_lacks_begins_as_in_a_new_network(tiny, missing, monkeypatch):
-    """The memory that it is put into is full of NaNs, as it may be."""
+def test_arrays_missing_from_a_checkpoint_are_initialised(tiny, missing, monkeypatch):
+    """The memory of new parameters contains NaNs here, so none may be left without initialisation."""
     empty_like = torch.empty_like
 
     def poisoned(*args, **kwargs):
@@ -284,8 +282,8 @@ def test_what_a_partial_checkpoint_lacks_begins_as_in_a_new_network(tiny, missin
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
 @pytest.mark.parametrize("prepare", ["", "vectorize_skip_gains"])
-def test_init_weights_fills_an_empty_network_as_a_new_one(name, prepare):
-    """The usual way from the meta device, which torchrun's frameworks go."""
+def test_init_weights_initialises_an_empty_network(name, prepare):
+    """``to_empty`` and ``init_weights`` are the usual steps after building on the meta device."""
     with torch.device("meta"):
         model = timm.create_model(name, depths=(1, 1, 1, 1))
     if prepare:
@@ -315,7 +313,7 @@ def test_missing_surplus_and_misshapen_arrays_are_named(tiny):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_network_is_told_from_its_arrays(name):
+def test_every_network_is_identified_from_its_arrays(name):
     assert infer_variant(timm.create_model(name, device="meta").state_dict()) == (name, {})
 
 
@@ -328,14 +326,14 @@ def test_every_network_is_told_from_its_arrays(name):
         ("dm_nf_regnet_b0", {"depths": (1, 1, 1, 1), "channels": (36, 78, 156, 333), "width_factor": 1.0}),
     ],
 )
-def test_an_unnamed_network_is_told_with_its_arguments(name, arguments):
+def test_an_unnamed_network_is_identified_with_its_arguments(name, arguments):
     state_dict = timm.create_model(name, device="meta", **arguments).state_dict()
     found, overrides = infer_variant(state_dict)
     assert VARIANTS[found].cfg == next(v for n, v in VARIANTS.items() if n.startswith(name.rstrip("0123456789"))).cfg
-    again = timm.create_model(found, device="meta", **overrides).state_dict()
-    assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in state_dict.items()}
+    rebuilt = timm.create_model(found, device="meta", **overrides).state_dict()
+    assert {k: v.shape for k, v in rebuilt.items()} == {k: v.shape for k, v in state_dict.items()}
 
 
-def test_the_cached_file_has_gains_of_timms_shape(hub_cache):
+def test_the_cached_file_has_gains_in_timms_shape(hub_cache):
     blob = hub_cache / "hub" / "models--timm--dm_nfnet_f0.dm_in1k" / "blobs" / f"{1:040x}"
     assert load_file(blob)["stem.conv1.gain"].shape == (16, 1, 1, 1)

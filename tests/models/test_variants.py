@@ -1,4 +1,4 @@
-"""The networks are those of the papers' tables; what is rendered of them is up to date."""
+"""The networks equal the papers' tables, and the rendered files are up to date."""
 
 import subprocess
 import sys
@@ -33,6 +33,6 @@ def test_timms_accuracy_is_within_a_fifth_of_a_point_of_the_papers():
 
 
 @pytest.mark.slow  # check.sh does it too
-def test_what_is_rendered_is_up_to_date():
+def test_rendered_files_are_up_to_date():
     result = subprocess.run([sys.executable, ROOT / "scripts" / "render_tables.py", "--check"], capture_output=True)
     assert result.returncode == 0, result.stderr

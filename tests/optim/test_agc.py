@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping is the authors'."""
+"""Adaptive gradient clipping equals the authors'."""
 
 import golden
 import numpy as np
@@ -23,7 +23,7 @@ def clip(param: torch.Tensor, grad: torch.Tensor, clip_factor: float, **kwargs) 
 
 
 def ours(array: np.ndarray) -> torch.Tensor:
-    """From Haiku's layout (unit on the last axis) to ours (unit on dim 0)."""
+    """Convert Haiku's layout (units on the last axis) to ours (units on dim 0)."""
     tensor = torch.from_numpy(array)
     return tensor.permute(*reversed(range(tensor.dim()))).contiguous() if tensor.dim() >= 2 else tensor
 
@@ -67,19 +67,19 @@ def test_gain_is_one_unit(shape):
     assert unitwise_norm(torch.ones(shape)).item() == pytest.approx(max(1, 16 * bool(shape)) ** 0.5)
 
 
-def test_units_of_the_network_are_those_of_the_authors_tree():
-    """A norm for each output of a kernel or matrix, one for each vector or scalar."""
+def test_units_equal_the_authors():
+    """There is one norm for each output of a kernel or matrix, and one for each vector or scalar."""
     for name, tensor in from_haiku(golden.tree("nfnet_tiny_train")).items():
         units = tensor.shape[0] if name.endswith("weight") else 1
         assert unitwise_norm(tensor).numel() == units, name
 
 
-def test_parameters_without_a_gradient_are_passed_over():
+def test_parameters_without_a_gradient_are_skipped():
     adaptive_clip_grad_(torch.nn.Parameter(torch.ones(3)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_every_dtype_is_clipped_by_norms_of_float32_or_more(dtype):
+def test_norms_of_every_dtype_are_at_least_float32(dtype):
     torch.manual_seed(0)
     param, grad = torch.randn(6, 50).to(dtype), (30 * torch.randn(6, 50)).to(dtype)
     result = clip(param, grad, 0.01)
@@ -88,14 +88,14 @@ def test_every_dtype_is_clipped_by_norms_of_float32_or_more(dtype):
     assert torch.allclose(result.float(), expected, rtol=2 * torch.finfo(dtype).eps + 1e-6, atol=1e-7)
 
 
-def test_a_float16_gradient_whose_square_overflows_is_clipped_right():
+def test_a_float16_gradient_whose_square_overflows_is_clipped():
     grad = torch.full((2, 100), 60_000.0, dtype=torch.float16)
     result = clip(torch.ones(2, 100, dtype=torch.float16), grad, 0.01)
     assert torch.allclose(result.float(), torch.full((2, 100), 0.01), rtol=1e-3)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed"])
-def test_layout_of_memory_does_not_matter(layout):
+def test_memory_layout_does_not_change_the_result(layout):
     torch.manual_seed(0)
     param, grad = torch.randn(8, 4, 3, 3), 100 * torch.randn(8, 4, 3, 3)
     if layout == "channels_last":
@@ -106,7 +106,7 @@ def test_layout_of_memory_does_not_matter(layout):
     assert torch.allclose(clip(*other, 0.01), clip(param, grad, 0.01), rtol=1e-5)
 
 
-def test_a_nonfinite_gradient_raises_where_asked_to_and_nothing_is_clipped():
+def test_error_if_nonfinite_raises_and_nothing_is_clipped():
     good, bad = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(2))
     good.grad, bad.grad = torch.full((3, 3), 9.0), torch.tensor([1.0, float("inf")])
     with pytest.raises(RuntimeError, match="NaN or infinite.*error_if_nonfinite=False"):
@@ -116,14 +116,14 @@ def test_a_nonfinite_gradient_raises_where_asked_to_and_nothing_is_clipped():
     assert (good.grad < 9).all()
 
 
-def test_a_sparse_gradient_is_refused_with_the_way_out():
+def test_a_sparse_gradient_is_refused_with_a_remedy():
     embedding = torch.nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(ValueError, match=r"shape \(5, 3\) has a sparse gradient.*sparse=False"):
         adaptive_clip_grad_(embedding.parameters(), 0.01)
 
 
-def test_nothing_is_clipped_where_one_gradient_is_refused():
+def test_nothing_is_clipped_if_one_gradient_is_refused():
     first = torch.nn.Parameter(torch.ones(4, 4))
     first.grad = torch.full((4, 4), 100.0)
     embedding = torch.nn.Embedding(5, 3, sparse=True)
@@ -159,7 +159,7 @@ def test_equals_optax_run_beside_it():
         ), shape
 
 
-def test_stats_say_what_clipping_does():
+def test_stats_predict_what_clipping_does():
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 10), "b": torch.nn.Linear(4, 2)})
     for name, p in model.named_parameters():
@@ -187,12 +187,12 @@ def test_stats_wait_for_a_device_once(monkeypatch):
     assert waits == ["tolist"]
 
 
-def test_stats_pass_over_parameters_without_a_gradient():
+def test_stats_skip_parameters_without_a_gradient():
     assert clip_stats({"a": torch.nn.Parameter(torch.ones(3))}) == {}
 
 
-def test_parameters_on_several_devices_are_clipped_each_on_its_own():
-    """The meta device stands in for a second one: whatever touched both at once would fail or hold no numbers."""
+def test_parameters_on_several_devices_are_clipped_on_their_device():
+    """The meta device is the second device. An operation on both devices would raise an error."""
     torch.manual_seed(0)
     here = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
     there = [torch.nn.Parameter(p.detach().to("meta")) for p in here]
@@ -207,11 +207,11 @@ def test_parameters_on_several_devices_are_clipped_each_on_its_own():
         assert torch.allclose(p.grad, grad, rtol=1e-6)
     clip_each_([ClippedParam(p, Clipping(0.01, 1e-3)) for p in mixed], grad_scale=torch.tensor(2.0))
     for p, grad in zip(here, expected, strict=True):
-        assert torch.allclose(p.grad, grad, rtol=1e-6)  # the norm allowed is now twice as large
+        assert torch.allclose(p.grad, grad, rtol=1e-6)  # the allowed norm is now twice as large
 
 
-def test_parameters_clipped_as_one_matrix_are_clipped_as_each_by_itself():
-    """As on a GPU without Triton: kernels, a matrix and a vector of units of one length, in either order of memory."""
+def test_clipping_as_one_matrix_equals_clipping_each_parameter():
+    """A GPU without Triton uses this. Kernels, matrix and vector have units of one length, in several layouts."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4, 3, 3), (5, 36), (36,), (7, 36, 1, 1))]
     params[0].data = params[0].data.contiguous(memory_format=torch.channels_last)
@@ -225,7 +225,7 @@ def test_parameters_clipped_as_one_matrix_are_clipped_as_each_by_itself():
         assert torch.allclose(p.grad, grad, rtol=1e-6)
 
 
-def test_tensors_that_are_not_dense_are_clipped_in_their_place():
+def test_tensors_with_gaps_or_other_layouts_are_clipped_in_place():
     torch.manual_seed(0)
     kernel, vector = torch.randn(3, 8, 5).mT, torch.randn(9)[::2]
     for x in (kernel, vector):

@@ -1,4 +1,4 @@
-"""Over several processes, parameters become those of one process on the same global batch."""
+"""Several processes train to the parameters of one process on the same global batch."""
 
 import os
 import subprocess
@@ -32,19 +32,19 @@ def single(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("how", ["ddp", "fsdp2", "fsdp2-groups", "fsdp2-wrapped"])
-def test_three_steps_are_those_of_one_process(single, tmp_path, how, processes):
+def test_three_steps_equal_those_of_one_process(single, tmp_path, how, processes):
     result = run(how, tmp_path / "out.pt", processes)
     assert set(result["parameters"]) == set(single)
     for name, p in single.items():
         difference = (result["parameters"][name].reshape(p.shape) - p).norm() / p.norm().clamp(min=1e-3)
         assert difference < 1e-5, name
-    # Kernels and matrices are clipped where they lie; all vectors together take one collective a step.
+    # Each process clips its own rows of kernels and matrices. All vectors together take one collective in each step.
     assert result["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3)
 
 
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_on_one_rank_raises_on_all(tmp_path):
-    """A rank that went on would wait for the others for ever."""
+    """A rank that continued would wait for the others without end."""
     run("nonfinite", tmp_path / "out.pt", 2)
     for rank in range(2):
         found = torch.load(tmp_path / f"out.pt.{rank}")
@@ -53,14 +53,14 @@ def test_a_gradient_that_is_not_finite_on_one_rank_raises_on_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_parameters_that_fsdp1_has_flattened_are_refused(tmp_path):
+def test_parameters_flattened_by_fsdp1_are_refused(tmp_path):
     run("fsdp1", tmp_path / "out.pt", 2)
     found = torch.load(tmp_path / "out.pt.0")
     assert len(found) == 2
     assert all("was flattened by FSDP1, which leaves no rows to clip" in error for error in found)
 
 
-def test_skip_gains_of_either_shape_load_into_either(tiny):
+def test_skip_gains_load_into_either_shape(tiny):
     model = tiny()
     prepared = tiny().vectorize_skip_gains()
     assert prepared.stages[0][0].skipinit_gain.shape == (1,)

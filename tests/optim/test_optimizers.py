@@ -25,7 +25,7 @@ AGC_NAMES = list_optimizers("agc-*")
 
 
 def backward(model, seed=0, scale=1.0):
-    """Leave gradients, scaled, of a loss on random images."""
+    """Compute the gradients of a loss on random images, multiplied by ``scale``."""
     g = torch.Generator().manual_seed(seed)
     x, y = torch.randn(4, 3, 32, 32, generator=g), torch.randint(10, (4,), generator=g)
     loss = F.cross_entropy(model(x.to(next(model.parameters()).dtype)), y)
@@ -66,7 +66,7 @@ def test_every_parameter_is_in_the_authors_group(tiny, how):
     assert settings(optimizer, model) == authors_settings(model)
 
 
-def test_five_steps_are_the_authors():
+def test_five_steps_equal_the_authors():
     expected = np.load(golden.DATA / "nfnet_tiny_train.npz")
     lr, momentum, weight_decay, clipping, eps = (float(h) for h in expected["hyper"])
     model = timm.create_model("nfnet_f0", **golden.TINY)
@@ -92,7 +92,7 @@ def test_five_steps_are_the_authors():
         assert golden.relative_error(torch.from_numpy(final[module][param]), expected[key]) < 1e-4, key
 
 
-def test_the_step_clips_all_but_the_classifiers_weight(tiny):
+def test_the_step_clips_all_except_the_classifiers_weight(tiny):
     model = tiny()
     optimizer = create_optimizer(model, "sgd", lr=1e-3)
     backward(model, scale=1e4)
@@ -105,7 +105,7 @@ def test_the_step_clips_all_but_the_classifiers_weight(tiny):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "dm_nfnet_f0"])
-def test_other_models_have_their_classifier_and_norms_told_by_type(name):
+def test_classifier_and_norms_of_other_models_are_found(name):
     model = timm.create_model(name, device="meta", **({} if name != "vit_tiny_patch16_224" else {"num_classes": 7}))
     optimizer = torch.optim.SGD(agc_param_groups(model, weight_decay=0.1), lr=0.1)
     found = settings(optimizer, model)
@@ -131,7 +131,7 @@ def test_each_trainable_parameter_is_in_exactly_one_group(name, layer_decay):
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"weight_decay": 2e-5}, {"weight_decay": 2e-5, "layer_decay": 0.7}])
-def test_an_agc_name_has_the_groups_of_the_plain_optimizer_and_takes_its_state_both_ways(tiny, kwargs):
+def test_an_agc_optimizer_and_its_plain_one_exchange_states(tiny, kwargs):
     model = tiny()
     plain, clipping = (create_optimizer_v2(model, name, lr=0.1, **kwargs) for name in ("sgd", "agc-sgd"))
     members = [[[id(p) for p in group["params"]] for group in o.param_groups] for o in (plain, clipping)]
@@ -147,7 +147,7 @@ def test_an_agc_name_has_the_groups_of_the_plain_optimizer_and_takes_its_state_b
 
 
 @pytest.mark.parametrize("scheduler", [None, "torch", "timm"])
-def test_layer_decay_scales_the_rates_whichever_scheduler_is_used(tiny, scheduler):
+def test_layer_decay_scales_learning_rates_with_any_scheduler(tiny, scheduler):
     model = tiny()
     optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=2e-5, layer_decay=0.7)
     assert settings(optimizer, model) == authors_settings(model)
@@ -157,19 +157,19 @@ def test_layer_decay_scales_the_rates_whichever_scheduler_is_used(tiny, schedule
         create_scheduler_v2(optimizer, "cosine", num_epochs=4)[0].step(0)
     names = {id(p): name for name, p in model.named_parameters()}
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    timms = param_groups_layer_decay(model, layer_decay=0.7)
-    expected = {names[id(p)]: 0.1 * group["lr_scale"] for group in timms for p in group["params"]}
+    timm_groups = param_groups_layer_decay(model, layer_decay=0.7)
+    expected = {names[id(p)]: 0.1 * group["lr_scale"] for group in timm_groups for p in group["params"]}
     assert rates == pytest.approx(expected)
     assert len(set(rates.values())) > 5
 
 
-def test_the_classifier_is_known_after_a_reset_a_copy_and_a_move(tiny):
+def test_the_classifier_is_known_after_a_copy_a_cast_and_a_reset(tiny):
     model = copy.deepcopy(tiny()).double().float()
     model.reset_classifier(5)
     assert settings(create_optimizer(model, lr=0.1, weight_decay=2e-5), model) == authors_settings(model)
 
 
-def test_frozen_parameters_stay(tiny):
+def test_frozen_parameters_do_not_change(tiny):
     model = tiny()
     model.stem.requires_grad_(False)
     before = model.stem.conv1.weight.clone()
@@ -208,12 +208,12 @@ def test_a_resumed_run_takes_the_same_steps(tiny, opt, tmp_path):
     second[0].load_state_dict(saved["model"])
     second[1].load_state_dict(saved["optimizer"])
     train(*second, range(3, 6))
-    # Not to the bit: the rounding of torch's operations on a CPU depends on the alignment of memory.
+    # Not bit-identical: on a CPU, the rounding of torch's operations depends on the alignment of memory.
     for a, b in zip(whole[0].parameters(), second[0].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-def test_the_setting_travels_with_the_state(tiny):
+def test_the_clip_factor_is_saved_in_the_state(tiny):
     model = tiny()
     saved = create_optimizer_v2(model, "agc-sgd", lr=0.1, clip_factor=0.05).state_dict()
     other = create_optimizer_v2(model, "agc-sgd", lr=0.1)
@@ -298,8 +298,8 @@ def test_every_implementation_of_an_optimizer_takes_the_same_step(tiny, kwargs):
 
 @pytest.mark.parametrize("name", ["agc-sgd", "agc-adamw", "agc-adagrad"])
 @pytest.mark.parametrize("through_closure", [False, True])
-def test_steps_do_not_depend_on_the_order_of_memory(name, through_closure):
-    """Weights become channels-last after the first step; buffers and gradients stay as they are."""
+def test_steps_do_not_depend_on_the_memory_layout(name, through_closure):
+    """Weights become channels-last after the first step; buffers and gradients do not."""
     results = []
     for kwargs in ({"foreach": False}, {}):
         torch.manual_seed(0)
@@ -339,7 +339,7 @@ def test_a_part_that_is_unfrozen_between_closures_trains(tiny, opt):
     assert not torch.equal(model.stem.conv1.weight, before)
 
 
-def test_the_classifier_is_not_clipped_in_a_list_of_named_parameters(tiny):
+def test_a_list_of_named_parameters_exempts_the_classifier(tiny):
     model = tiny()
     optimizer = create_optimizer_v2(list(model.named_parameters()), "agc-sgd", lr=0.0)
     assert [name for name, clipped in limits(optimizer, model).items() if not clipped] == ["head.fc.weight"]
@@ -347,7 +347,7 @@ def test_the_classifier_is_not_clipped_in_a_list_of_named_parameters(tiny):
 
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("fused", [None, False, True])
-def test_gradients_are_clipped_as_they_are_without_a_scaler(tiny, fused, unscale):
+def test_a_gradient_scaler_does_not_change_clipping(tiny, fused, unscale):
     results = []
     for scaled in (False, True):
         model = tiny()
@@ -365,7 +365,7 @@ def test_gradients_are_clipped_as_they_are_without_a_scaler(tiny, fused, unscale
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_clipping_by_timm_and_by_the_optimizer_is_clipping_once(tiny):
+def test_clipping_by_timm_and_by_the_optimizer_equals_clipping_once(tiny):
     results = []
     for twice in (False, True):
         model = tiny()
@@ -379,20 +379,20 @@ def test_clipping_by_timm_and_by_the_optimizer_is_clipping_once(tiny):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_timms_own_route_clips_our_networks_as_ours_does(tiny):
-    """``--clip-mode agc``: vectors are one unit for timm too; it leaves out the last two parameters."""
-    ours, timms = tiny(), tiny()
-    for model in (ours, timms):
+def test_timms_clip_mode_agc_equals_ours_for_our_networks(tiny):
+    """Vectors are one unit in timm, too. ``--clip-mode agc`` does not clip the last two parameters."""
+    ours, theirs = tiny(), tiny()
+    for model in (ours, theirs):
         backward(model, scale=100.0)
-    names = [name for name, _ in timms.named_parameters()]
+    names = [name for name, _ in theirs.named_parameters()]
     assert names[-2:] == ["head.fc.weight", "head.fc.bias"]
-    dispatch_clip_grad(list(timms.parameters())[:-2], 0.01, mode="agc")
+    dispatch_clip_grad(list(theirs.parameters())[:-2], 0.01, mode="agc")
     adaptive_clip_grad_(list(ours.parameters())[:-2], 0.01)
-    for a, b in zip(ours.parameters(), timms.parameters(), strict=True):
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, rtol=1e-5)
 
 
-def test_names_are_listed_with_descriptions_and_are_not_split_by_timm():
+def test_agc_names_have_descriptions_and_no_underscore():
     assert {"agc-sgd", "agc-adamw", "agc-lamb", "agc-lion", "agc-adafactor"} <= set(AGC_NAMES)
     assert not any("_" in name for name in AGC_NAMES)
     for name, description in list_optimizers("agc-*", with_description=True):
@@ -412,11 +412,11 @@ def test_every_name_builds_an_optimizer_that_clips(tiny, name, monkeypatch):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-# --- whichever way the classifier comes to the optimizer
+# --- the classifier in wrappers, copies and groups
 
 
 class Wrapper(torch.nn.Module):
-    """Shows its parameters, and nothing that timm asks a model for."""
+    """Has parameters, but none of timm's methods."""
 
     def __init__(self, model):
         super().__init__()
@@ -427,7 +427,7 @@ class Wrapper(torch.nn.Module):
 
 
 def assign(model):
-    """Load as a model on the meta device is loaded: its parameters are new ones."""
+    """Load as a model on the meta device does: the parameters become new objects."""
     model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()}, assign=True)
     return model
 
@@ -485,7 +485,7 @@ WRAPPERS = {
 
 
 def limits(optimizer, model):
-    """Return by name which parameters a step clips, with gradients that are all too large."""
+    """Return, by name, whether a step clips each parameter; all gradients are too large."""
     for p in model.parameters():
         p.grad = torch.full_like(p, 1e3)
     optimizer.step()
@@ -494,16 +494,16 @@ def limits(optimizer, model):
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_the_classifiers_weight_is_left_alone_and_all_else_clipped(tiny, change, wrapper):
+def test_all_except_the_classifiers_weight_is_clipped_in_any_wrapper(tiny, change, wrapper):
     model = wrapper(change(tiny()))
     found = limits(create_optimizer_v2(model, "agc-sgd", lr=0.0, weight_decay=1e-4), model)
-    left_alone = [name for name, clipped in found.items() if not clipped]
-    assert left_alone
-    assert all(".head.fc." in f".{name}" and not name.endswith("bias") for name in left_alone)
+    not_clipped = [name for name, clipped in found.items() if not clipped]
+    assert not_clipped
+    assert all(".head.fc." in f".{name}" and not name.endswith("bias") for name in not_clipped)
 
 
 @pytest.mark.parametrize("how", ["twin", "lookahead", "attached", "attached lookahead", "copied", "pickled"])
-def test_a_classifier_that_is_added_later_is_left_alone(tiny, how):
+def test_a_classifier_added_later_is_not_clipped(tiny, how):
     model = Wrapper(tiny())
     body = [p for name, p in model.named_parameters() if ".head." not in name]
     head = [p for name, p in model.named_parameters() if ".head." in name]
@@ -522,7 +522,7 @@ def test_a_classifier_that_is_added_later_is_left_alone(tiny, how):
     assert [name for name, clipped in found.items() if not clipped] == ["inner.head.fc.weight"]
 
 
-def test_a_pretrained_classifier_in_a_wrapper_moves_as_a_fresh_one(tiny):
+def test_a_pretrained_classifier_in_a_wrapper_is_not_clipped(tiny):
     moved = []
     for change in (lambda model: model, pretrained):
         model = Wrapper(change(tiny())).train()
@@ -535,7 +535,7 @@ def test_a_pretrained_classifier_in_a_wrapper_moves_as_a_fresh_one(tiny):
     assert moved[0].abs().max() > 1
 
 
-def test_networks_are_not_kept_alive():
+def test_optimizers_do_not_keep_networks_alive():
     import gc
     import weakref
 
@@ -548,7 +548,7 @@ def test_networks_are_not_kept_alive():
     optimizer.step()
 
 
-# --- what cannot be clipped
+# --- optimizers that cannot clip
 
 
 def test_an_optimizer_that_differentiates_gradients_is_refused(tiny):
@@ -559,7 +559,7 @@ def test_an_optimizer_that_differentiates_gradients_is_refused(tiny):
         attach_agc(create_optimizer_v2(model, "lookahead_adahessian", lr=0.1))
 
 
-def test_any_optimizer_of_torch_becomes_one_that_clips_and_stays_what_it_is(tiny):
+def test_attach_agc_makes_a_torch_optimizer_clip_and_keeps_its_type(tiny):
     model = tiny()
     plain = torch.optim.RMSprop(model.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.StepLR(plain, 1)
@@ -576,11 +576,11 @@ def test_any_optimizer_of_torch_becomes_one_that_clips_and_stays_what_it_is(tiny
 
 
 class FromABC(ABC, torch.optim.SGD):
-    """As the optimizers of pytorch_optimizer, whose base inherits from ABC."""
+    """Like the optimizers of pytorch_optimizer, whose base class inherits from ABC."""
 
 
 class Lookahead(torch.optim.Optimizer):
-    """As torch_optimizer's, which has no hooks and defaults of its own."""
+    """Like torch_optimizer's Lookahead, which has its own defaults and no hooks."""
 
     def __init__(self, optimizer):
         self.optimizer, self.param_groups = optimizer, optimizer.param_groups
@@ -637,7 +637,7 @@ BAD = [0, -0.01, float("nan"), float("inf"), "much", True, [0.01]]
 
 @pytest.mark.parametrize("key", ["clip_factor", "clip_eps"])
 @pytest.mark.parametrize("value", BAD)
-def test_a_setting_that_is_no_number_above_0_is_refused_before_anything_changes(tiny, key, value):
+def test_a_setting_that_is_not_above_0_is_refused_and_nothing_changes(tiny, key, value):
     model = tiny()
     for build in (create_optimizer, create_optimizer_v2):
         with pytest.raises(ValueError, match=f"{key}=.*None"):
@@ -659,7 +659,7 @@ def test_a_setting_that_is_no_number_above_0_is_refused_before_anything_changes(
     assert torch.equal(model.stem.conv1.weight.grad, grad)
 
 
-def test_a_text_that_is_a_number_is_converted_and_none_switches_clipping_off(tiny):
+def test_text_is_converted_to_a_number_and_none_disables_clipping(tiny):
     model = tiny()
     optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.0, clip_factor="0.05", clip_eps="1e-2")
     assert [(g["clip_factor"], g["clip_eps"]) for g in optimizer.param_groups] == [(0.05, 0.01)]
@@ -672,7 +672,7 @@ def test_a_text_that_is_a_number_is_converted_and_none_switches_clipping_off(tin
     assert torch.equal(model.stem.conv1.weight.grad, before)
 
 
-# --- classifiers that no network of ours knows
+# --- classifiers outside the networks of this package
 
 
 class WithHead(torch.nn.Module):
@@ -684,7 +684,7 @@ class WithHead(torch.nn.Module):
         return self.fc(self.backbone(x))
 
 
-def test_a_classifier_outside_of_the_network_is_announced_and_can_be_exempted(tiny):
+def test_a_classifier_outside_the_network_gives_a_warning_and_can_be_exempted(tiny):
     model = WithHead(tiny(num_classes=0))
     with pytest.warns(RuntimeWarning, match=r"fc\.weight.*no_clip="):
         optimizer = create_optimizer(model, lr=0.0)
@@ -718,18 +718,18 @@ HEADS = {
 
 
 @pytest.mark.parametrize("change", HEADS.values(), ids=HEADS)
-def test_a_network_whose_head_was_replaced_disturbs_no_other_optimizer(tiny, change):
+def test_a_network_with_a_replaced_head_does_not_affect_other_optimizers(tiny, change):
     odd = tiny()
     change(odd)
     model = tiny()
     found = limits(create_optimizer_v2(model, "agc-sgd", lr=0.0), model)
     assert [name for name, clipped in found.items() if not clipped] == ["head.fc.weight"]
     found = limits(create_optimizer(odd, lr=0.0), odd)
-    left_alone = {name for name, clipped in found.items() if not clipped}
-    assert left_alone == ({"head.1.weight"} if "head.1.weight" in found else left_alone & {"head.fc.weight"})
+    not_clipped = {name for name, clipped in found.items() if not clipped}
+    assert not_clipped == ({"head.1.weight"} if "head.1.weight" in found else not_clipped & {"head.fc.weight"})
 
 
-def test_networks_may_be_built_while_another_thread_steps(tiny):
+def test_networks_may_be_built_while_another_thread_runs_a_step(tiny):
     model, stop, errors = tiny(), threading.Event(), []
     optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.0)
     backward(model)
@@ -752,7 +752,7 @@ def test_networks_may_be_built_while_another_thread_steps(tiny):
     assert not errors
 
 
-def test_parameters_in_place_of_a_model_are_refused_with_the_way_out(tiny):
+def test_parameters_instead_of_a_model_are_refused_with_a_remedy(tiny):
     with pytest.raises(ValueError, match=r"create_optimizer_v2.*agc-sgd"):
         create_optimizer(tiny().parameters(), lr=0.1)
 

@@ -1,4 +1,4 @@
-"""The recipes are in the words of timm's train.py, and say what the authors' code says."""
+"""The recipes use options of timm's train.py, and have the values of the authors' code."""
 
 import json
 import math
@@ -22,14 +22,14 @@ from nfnet_timm.recipes import recipe
 
 RECIPES = {name: yaml.safe_load(recipe(name)) for name in recipes.RECIPES}
 NFNETS = [f"nfnet_f{i}" for i in range(8)]
-# The options of train.py, as it names them (see data/README.md).
+# The names of the options of train.py (see data/README.md).
 OPTIONS = set(json.loads((golden.DATA / "train_script_options.json").read_text()))
-# deepmind-research/nfnets/base.py: dropout, and RandAugment as layers and magnitude.
+# Source: deepmind-research/nfnets/base.py. Dropout, and the magnitude of RandAugment.
 DROP = dict(zip(NFNETS, (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5), strict=True))
 RANDAUGMENT = dict(zip(NFNETS, (5, 10, 10, 15, 15, 15, 15, 15), strict=True))
 
 
-def test_there_is_one_for_each_published_network():
+def test_each_published_network_has_a_recipe():
     assert set(RECIPES) == {*NFNETS, "nf_resnet", "finetune"}
 
 
@@ -39,7 +39,7 @@ def test_every_key_is_an_option_of_the_train_script(name):
 
 
 @pytest.mark.parametrize("name", NFNETS)
-def test_values_are_the_published_ones(name):
+def test_values_equal_the_published_ones(name):
     values = RECIPES[name]
     assert values["model"] == name
     assert values["input_size"] == [3, VARIANTS[name].train_size, VARIANTS[name].train_size]
@@ -55,7 +55,7 @@ def test_values_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet"])
-def test_the_schedule_is_the_authors_to_the_step(name):
+def test_the_schedule_equals_the_authors_at_each_step(name):
     values = RECIPES[name]
     batch = values["batch_size"] * values.get("grad_accum_steps", 1) * 8
     peak = values["lr_base"] * batch / values["lr_base_size"]
@@ -89,7 +89,7 @@ def test_the_command_prints_a_recipe(capsys):
 
 @pytest.mark.skipif("TIMM_TRAIN_SCRIPT" not in os.environ, reason="TIMM_TRAIN_SCRIPT, the path of train.py, is unset")
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_real_parser_takes_it(name, monkeypatch, tmp_path):
+def test_the_real_parser_accepts_the_recipe(name, monkeypatch, tmp_path):
     script = os.environ["TIMM_TRAIN_SCRIPT"]
     (tmp_path / "recipe.yaml").write_text(recipe(name))
     monkeypatch.setattr(sys, "argv", [script, "--config", str(tmp_path / "recipe.yaml"), "--data-dir", "x"])

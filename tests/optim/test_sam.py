@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: the two-step formula, and what it does inside and around other things."""
+"""Sharpness-aware minimization equals its formula, and works with optimizers, schedulers, scalers and processes."""
 
 import copy
 import pickle
@@ -59,7 +59,7 @@ def test_three_steps_equal_the_formula_in_numpy():
     np.testing.assert_allclose(model.bias.detach().numpy(), b, rtol=1e-12)
 
 
-def test_radius_zero_is_the_optimizer_inside_to_the_bit():
+def test_radius_zero_equals_the_optimizer_inside_bit_by_bit():
     (x, y), ours, plain = data(), linear(), linear()
     sam = SAM(torch.optim.AdamW(ours.parameters(), lr=0.1), rho=0.0)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1)
@@ -71,7 +71,7 @@ def test_radius_zero_is_the_optimizer_inside_to_the_bit():
     assert all(p.equal(q) for p, q in zip(ours.parameters(), plain.parameters(), strict=True))
 
 
-def test_ascent_on_a_share_takes_its_direction_from_the_share(tiny):
+def test_ascent_on_part_of_the_batch_uses_its_gradient_direction(tiny):
     model, (x, y) = linear(), data(10)
     sam = SAM(torch.optim.SGD(model.parameters(), lr=1.0), rho=0.5)
     start = [p.detach().clone() for p in model.parameters()]
@@ -102,12 +102,14 @@ def test_descent_is_clipped_and_ascent_is_not(tiny):
 
     sam.step(closure)
     ascents = torch.cat([(b - a).flatten() for a, b in zip(*seen, strict=True)])
-    assert ascents.norm().item() == pytest.approx(0.05, rel=1e-4)  # the whole radius, as of unclipped gradients
+    assert ascents.norm().item() == pytest.approx(
+        0.05, rel=1e-4
+    )  # the whole radius, because these gradients are not clipped
     F.cross_entropy(plain(x), y).backward()
     grads = torch.cat([p.grad.flatten() for p in plain.parameters()])
     torch.testing.assert_close(ascents / ascents.norm(), grads / grads.norm(), rtol=0, atol=2e-5)
     for (name, p), before in zip(model.named_parameters(), seen[0], strict=True):
-        if name.endswith("conv1.weight"):  # Nesterov's first step is 1.9 gradients, which are clipped
+        if name.endswith("conv1.weight"):  # Nesterov's first step is 1.9 times the clipped gradient
             moved = (p.detach() - before).flatten(1).norm(dim=1)
             assert bool((moved <= 1.9e-3 * before.flatten(1).norm(dim=1).clamp(min=1e-3) * (1 + 1e-4)).all()), name
 
@@ -115,7 +117,7 @@ def test_descent_is_clipped_and_ascent_is_not(tiny):
 @pytest.mark.parametrize(
     "name", ["sgd", "adamw", "lamb", "rmsproptf", "lion", "lookahead_sgd", "agc-adamw", "adadelta"]
 )
-def test_works_around_the_optimizers_of_timm(name):
+def test_sam_works_around_timms_optimizers(name):
     model, (x, y) = linear(dtype=torch.float32), data(dtype=torch.float32)
     sam = SAM(timm.optim.create_optimizer_v2(model, name, lr=1e-3), rho=0.05)
     first = sam.step(closure_of(model, x, y)).item()
@@ -124,7 +126,7 @@ def test_works_around_the_optimizers_of_timm(name):
     assert last < first
 
 
-def test_resumes_to_the_bit():
+def test_a_resumed_sam_run_is_bit_identical():
     (x, y), straight, broken = data(), linear(), linear()
 
     def build(model):
@@ -149,7 +151,7 @@ def test_resumes_to_the_bit():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_go_on_as_the_original(duplicate):
+def test_copies_continue_as_the_original(duplicate):
     model, (x, y) = linear(), data()
     sam = SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
     sam.step(closure_of(model, x, y))
@@ -160,7 +162,7 @@ def test_copies_go_on_as_the_original(duplicate):
     assert model.weight.equal(model2.weight)
 
 
-def test_state_of_a_run_without_it_loads():
+def test_the_state_of_a_run_without_sam_loads():
     model = linear()
     plain = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     closure_of(model, *data())()
@@ -187,20 +189,20 @@ def test_groups_added_later_get_the_radius_and_are_perturbed():
     assert not seen[0].equal(seen[1])
 
 
-def test_a_schedule_and_a_timm_schedule_turn_its_rate():
+def test_schedulers_of_torch_and_timm_set_the_learning_rate():
     model, (x, y) = linear(), data()
     sam = SAM(torch.optim.SGD(model.parameters(), lr=1.0))
     schedule = torch.optim.lr_scheduler.StepLR(sam, 1, gamma=0.1)
     sam.step(closure_of(model, x, y))
     schedule.step()
     assert sam.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
-    timms, _ = timm.scheduler.create_scheduler_v2(sam, "cosine", num_epochs=10)
-    timms.step(5)
+    timm_schedule, _ = timm.scheduler.create_scheduler_v2(sam, "cosine", num_epochs=10)
+    timm_schedule.step(5)
     assert sam.optimizer.param_groups[0]["lr"] == pytest.approx(0.5)  # halfway
 
 
 @pytest.mark.parametrize("when", [1, 2])
-def test_weights_are_back_to_the_bit_when_a_closure_is_interrupted(when):
+def test_weights_are_restored_bit_by_bit_if_a_closure_is_interrupted(when):
     model, (x, y) = linear(), data()
     sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
     before, runs = [p.detach().clone() for p in model.parameters()], []
@@ -217,7 +219,7 @@ def test_weights_are_back_to_the_bit_when_a_closure_is_interrupted(when):
     assert all(p.equal(q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-def test_scaler_skips_a_step_whose_gradients_overflow_and_takes_the_others():
+def test_the_scaler_skips_only_steps_whose_gradients_overflow():
     model, (x, y) = linear(dtype=torch.float32), data(dtype=torch.float32)
     plain = copy.deepcopy(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
@@ -247,7 +249,7 @@ def test_scaler_skips_a_step_whose_gradients_overflow_and_takes_the_others():
     torch.testing.assert_close(model.weight, plain.weight, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_of_zero_do_no_harm():
+def test_gradients_of_zero_do_not_change_weights():
     model, (x, _) = linear(), data()
     sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
     before = model.weight.detach().clone()
@@ -255,7 +257,7 @@ def test_gradients_of_zero_do_no_harm():
     assert model.weight.equal(before)
 
 
-def test_parameters_without_a_gradient_stay():
+def test_parameters_without_a_gradient_do_not_change():
     model, (x, y) = linear(), data()
     frozen = nn.Linear(2, 2)
     frozen.requires_grad_(False)
@@ -276,7 +278,7 @@ def test_parameters_without_a_gradient_stay():
         (lambda p: SAM(torch.optim.SGD(p, lr=1)).step(), r"step\(\) without a closure: expected step\(closure\)"),
     ],
 )
-def test_mistakes_are_told(build, message):
+def test_mistakes_are_reported_with_what_was_expected(build, message):
     with pytest.raises(ValueError, match=message):
         build(list(linear().parameters()))
 
@@ -322,7 +324,7 @@ PROCESSES = """
 
 
 def in_one_process(unsynchronised):
-    """What two processes should come to: each half of the batch ascends by itself, or both together."""
+    """Return the expected weights. Each half of the batch has its own ascent, or both have one together."""
     torch.manual_seed(1)
     x, y = torch.randn(8, 5), torch.randn(8, 3)
     torch.manual_seed(0)

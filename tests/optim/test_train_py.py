@@ -1,4 +1,4 @@
-"""timm's own train.py, on an ImageFolder of handwritten digits, with nothing of ours imported by hand."""
+"""timm's own train.py trains on an ImageFolder of handwritten digits. It does not import this package."""
 
 import json
 import os
@@ -16,11 +16,11 @@ SCRIPT = os.environ.get("TIMM_TRAIN_SCRIPT")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not SCRIPT, reason="TIMM_TRAIN_SCRIPT, the path of timm's train.py, is unset: it is in no wheel"
+        not SCRIPT, reason="TIMM_TRAIN_SCRIPT, the path of timm's train.py, is not set; no wheel contains the script"
     ),
 ]
 
-# timm hands DistributedDataParallel the device "cpu" as a device id, which that refuses; on a GPU this is not needed.
+# timm passes the device "cpu" to DistributedDataParallel as a device id, and gets an error. A GPU does not need this.
 DDP_ON_CPU = """
 import runpy, sys, torch
 class DDP(torch.nn.parallel.DistributedDataParallel):
@@ -34,7 +34,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """192 training and 64 test images of 32 x 32 pixels, in folders by class."""
+    """Write 192 training and 64 test images of 32 x 32 pixels, in one folder for each class."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -110,7 +110,7 @@ def test_learns_the_digits(train):
     assert checkpoint(folder, "model_best")["metric"] > 60
 
 
-def test_what_it_saves_can_be_published(train, tmp_path, capsys):
+def test_a_checkpoint_of_train_py_can_be_published(train, tmp_path, capsys):
     _, folder = train(*AGC_SGD, "--model-ema", "--epochs", "1", model_kwargs=("recompute_acts=True",))
     arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run", "--yes"]
     assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0
@@ -137,7 +137,7 @@ def test_another_pooling_and_one_channel_are_published_as_they_were_trained(trai
     assert "model-index" not in card
 
 
-def test_an_average_that_was_not_measured_gets_no_figure(train, tmp_path):
+def test_an_average_that_was_not_measured_gets_no_accuracy(train, tmp_path):
     _, folder = train(*AGC_SGD, "--model-ema", "--model-ema-force-cpu", "--epochs", "1")
     arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run", "--yes"]
     assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0
@@ -161,7 +161,7 @@ def test_a_run_resumes_with_the_other_kind_of_clipping(train, first):
 
 
 def test_an_interrupted_run_of_two_processes_ends_in_the_same_weights(train):
-    """Two processes, as timm's sampler then takes the same order in every epoch of the same number."""
+    """With two processes, timm's sampler uses the same order in an epoch after the run is resumed."""
     arguments = (*AGC_SGD, "--epochs", "4", "--no-aug")
     _, whole = train(*arguments, name="whole", processes=2, batch=16)
     _, resumed = train(

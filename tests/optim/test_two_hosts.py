@@ -1,4 +1,4 @@
-"""Training on two hosts, which share nothing but a network, ends in the weights of one process."""
+"""Training on two hosts, which share only a network, gives the weights of one process."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_hosts_end_in_the_weights_of_one_process(how, tmp_path, monkeypatch):
+def test_two_hosts_train_to_the_weights_of_one_process(how, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(WORKER.parent))
     subprocess.run([sys.executable, WORKER, "single", tmp_path / "single.pt"], check=True, timeout=120)
     with hosts():
