@@ -44,7 +44,7 @@ def test_convert_there_and_back(tmp_path, capsys):
     [
         ("missing.npz", "out", "No such file or directory: 'missing.npz'"),
         ("empty.npz", "out", "empty.npz is empty"),
-        ("text.npz", "out", "is no pickle"),
+        ("text.npz", "out", "is not a pickle"),
         (SOURCE, "out.npz", "cannot convert"),
         ("folder", "out", "cannot convert"),
         ("folder", "out.npz", "has no model.safetensors"),

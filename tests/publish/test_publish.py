@@ -348,7 +348,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
     ("arguments", "message"),
     [
         ({"source": "missing.npz"}, "No such file"),
-        ({"source": "text.npz"}, "is no pickle"),
+        ({"source": "text.npz"}, "is not a pickle"),
         ({"source": "."}, "has no config.json"),
         ({"source": "other.pth.tar"}, "has no 'state_dict' and 'args'"),
         ({"repo": "just-a-name"}, "expected ORGANIZATION/NAME"),
