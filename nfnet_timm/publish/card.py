@@ -82,7 +82,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
     if released is None and license is None:
         raise ValueError(f"no licence for {repo_id}: {_what_it_takes(source)}")
     # Anybody can write a header: no figure and no recipe is repeated because of one.
-    claimed = source.told_by == "header"
+    claimed = source.identified_by == "header"
     figures = released if released is not None and "top1" in released and not claimed else None
     plain = set(source.model_args) <= {"num_classes"}
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[1:]
@@ -126,7 +126,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         accuracy=_accuracy(results),
         plain_timm=timms.split("/")[1].split(".")[0] if plain and timms else None,
         released=released,
-        told_by=source.told_by,
+        identified_by=source.identified_by,
         computed=source.computed,
         metadata={key: _escaped(value) for key, value in source.metadata.items()},
         sources=published["sources"],

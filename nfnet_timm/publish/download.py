@@ -11,7 +11,7 @@ from huggingface_hub.file_download import http_get
 
 from nfnet_timm.publish.checkpoints import load_published
 from nfnet_timm.publish.fingerprints import identify
-from nfnet_timm.publish.hub_errors import explained
+from nfnet_timm.publish.hub_errors import hub_errors_explained
 from nfnet_timm.publish.locks import locked
 
 __all__ = ["download"]
@@ -88,7 +88,7 @@ def _released(name: str) -> dict[str, Any]:
 
 
 def _fetch(released: dict[str, Any], partial: Path) -> None:
-    with explained(f"downloading {released['url']}", _ADVICE), partial.open("ab") as file:
+    with hub_errors_explained(f"downloading {released['url']}", _ADVICE), partial.open("ab") as file:
         there = file.tell()
         try:
             http_get(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["explained"]
+__all__ = ["hub_errors_explained"]
 
 _ADVICE = {
     401: "the Hub does not accept the access token: log in again with `hf auth login`, or set HF_TOKEN",
@@ -20,7 +20,7 @@ _ADVICE = {
 
 
 @contextmanager
-def explained(doing: str, advice: dict[int, str] | None = None) -> Iterator[None]:
+def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> Iterator[None]:
     """Turn what the client raises into an OSError with what failed and what to do, without the access token.
 
     Args:

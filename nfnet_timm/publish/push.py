@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 
-from nfnet_timm.publish.hub_errors import explained
+from nfnet_timm.publish.hub_errors import hub_errors_explained
 from nfnet_timm.publish.locks import names_in
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.verify import Report, verify
@@ -80,9 +80,9 @@ def push(
     if not get_token():
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
-    with explained(f"making {repo_id}"):
+    with hub_errors_explained(f"making {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
-    with explained(f"reading {repo_id}"):
+    with hub_errors_explained(f"reading {repo_id}"):
         refs = api.list_repo_refs(repo_id)
         is_new_branch = revision not in {"main", *(ref.name for ref in refs.branches)}
         info = api.model_info(repo_id, revision="main" if is_new_branch else revision)
@@ -102,14 +102,14 @@ def push(
             "pushed; pass --force to make a commit that replaces them, or --revision to use another branch"
         )
     if is_new_branch:
-        with explained(f"making the branch {revision} of {repo_id}"):
+        with hub_errors_explained(f"making the branch {revision} of {repo_id}"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     if not different:
         return head, False
     names = names_in(folder)
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names]
     try:
-        with explained(f"pushing to {repo_id}"):
+        with hub_errors_explained(f"pushing to {repo_id}"):
             commit = api.create_commit(
                 repo_id,
                 operations=operations,
@@ -159,7 +159,7 @@ def tag_commit(repo_id: str, name: str, commit: str) -> None:
         OSError: If the Hub cannot be reached or refuses.
     """
     api = HfApi()
-    with explained(f"tagging {repo_id}"):
+    with hub_errors_explained(f"tagging {repo_id}"):
         tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
         if name not in tags:
             api.create_tag(repo_id, tag=name, revision=commit)

@@ -21,7 +21,7 @@ from nfnet_timm.publish.class_names import FoundNames, find_class_names
 from nfnet_timm.publish.config_json import DEFAULTS, load_folder, read_config
 from nfnet_timm.publish.fingerprints import identify, recorded_logits
 from nfnet_timm.publish.readme import read_card
-from nfnet_timm.publish.train_run import Figure, figure_of, network_of
+from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
 
 __all__ = ["Source", "open_authors", "open_model"]
 
@@ -35,7 +35,7 @@ class Source:
         metadata: Name, bytes, SHA-256 and MD5 of the file that the weights come from.
         computed: Whether ``metadata`` was computed from that file; else the header of a folder's weights states it.
         checkpoint: The entry of hub/checkpoints.toml, for a released checkpoint.
-        told_by: What identifies it as that entry: the file's MD5, the header of a folder's weights, which anybody may
+        identified_by: What identifies it as that entry: the file's MD5, the header of a folder's weights, which anybody may
             have written, or the word of the publisher.
         logits: The logits in the header of a folder's weights.
         label_names, label_descriptions: Names of the classes in the order of the outputs; more words for each name.
@@ -52,7 +52,7 @@ class Source:
     metadata: dict[str, str]
     computed: bool = True
     checkpoint: str | None = None
-    told_by: Literal["MD5", "header", "word"] | None = None
+    identified_by: Literal["MD5", "header", "word"] | None = None
     logits: list[float] | None = None
     label_names: list[str] | None = None
     label_descriptions: dict[str, str] | None = None
@@ -61,7 +61,7 @@ class Source:
     training: dict[str, Any] = field(default_factory=dict)
     ema: bool | None = None
     epoch: int | None = None
-    figure: Figure | None = None
+    figure: Accuracy | None = None
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -75,15 +75,15 @@ class Source:
     def origin(self) -> str:
         """Return one sentence: whether this is a released checkpoint, and what identifies it."""
         name, md5 = self.metadata.get("source"), self.metadata.get("source_md5")
-        if self.told_by == "MD5":
+        if self.identified_by == "MD5":
             return f"{name} is the file that the authors released as {self.checkpoint}: it has the recorded MD5 {md5}"
-        if self.told_by == "header":
+        if self.identified_by == "header":
             return (
                 f"these are the weights of {name}, released as {self.checkpoint}, according to the header written at "
                 "conversion; this was not recomputed, so the card has no published accuracy. To have it there, publish "
                 f"{name} itself"
             )
-        if self.told_by == "word":
+        if self.identified_by == "word":
             return f"{name} is published as the released {self.checkpoint} on your word; no recorded hash confirms it"
         if not self.computed:
             return (
@@ -117,8 +117,8 @@ def open_model(path: Path, checkpoint: str | None = None) -> Source:
         source = _from_folder(path)
     else:
         source = open_authors(path)
-    if checkpoint is not None and (checkpoint != source.checkpoint or source.told_by != "MD5"):
-        source.checkpoint, source.told_by = _claimed(checkpoint, source), "word"
+    if checkpoint is not None and (checkpoint != source.checkpoint or source.identified_by != "MD5"):
+        source.checkpoint, source.identified_by = _claimed(checkpoint, source), "word"
     return source
 
 
@@ -131,8 +131,8 @@ def open_authors(path: Path) -> Source:
     model, arguments = load_model(path)
     metadata = identify(path)
     checkpoint = _recorded(metadata)
-    told_by: Literal["MD5"] | None = "MD5" if checkpoint else None
-    return Source(model.eval(), arguments, metadata, checkpoint=checkpoint, told_by=told_by)
+    identified_by: Literal["MD5"] | None = "MD5" if checkpoint else None
+    return Source(model.eval(), arguments, metadata, checkpoint=checkpoint, identified_by=identified_by)
 
 
 def _from_folder(folder: Path) -> Source:
@@ -162,7 +162,7 @@ def _from_folder(folder: Path) -> Source:
         # The header belongs to another network, so nothing of it is repeated.
         source.metadata, source.computed = identify(weights), True
     elif released is not None:
-        source.checkpoint, source.told_by = released, "header"
+        source.checkpoint, source.identified_by = released, "header"
     return source
 
 
@@ -185,7 +185,7 @@ def _from_training(path: Path) -> Source:
         model, arguments = network_of(saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    names, figure = find_class_names(saved.args, model.num_classes), figure_of(saved, model)
+    names, figure = find_class_names(saved.args, model.num_classes), accuracy_of(saved, model)
     left_out = [f"no accuracy on the card: {figure}"] if isinstance(figure, str) else []
     left_out += [f"no class names: {names}; --class-names FILE gives them"] if isinstance(names, str) else []
     return Source(
@@ -196,7 +196,7 @@ def _from_training(path: Path) -> Source:
         training=saved.args,
         ema=saved.ema,
         epoch=saved.epoch,
-        figure=figure if isinstance(figure, Figure) else None,
+        figure=figure if isinstance(figure, Accuracy) else None,
         left_out=left_out,
     )
 

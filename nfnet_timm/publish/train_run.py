@@ -19,14 +19,14 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen
 
-__all__ = ["Figure", "figure_of", "network_of"]
+__all__ = ["Accuracy", "accuracy_of", "network_of"]
 
 # How a network was trained, not what it is.
 _TRAINING_KWARGS = ("recompute_acts", "drop_rate", "drop_path_rate")
 
 
 @dataclass(frozen=True)
-class Figure:
+class Accuracy:
     """An accuracy that train.py measured of the weights that are at hand, on images that training did not see.
 
     Args:
@@ -110,7 +110,7 @@ def _pretrained_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
     return cfg
 
 
-def figure_of(checkpoint: TrainCheckpoint, model: Any) -> Figure | str:
+def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
     """Return what train.py measured of exactly these weights on images that training did not see, or why there is none.
 
     The reason completes "no accuracy on the card: ".
@@ -135,4 +135,4 @@ def figure_of(checkpoint: TrainCheckpoint, model: Any) -> Figure | str:
         return reason
     # train.py validates at the size of training, whatever the network's test size, and crops the middle.
     cfg = model.pretrained_cfg
-    return Figure(label, round(float(metric), 3), cfg["input_size"][1:], cfg["crop_pct"])
+    return Accuracy(label, round(float(metric), 3), cfg["input_size"][1:], cfg["crop_pct"])

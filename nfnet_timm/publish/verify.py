@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from nfnet_timm.formats.safetensors_writer import read_header
 from nfnet_timm.publish.config_json import is_ours, load_folder, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, logits_of, recorded_logits
-from nfnet_timm.publish.hub_errors import explained
+from nfnet_timm.publish.hub_errors import hub_errors_explained
 
 __all__ = ["Report", "remove_cached", "verify"]
 
@@ -56,10 +56,10 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
     """
     validate_repo_id(repo_id)
     api = HfApi()
-    with explained(f"reading {repo_id}"):
+    with hub_errors_explained(f"reading {repo_id}"):
         commit = str(api.model_info(repo_id, revision=revision).sha)
     with tempfile.TemporaryDirectory() as empty:
-        with explained(f"downloading {repo_id}"):
+        with hub_errors_explained(f"downloading {repo_id}"):
             folder = Path(snapshot_download(repo_id, revision=commit, cache_dir=empty, allow_patterns=[*_VERIFIED]))
             found = api.verify_repo_checksums(repo_id, revision=commit, cache_dir=empty)
         for mismatch in found.mismatches:
@@ -84,7 +84,7 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
 
 def _bad_cached(api: HfApi, repo_id: str, commit: str) -> list[Path]:
     try:
-        with explained(f"reading {repo_id}"):
+        with hub_errors_explained(f"reading {repo_id}"):
             found = api.verify_repo_checksums(repo_id, revision=commit)
     except ValueError:  # the commit is not in the cache
         return []

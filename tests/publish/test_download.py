@@ -77,9 +77,9 @@ def server(monkeypatch, tmp_path):
 def test_a_file_is_fetched_once(server, tmp_path, capsys):
     assert main(["download", "f0", "--to", "files"]) == 0
     assert (tmp_path / "files" / "F0_haiku.npz").read_bytes() == CONTENT
-    assert "fetched, and has the recorded MD5" in capsys.readouterr().out
+    assert "downloaded, has the recorded MD5" in capsys.readouterr().out
     assert main(["download", "F0", "nfnet_f0", "nfnet_f0.dm_in1k", "--to", "files"]) == 0
-    assert capsys.readouterr().out.count("was there") == 3
+    assert capsys.readouterr().out.count("already there") == 3
     assert server.log == [0]
     assert [p.name for p in (tmp_path / "files").iterdir()] == ["F0_haiku.npz"]
 

@@ -95,7 +95,7 @@ def test_a_failed_verification_says_that_the_repo_is_complete_and_the_next_run_v
     assert f"org/tiny is complete at commit {commit}, but was not verified: the download of model.safetensors" in error
     status, out, _ = publish()
     assert status == 0
-    assert f"nothing to push, the same content is there: commit {commit}" in out
+    assert f"nothing to push, the repo has the same content: commit {commit}" in out
 
 
 def test_what_was_downloaded_once_loads_without_the_hub(hub, publish, tmp_path, run_python):
@@ -320,7 +320,7 @@ def test_a_training_checkpoint_without_an_average_says_so(publish, training, tmp
     del checkpoint["state_dict_ema"]
     torch.save(checkpoint, path)
     _, out, _ = publish("--dry-run", source=path)
-    assert "weights: as trained; the checkpoint has no average" in out
+    assert "weights: as trained; the checkpoint has no EMA" in out
     assert "the run kept no average" in (tmp_path / BUILT / "README.md").read_text()
 
 
@@ -408,7 +408,7 @@ def test_ctrl_c_while_building_leaves_the_folder_as_it_was(publish, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr("nfnet_timm.publish.folder.save_config", interrupt)
         status, _, error = publish("--dry-run", "--overwrite", license="mit")
-    assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to go on\n")
+    assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to continue\n")
     assert {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert publish("--dry-run", "--overwrite")[0] == 0

@@ -347,7 +347,7 @@ def test_names_that_were_found_are_shown_with_their_place_and_need_a_yes(publish
     folders("data", "train")
     _, out, _, _ = publish(data_dir="data")
     assert "class names found in data/train: a, b, c, d, e, f, g, h, i, j" in out
-    assert "they are left out; --yes publishes them, --class-names FILE others" in out
+    assert "they are not published; to publish them pass --yes, to publish others --class-names FILE" in out
     assert names_of() is None
     _, out, _, _ = publish("--yes", "--overwrite", data_dir="data")
     assert "class names from data/train: a, b" in out
