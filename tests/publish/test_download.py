@@ -141,7 +141,7 @@ def test_another_file_in_its_place_is_left_alone(server, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [(404, "no longer there"), (403, "may not be read"), (429, "asks for a pause")]
+    ("fault", "message"), [(404, "no longer exists"), (403, "no longer public"), (429, "too many requests")]
 )
 def test_a_refusal_is_one_line_that_says_what_to_do(server, capsys, fault, message):
     server.faults = [fault] * 10

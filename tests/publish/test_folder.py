@@ -50,7 +50,7 @@ def test_a_folder_of_ours_is_replaced_when_asked_to(tiny, tmp_path):
     before = contents(tmp_path)
     other = tiny()
     other.head.fc.bias.data.fill_(3)
-    with pytest.raises(ValueError, match=r"out is there, and README.md, model.safetensors would change: pass --overwr"):
+    with pytest.raises(ValueError, match=r"out exists, and README.md, model.safetensors would change: pass --overwr"):
         save_folder(other, tmp_path / "out", golden.TINY)
     assert contents(tmp_path) == before
     save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")  # the same: nothing to ask

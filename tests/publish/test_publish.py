@@ -92,7 +92,9 @@ def test_a_failed_verification_says_that_the_repo_is_complete_and_the_next_run_v
     status, _, error = publish()
     commit = hub.repos["org/tiny"].branches["main"]
     assert status == 1
-    assert f"org/tiny is complete at commit {commit}, but was not verified: the download of model.safetensors" in error
+    assert (
+        f"org/tiny was pushed as commit {commit}, but was not verified: the hash of the download of model.safe" in error
+    )
     status, out, _ = publish()
     assert status == 0
     assert f"nothing to push, the repo has the same content: commit {commit}" in out
@@ -193,7 +195,7 @@ def test_a_card_and_words_for_the_classes_that_are_there_are_kept(publish, tmp_p
     assert labels.items() <= json.loads((tmp_path / BUILT / "config.json").read_text()).items()
     status, _, error = publish("--dry-run", source="mine", license="mit")
     assert status == 1
-    assert "--license mit: the card that is there says apache-2.0; change it in README.md" in error
+    assert "--license mit: the existing card says apache-2.0; change it in README.md" in error
 
 
 EDITS = {
@@ -288,7 +290,7 @@ def test_what_was_built_and_changed_by_hand_is_not_built_over(publish, tmp_path)
     before = contents(tmp_path / BUILT)
     status, _, error = publish("--dry-run")
     assert status == 1
-    assert f"{BUILT} is there, and config.json would change: pass --overwrite" in error
+    assert f"{BUILT} exists, and config.json would change: pass --overwrite" in error
     assert contents(tmp_path / BUILT) == before
     assert publish("--dry-run", "--overwrite")[0] == 0
     assert contents(tmp_path / BUILT) != before

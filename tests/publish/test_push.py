@@ -107,7 +107,7 @@ def test_a_branch_and_a_tag_are_made(hub, built):
     tag("org/tiny", "released", commit)
     assert hub.repos["org/tiny"].tags == {"released": commit}
     other, _ = push(built, "org/tiny")
-    with pytest.raises(ValueError, match="the tag was not moved"):
+    with pytest.raises(ValueError, match="choose another name for the tag"):
         tag("org/tiny", "released", other)
 
 
@@ -129,7 +129,7 @@ def test_a_private_repo_is_private_and_a_public_one_is_not_taken_for_it(hub, bui
     [
         ("", "no access token: log in"),
         ("hf_unknown", "does not accept the access token"),
-        ("hf_reader", "no right to write"),
+        ("hf_reader", "no write access"),
     ],
 )
 def test_a_token_that_does_not_do_is_told_and_not_shown(hub, built, monkeypatch, token, message):
@@ -208,7 +208,7 @@ def test_a_commit_whose_answer_is_lost_counts(hub, built):
 
 def test_somebody_elses_push_in_between_is_kept_and_told(hub, built):
     hub.faults.append(Fault("POST", "/commit/", lambda: hub.push("org/tiny", "README.md", b"theirs")))
-    with pytest.raises(OSError, match="somebody else has pushed at the same time"):
+    with pytest.raises(OSError, match="another push came first and yours was not made"):
         push(built, "org/tiny")
     assert hub.files("org/tiny")["README.md"] == b"theirs"
     assert "model.safetensors" not in hub.files("org/tiny")
@@ -246,7 +246,7 @@ def test_verify_reports_the_commit_and_the_hashes(hub, built):
 def test_a_download_with_a_wrong_bit_is_found(hub, built, name):
     push(built, "org/tiny")
     hub.faults.append(Fault("GET", f"/resolve/.*/{name}", "flip"))
-    with pytest.raises(ValueError, match=f"the download of {name} is not what the Hub records: expected .*, found "):
+    with pytest.raises(ValueError, match=f"the hash of the download of {name} is .*: the Hub records "):
         verify("org/tiny")
     assert verify("org/tiny").difference < 1e-6
 
@@ -396,8 +396,8 @@ def test_a_config_of_ours_that_cannot_be_read_is_one_line_with_the_repos_name(
 @pytest.mark.parametrize(
     ("repo", "arguments", "message"),
     [
-        ("org/nothing", [], "there is no such repo or revision"),
-        ("org/tiny", ["--revision", "v9"], "there is no such repo or revision"),
+        ("org/nothing", [], "the repo or revision does not exist"),
+        ("org/tiny", ["--revision", "v9"], "the repo or revision does not exist"),
         ("bad name", [], "bad name"),
     ],
 )
@@ -529,7 +529,7 @@ def test_a_tag_that_another_commit_has_is_told_before_anything_is_pushed(hub, bu
     repo = hub.repos["org/tiny"]
     repo.tags["v1"] = repo.branches["main"]
     before = dict(repo.branches)
-    with pytest.raises(ValueError, match=r"has the tag v1 at .*, which is not moved: choose another name. Nothing was"):
+    with pytest.raises(ValueError, match=r"has the tag v1 at .*: choose another name for the tag. Nothing was"):
         push(built, "org/tiny", tag="v1", force=True)
     assert repo.branches == before
     commit, _ = push(built, "org/tiny", tag="v2", force=True)

@@ -109,7 +109,7 @@ def test_its_folder_is_told_by_its_header_and_says_so_until_an_array_is_changed(
     del metadata["arrays_sha256"]
     save_file(arrays, weights, metadata)
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other"]) == 1
-    assert "by its hash this is no released file; weights of your own" in capsys.readouterr().err
+    assert "its hash is not that of a released file; choose one for weights of your own" in capsys.readouterr().err
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other", "--license", "mit"]) == 0
     card = (tmp_path / "other" / "README.md").read_text()
     assert "83.6" not in card
@@ -202,7 +202,7 @@ def test_another_content_of_that_name_and_size_is_weights_of_ones_own(released, 
     path = str(released[0])
     assert main(["publish", path, "org/f0", "--dry-run", "--out", "out"]) == 1
     error = capsys.readouterr().err
-    assert "by its hash this is no released file" in error
+    assert "its hash is not that of a released file" in error
     assert "--checkpoint nfnet_f0.dm_in1k" in error
     assert main(["publish", path, "org/f0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
     card = ModelCard.load("out/README.md")
