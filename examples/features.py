@@ -1,4 +1,4 @@
-"""Turn images into vectors that tell alike from different: the nearest neighbours of handwritten digits.
+"""Turn images into vectors that are close for similar images: the nearest neighbours of handwritten digits.
 
     pip install '.[demo]'     in a clone of nfnet_timm
     nfnet-timm demo

@@ -1,11 +1,11 @@
-"""How timm finds this package, and any other that declares the same entry points, without an import.
+"""Registers this package with timm without an import, and any other package that declares the same entry points.
 
-``import torch`` calls ``install`` (entry-point group ``torch.backends``, torch >= 2.5) while it is itself being
-imported. So nothing here imports torch or timm: ``install`` only asks to be called again when timm has been imported,
-and then loads the groups ``timm.models`` and ``timm.optim``.
+``import torch`` calls ``install`` (entry-point group ``torch.backends``, torch >= 2.5) before torch is completely
+imported. So this module must not import torch or timm. ``install`` registers a hook. After timm has been imported, the
+hook loads the entry points of the groups ``timm.models`` and ``timm.optim``.
 
-Off with ``NFNET_TIMM_AUTOLOAD=0``, or ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` for every plugin of torch; an explicit
-``import nfnet_timm`` then still registers everything.
+``NFNET_TIMM_AUTOLOAD=0`` switches this off; ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` switches off all plugins of torch.
+``import nfnet_timm`` still registers everything.
 """
 
 import os
@@ -21,8 +21,8 @@ from nfnet_timm.installation import to_upgrade
 
 __all__ = ["install", "torch_is_being_imported", "watch_timm"]
 
-# The module that is watched, which is also the group that is loaded after it, and what this package adds to it. Named
-# here too, as a package that is on the path without being installed has no entry points.
+# Each module of timm that is watched, and the module of this package that extends it. The first is also the name of the
+# entry-point group. The second is named here too: a package that is on the path but not installed has no entry points.
 OURS = {"timm.models": "nfnet_timm.models.nfnet", "timm.optim": "nfnet_timm.optim.twins"}
 
 OLDEST_TIMM = "1.0.21"  # the first release whose layers take device= and dtype=
@@ -32,9 +32,9 @@ _loaded: set[str] = set()
 
 
 def install() -> None:
-    """Have timm load its plugins as soon as it is imported; never raises, since torch would then fail to import."""
+    """Register the hook that loads timm's plugins after its import. Never raises, because torch's import would fail."""
     if os.environ.get("NFNET_TIMM_AUTOLOAD") == "0":
-        # Forget this import, so that an explicit one runs nfnet_timm/__init__.py and registers.
+        # Undo this import, so that `import nfnet_timm` runs nfnet_timm/__init__.py, which registers.
         for name in ("nfnet_timm", "nfnet_timm.autoload"):
             sys.modules.pop(name, None)
         return
@@ -42,13 +42,13 @@ def install() -> None:
 
 
 def torch_is_being_imported() -> bool:
-    """Whether ``import torch`` is under way: then it is torch that imports this package, not the user."""
+    """Return whether ``import torch`` is running. If so, torch imports this package, not the user."""
     spec = getattr(sys.modules.get("torch"), "__spec__", None)
     return getattr(spec, "_initializing", False)
 
 
 def watch_timm() -> None:
-    """Load the plugins of each watched module of timm after its import, at once if it is imported already."""
+    """Load the plugins of each watched module of timm after its import, or now if it has been imported."""
     for group in OURS:
         if group in _watched:
             continue
@@ -69,7 +69,7 @@ def _load(group: str, module: ModuleType) -> None:
         if plugin.value == ours.value and _is_too_old(timm_version):
             if len(_loaded) == 1:  # one warning for both groups
                 _warn(
-                    f"nfnet_timm does nothing, as timm is {timm_version}: expected {OLDEST_TIMM} or newer. Try "
+                    f"nfnet_timm does nothing because timm is {timm_version}: expected {OLDEST_TIMM} or newer. Try "
                     "`pip install --upgrade timm`"
                 )
             continue
@@ -78,14 +78,14 @@ def _load(group: str, module: ModuleType) -> None:
         except Exception as error:
             package = plugin.dist.name if plugin.dist else plugin.value
             _warn(
-                f"the timm plugin {plugin.name!r} ({plugin.value}, of {package}) failed to load and timm goes on "
+                f"the timm plugin {plugin.name!r} ({plugin.value}, from {package}) failed to load, and timm works "
                 f"without it: {error!r}. Try `pip install --upgrade timm`, then {to_upgrade(package)}, or uninstall "
                 f"{package}"
             )
 
 
 def _is_too_old(timm_version: str) -> bool:
-    from packaging.version import Version  # not above: `import torch` alone does not need it
+    from packaging.version import Version  # here, so that `import torch` does not wait for it
 
     return Version(timm_version) < Version(OLDEST_TIMM)
 
@@ -93,5 +93,5 @@ def _is_too_old(timm_version: str) -> bool:
 def _warn(message: str) -> None:
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:  # warnings are errors here, and an error would break the import of torch or timm
+    except RuntimeWarning:  # the user made warnings errors; an error would break the import of torch or timm
         print(f"RuntimeWarning: {message}", file=sys.stderr)

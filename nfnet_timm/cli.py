@@ -1,4 +1,4 @@
-"""The ``nfnet-timm`` command. A user's mistake ends in one line and exit status 1, never in a traceback."""
+"""The ``nfnet-timm`` command. It reports errors in one line with exit status 1, without a traceback."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` and return its exit status.
 
-    It is 0 after success, 1 after an error, 2 for wrong usage, and 128 + the signal's number after a signal.
+    The status is 0 after success, 1 after an error, and 128 + the signal's number after a signal. Wrong usage exits
+    with 2.
     """
     args = _parser().parse_args(argv)
     try:
         with _interrupted_by_signals():
             args.run(args)
-            print(end="", flush=True)  # so that what is wrong with stdout is found here
-    except BrokenPipeError:  # whoever read the output has read enough, such as `head`
+            print(end="", flush=True)  # raises errors of stdout here, where they are handled
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         print(f"nfnet-timm: error: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        with suppress(OSError):  # after SIGHUP there may be no terminal to print to
-            print(f"nfnet-timm: interrupted{args.again}", file=sys.stderr)
+        with suppress(OSError):  # after SIGHUP the terminal may be gone
+            print(f"nfnet-timm: interrupted{args.how_to_continue}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
 
 
 def _one_line(error: Exception) -> str:
-    """Return the message of an error of any library, without line breaks, colours and other codes for terminals."""
+    """Return the message of an error, without line breaks, colours and other terminal codes."""
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
     text = " ".join(line.strip() for line in text.splitlines() if line.strip())
     return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
@@ -57,12 +58,12 @@ def _one_line(error: Exception) -> str:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does: raise KeyboardInterrupt, here with their number.
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, with the signal's number as argument.
 
-    Once: `timeout` and terminals send them twice, and the second must not disturb the cleaning up after the first.
-    Where they are ignored, as under `nohup`, they stay so.
+    Only the first signal raises: `timeout` and terminals send it twice, and the second must not disturb the cleanup.
+    A signal that is already ignored, as under `nohup`, stays ignored.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -86,14 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfnet-timm", description="Normalizer-Free networks for timm, as their authors published them."
     )
-    parser.set_defaults(again="; run the same command again to go on")
+    parser.set_defaults(how_to_continue="; run the same command again to continue")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="train a small NFNet with and without AGC, save it and load it again")
     demo.add_argument("--out", type=Path, default=Path("nfnet-demo"), help="folder for the results (%(default)s)")
     demo.add_argument("--epochs", type=_positive, default=10, help="epochs of each of the two runs (%(default)s)")
-    demo.add_argument("--overwrite", action="store_true", help="replace the results that folder has")
-    demo.set_defaults(run=_demo, again="")
+    demo.add_argument("--overwrite", action="store_true", help="replace results in that folder")
+    demo.set_defaults(run=_demo, how_to_continue="")
 
     recipe = commands.add_parser(
         "recipe", help="print the published training recipe of a network, for train.py --config"
@@ -103,63 +104,67 @@ def _parser() -> argparse.ArgumentParser:
 
     download = commands.add_parser(
         "download",
-        help="fetch the authors' files from where they were released",
-        description="Fetch the authors' F*_haiku.npz files from where they were released, go on where an earlier "
-        "download was cut, and compare them with the recorded MD5.",
+        help="download the authors' files from their release address",
+        description="Download the authors' F*_haiku.npz files from their release address, and compare each with its "
+        "recorded MD5. An interrupted download continues when you run the command again.",
     )
     download.add_argument("names", nargs="+", metavar="NAME", help="f0 to f6")
-    download.add_argument("--to", type=Path, default=Path("."), metavar="DIR", help="folder for them (%(default)s)")
+    download.add_argument(
+        "--to", type=Path, default=Path("."), metavar="DIR", help="folder for the files (%(default)s)"
+    )
     download.set_defaults(run=_download)
 
     convert = commands.add_parser(
         "convert",
-        help="turn one of the authors' files into a folder that timm loads, or back",
-        description="Turn one of the authors' F*_haiku.npz files, or an Orbax checkpoint of jax_privacy's (a "
-        "directory), into a folder that timm loads by its local-dir: prefix; or such a folder back into a file that "
-        "the authors' code loads, if OUT ends in .npz.",
+        help="convert one of the authors' files to a folder that timm loads, or back",
+        description="Convert one of the authors' F*_haiku.npz files, or an Orbax checkpoint of jax_privacy (a "
+        "directory), to a folder that timm loads with its local-dir: prefix. If OUT ends in .npz, convert such a "
+        "folder to a file that the authors' code loads.",
     )
     convert.add_argument(
         "source", type=Path, help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors"
     )
     convert.add_argument("--out", type=Path, required=True, help="folder to write, or a file ending in .npz")
-    convert.add_argument("--overwrite", action="store_true", help="replace what is there under this name")
+    convert.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     convert.set_defaults(run=_convert)
 
     publish = commands.add_parser(
         "publish",
         help="put weights on the Hugging Face Hub, with a model card",
-        description="Build a Hub repo of one of the authors' files, an Orbax checkpoint of jax_privacy's, a folder "
-        "written by convert, or a checkpoint of timm's train.py; check it, push it in one commit, and verify what "
-        "arrived. The access token is that of `hf auth login` or HF_TOKEN.",
+        description="Build a Hub repo from one of the authors' files, an Orbax checkpoint of jax_privacy, a folder "
+        "written by convert, or a checkpoint of timm's train.py. Then check it, push it in one commit, download it "
+        "and verify it. Set the access token with `hf auth login` or HF_TOKEN.",
     )
     publish.add_argument("source", type=Path, help="F*_haiku.npz, a directory, or model_best.pth.tar")
-    publish.add_argument("repo", help="where to: ORG/NAME")
+    publish.add_argument("repo", help="Hub repo to push to: ORG/NAME")
     publish.add_argument("--out", type=Path, help="folder to build in, kept afterwards (hub-repos/NAME)")
-    publish.add_argument("--overwrite", action="store_true", help="replace what that folder has")
-    publish.add_argument("--license", help="licence of weights of your own, by its name on the Hub, such as apache-2.0")
+    publish.add_argument("--overwrite", action="store_true", help="replace the files in that folder")
+    publish.add_argument("--license", help="licence of your own weights, by its name on the Hub, such as apache-2.0")
     publish.add_argument(
         "--checkpoint",
         metavar="NAME",
-        help="which released checkpoint it is, such as nfnet_f0.dm_in1k, where its hash does not say so",
+        help="released checkpoint that the weights are, such as nfnet_f0.dm_in1k, if their hash does not identify it",
     )
-    publish.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
     publish.add_argument(
-        "--yes", action="store_true", help="publish the class names that are found, where they are not given"
+        "--class-names", type=Path, metavar="FILE", help="text file with the names of the classes, one per line"
     )
-    publish.add_argument("--dry-run", action="store_true", help="build and check, show what would go where, and stop")
-    publish.add_argument("--private", action="store_true", help="make the repo private, if it is new")
+    publish.add_argument(
+        "--yes", action="store_true", help="publish the class names that the command finds, without asking"
+    )
+    publish.add_argument("--dry-run", action="store_true", help="build and check, show what would be pushed, and stop")
+    publish.add_argument("--private", action="store_true", help="make the repo private if it is new")
     publish.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (%(default)s)")
-    publish.add_argument("--tag", help="tag to give to the commit")
-    publish.add_argument("--message", help="the commit's message")
-    publish.add_argument("--force", action="store_true", help="replace what the repo has under the same names")
+    publish.add_argument("--tag", help="tag for the commit")
+    publish.add_argument("--message", help="message of the commit")
+    publish.add_argument("--force", action="store_true", help="replace files of the same names in the repo")
     publish.set_defaults(run=_publish)
 
     verify = commands.add_parser(
         "verify",
         help="download a Hub repo into an empty cache and compare it with what the Hub records",
-        description="The Hub's client does not compare what it downloads with what the Hub records: a damaged file is "
-        "cached, and served ever after. This does, for a new download and for what your cache holds; and it compares "
-        "the logits with those recorded in the weights.",
+        description="Download a Hub repo into an empty cache and compare the hashes of its files with those that the "
+        "Hub records. Do the same for the files in your cache, because the Hub's client does not check them: it keeps "
+        "a damaged file and loads it each time. Then compare the logits with those recorded in the weights.",
     )
     verify.add_argument("repo", help="ORG/NAME")
     verify.add_argument("--revision", default="main", help="branch, tag or commit (%(default)s)")
@@ -168,9 +173,9 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser(
         "doctor",
-        help="say what is installed, whether timm finds this package, and what to do if not",
-        description="Say what is installed, whether timm finds this package, what of GPUs and the Hub there is. Exit "
-        "status 1 where something is wrong, with the way out.",
+        help="show what is installed, whether timm finds this package, and what to do if not",
+        description="Show what is installed, whether timm finds this package, which GPUs there are, and the settings "
+        "of the Hub's client. If something is wrong, say what to do and exit with status 1.",
     )
     doctor.set_defaults(run=_doctor)
     return parser
@@ -199,11 +204,11 @@ def _download(args: argparse.Namespace) -> None:
 
     for name in args.names:
         path, fetched = download(name, args.to)
-        print(f"{path}: {'fetched' if fetched else 'was there'}, and has the recorded MD5")
+        print(f"{path}: {'downloaded' if fetched else 'already there'}, has the recorded MD5")
 
 
 def _convert(args: argparse.Namespace) -> None:
-    # Not at the top: `nfnet-timm --help` should not wait for torch.
+    # Not at the top: these import torch, which would slow down `nfnet-timm --help`.
     from nfnet_timm.formats.authors import is_of_authors
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
@@ -234,7 +239,7 @@ def _publish(args: argparse.Namespace) -> None:
     folder = args.out or Path("hub-repos") / args.repo.split("/")[-1]
     source = open_model(args.source, args.checkpoint)
     if source.ema is not None:
-        print("weights: " + ("the moving average (EMA)" if source.ema else "as trained; the checkpoint has no average"))
+        print("weights: " + ("the moving average (EMA)" if source.ema else "as trained; the checkpoint has no EMA"))
     else:
         print(source.origin())
     for reason in source.left_out:
@@ -243,32 +248,32 @@ def _publish(args: argparse.Namespace) -> None:
     kept = build_repo(source, args.repo, folder, args.license, args.overwrite)
     print(f"built and checked {folder}: timm loads it, with the logits of {args.source.name}")
     if source.card:
-        print(f"the card is {args.source / 'README.md'} as it is: what it says is not checked")
+        print(f"the card is a copy of {args.source / 'README.md'}: its statements are not checked")
     if kept:
-        print(f"the card that is there is kept: remove {folder / 'README.md'} to have a new one")
+        print(f"the existing card is kept: remove {folder / 'README.md'} to get a new one")
     print(show_repo(folder, args.repo, args.revision))
     if args.dry_run:
         print("dry run: nothing was pushed")
         return
     report, new = publish(source, folder, args.repo, args.private, args.revision, args.tag, args.message, args.force)
-    print(f"{'pushed' if new else 'nothing to push, the same content is there'}: commit {report.commit}")
+    print(f"{'pushed' if new else 'nothing to push, the repo has the same content'}: commit {report.commit}")
     _report(report)
     print(f'timm.create_model("hf-hub:{args.repo}", pretrained=True)')
 
 
 def _name_classes(source: Source, args: argparse.Namespace) -> None:
-    """Give ``known`` the names of its classes: those of the user's file, or those found, if the user says so."""
+    """Set the names of the classes of ``source``: from the user's file, or those found, if the user agrees."""
     from nfnet_timm.publish.class_names import check_class_names, read_class_names
 
     found, names = source.found_names, source.label_names
     place: Path | str = args.source / "config.json"
     if args.class_names is not None:
         names, place = read_class_names(args.class_names), args.class_names
-        source.label_descriptions = None  # of other names
+        source.label_descriptions = None  # they describe the names that are replaced
     elif names is None and found is not None:
         print(f"class names found in {found.place}: {_some(found.names)}")
         if not (args.yes or _ask("Publish them? [y/N] ")):
-            print("they are left out; --yes publishes them, --class-names FILE others")
+            print("they are not published; to publish them pass --yes, to publish others --class-names FILE")
             return
         names, place = found.names, found.place
     if names is not None:
@@ -287,8 +292,8 @@ def _verify(args: argparse.Namespace) -> None:
     print(f"{args.repo} at commit {report.commit}")
     _report(report)
     for path in report.bad_cached:
-        print(f"DAMAGED in your cache: {path}. It is not what the Hub records, and would be served ever after")
-        if args.remove or _ask("Remove it, to be downloaded again? [y/N] "):
+        print(f"DAMAGED in your cache: {path}. Its hash is not the one that the Hub records")
+        if args.remove or _ask("Remove it, so that it is downloaded again? [y/N] "):
             remove_cached(path)
             print("removed")
         else:
@@ -309,7 +314,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _ask(question: str) -> bool:
-    """Return whether the user says yes; no, where there is nobody to ask, or no answer."""
+    """Return whether the user answers yes; False without a terminal or an answer."""
     if not sys.stdin.isatty():
         return False
     try:
@@ -320,8 +325,8 @@ def _ask(question: str) -> bool:
 
 
 def _report(report: Report) -> None:
-    print(f"  {', '.join(report.files)}: the hashes are those that the Hub records")
+    print(f"  {', '.join(report.files)}: hashes as recorded by the Hub")
     if report.difference is None:
-        print("  no logits are recorded there to compare with")
+        print("  no recorded logits to compare with")
     else:
         print(f"  logits as recorded, within {report.difference:.0e}")

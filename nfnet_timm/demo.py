@@ -1,6 +1,7 @@
-"""``nfnet-timm demo``: a small NFNet on handwritten digits, without and with AGC, saved and loaded again by timm.
+"""``nfnet-timm demo``: trains a small NFNet on handwritten digits without and with AGC, saves it, and loads it by timm.
 
-The digits are scikit-learn's, 1,797 real scans of 8 x 8 pixels that come with the library. About a minute on two cores.
+The digits are scikit-learn's, 1,797 real scans of 8 x 8 pixels, and part of that library. The demo takes about a minute
+on two cores.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ ARGS: dict[str, Any] = {
     "num_classes": 10,
 }
 SIZE = 32  # pixels: the network halves its input five times
-TOP = 1e4  # of the plotted loss, which grows without bound where training diverges
-BATCH, LR, CLIP_FACTOR = 64, 0.4, 0.02  # a learning rate at which this network diverges without clipping
+TOP = 1e4  # largest loss in the plot; the loss grows without bound when training diverges
+BATCH, LR, CLIP_FACTOR = 64, 0.4, 0.02  # at this learning rate, the network diverges without clipping
 
 
 @dataclass
@@ -65,13 +66,12 @@ class Curves:
 
 
 def run(out: Path, epochs: int, overwrite: bool = False) -> None:
-    """Run the whole demo and leave curves.png and model/ in ``out``.
+    """Run the whole demo and write curves.png and model/ to ``out``.
 
-    Then classify a photograph with pretrained weights, if they can be loaded. While another run writes ``out``, this
-    one waits.
+    Then classify a photograph with pretrained weights, if they can be loaded. Wait while another run writes ``out``.
 
     Raises:
-        ValueError: If ``out`` has results and ``overwrite`` is not set, before anything is trained.
+        ValueError: If ``out`` has results and ``overwrite`` is not set. Nothing is trained then.
         OSError: If ``out`` cannot be written.
     """
     if out.exists() and not out.is_dir():
@@ -112,14 +112,16 @@ def _compare(out: Path, epochs: int, overwrite: bool) -> None:
     print(f"Curves: {out / 'curves.png'}")
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
-        logits, again = model(digits.test), loaded(digits.test)
-    identical = torch.equal(logits, again)
+        logits, loaded_logits = model(digits.test), loaded(digits.test)
+    identical = torch.equal(logits, loaded_logits)
     print(
         f'Saved to {folder} and loaded by timm.create_model("local-dir:{folder}", pretrained=True): logits '
-        f"{'identical' if identical else 'DIFFERENT'}, test accuracy {_accuracy(again, digits.test_classes):.1%}."
+        f"{'identical' if identical else 'DIFFERENT'}, "
+        f"test accuracy {_accuracy(loaded_logits, digits.test_classes):.1%}."
     )
     if not identical:
-        raise ValueError(f"the loaded model's logits differ by up to {(logits - again).abs().max():.3g}, expected 0")
+        difference = (logits - loaded_logits).abs().max()
+        raise ValueError(f"the loaded model's logits differ by up to {difference:.3g}, expected 0")
 
 
 def _list_networks() -> None:
@@ -134,7 +136,7 @@ def _list_networks() -> None:
 def load_images() -> Digits:
     """Return the digits, four fifths for training, scaled up to SIZE pixels."""
     data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16  # sixteen grey levels, to 0..1
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16  # from 0..16 to 0..1
     classes = torch.tensor(data.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, test = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
@@ -217,7 +219,7 @@ def _plot(plain: Curves, clipped: Curves, path: Path) -> None:
 
 
 def _classify_photo() -> None:
-    """Classify a photograph with pretrained weights; whatever keeps them away is reported and raises nothing."""
+    """Classify a photograph with pretrained weights. If they cannot be loaded, print why and raise nothing."""
     repo, file = "timm/dm_nfnet_f0.dm_in1k", "model.safetensors"
     if not isinstance(try_to_load_from_cache(repo, file), str):
         try:
@@ -236,7 +238,7 @@ def _classify_photo() -> None:
         if error.args:  # SIGTERM or SIGHUP
             raise
         print("Skipped: no photograph is classified.")
-    except Exception as error:  # of the network, of the Hub's client, or of a damaged file in its cache
+    except Exception as error:  # such as errors of the connection, of the Hub's client, or of a damaged cached file
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         print(f"The pretrained weights cannot be loaded ({reason}): no photograph is classified.")
 

@@ -1,6 +1,6 @@
-"""``nfnet-timm doctor``: what is installed, whether timm finds this package, and the way out where it does not.
+"""``nfnet-timm doctor``: shows what is installed, whether timm finds this package, and what to do if not.
 
-It has to work where torch or timm is missing, too old or broken, so it imports neither before it has looked.
+It must work when torch or timm is missing, too old or broken. So it imports neither before it has checked the versions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from nfnet_timm.installation import to_install, to_upgrade
 
 __all__ = ["Finding", "examine"]
 
-# Of a fresh process that imports timm alone: whose network it gets.
+# Runs in a fresh process that imports only timm, and prints which module defines nfnet_f0.
 _WHOSE = "import timm; print(timm.models.model_entrypoint('nfnet_f0').__module__)"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at, what was found, and what to do, where something is wrong."""
+    """The result of one check.
+
+    Args:
+        subject: What was checked.
+        found: What was found.
+        remedy: What to do; None if nothing is wrong.
+    """
 
     subject: str
     found: str
@@ -38,7 +44,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield what is found, one by one: importing torch takes a while."""
+    """Yield the findings one by one, because some take seconds."""
     yield Finding("Python", f"{platform.python_version()}, {sys.executable}")
     yield from _packages()
     yield from _switches()
@@ -51,7 +57,7 @@ def examine() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     try:
         yield Finding("nfnet-timm", version("nfnet-timm"))
-    except PackageNotFoundError:  # a folder on the path: torch calls the entry points of installed packages alone
+    except PackageNotFoundError:  # only on the path: torch calls the entry points of installed packages only
         yield Finding("nfnet-timm", "not installed, though Python finds its modules", to_install())
         return
     for requirement in map(Requirement, requires("nfnet-timm") or []):
@@ -79,7 +85,9 @@ def _plugins() -> Iterator[Finding]:
         try:
             import_module(group)
         except Exception as error:
-            yield Finding(f"import {group}", _told(error), "mend or reinstall what is named above: pip install -U timm")
+            yield Finding(
+                f"import {group}", _described(error), "repair or reinstall the package named above: pip install -U timm"
+            )
             continue
         for plugin in entry_points(group=group):
             package = plugin.dist.name if plugin.dist else plugin.value
@@ -87,7 +95,7 @@ def _plugins() -> Iterator[Finding]:
             try:
                 plugin.load()
             except Exception as error:
-                yield Finding(subject, f"{package}: {_told(error)}", f"{to_upgrade(package)}, or uninstall it")
+                yield Finding(subject, f"{package}: {_described(error)}", f"{to_upgrade(package)}, or uninstall it")
             else:
                 yield Finding(subject, f"{package}: loads")
 
@@ -101,7 +109,7 @@ def _whose_nfnet() -> Finding:
     if module.startswith("nfnet_timm."):
         return Finding(subject, "ours")
     said = result.stderr.strip().replace("\n", " ")
-    remedy = f"{to_install()}, and look above whether autoload is on"
+    remedy = f"{to_install()}, and check above that autoload is on"
     return Finding(subject, f"not ours, but of {module}{': ' + said if said else ''}", remedy)
 
 
@@ -109,7 +117,7 @@ def _accelerators() -> Iterator[Finding]:
     try:
         import torch
     except Exception as error:
-        yield Finding("GPU", f"not looked for: {_told(error)}")
+        yield Finding("GPU", f"not checked: {_described(error)}")
         return
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     names += [kind.upper() for kind in ("xpu", "mps") if getattr(torch, kind).is_available()]
@@ -137,8 +145,8 @@ def _kernels(devices: list[Any]) -> Iterator[Finding]:
             remedy = None
             if not result.is_right:
                 remedy = (
-                    "nothing is needed: torch's operations are used there instead. NFNET_TIMM_TRITON=0 selects them "
-                    "without a warning. Please report this line with the name of the GPU"
+                    "nothing: torch's operations are used instead. NFNET_TIMM_TRITON=0 selects them without a warning. "
+                    "Please report this line with the name of the GPU"
                 )
             yield Finding(f"Triton kernel {name} on {device}", str(result), remedy)
 
@@ -148,8 +156,8 @@ def _hub() -> Iterator[Finding]:
         from huggingface_hub import constants, get_token
     except Exception as error:
         names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_"))) or "none"
-        remedy = f"reinstall huggingface_hub, or unset a variable that has a wrong value; set are: {names}"
-        yield Finding("Hub", f"not looked at: {_told(error)}", remedy)
+        remedy = f"reinstall huggingface_hub, or unset a variable that has a wrong value; these are set: {names}"
+        yield Finding("Hub", f"not checked: {_described(error)}", remedy)
         return
     endpoint = constants.ENDPOINT
     is_address = endpoint.startswith(("https://", "http://"))
@@ -166,14 +174,14 @@ def _hub() -> Iterator[Finding]:
         found, wrong = "there" if get_token() else "none; `hf auth login` stores one, to publish", None
     except (OSError, ValueError) as error:
         found, wrong = (
-            f"cannot be read: {_told(error)}",
+            f"cannot be read: {_described(error)}",
             "log in again with `hf auth login`, or set HF_TOKEN_PATH to a file",
         )
     yield Finding("access token", found, wrong)
 
 
 def _cannot_write(folder: Path) -> str | None:
-    """Return why nothing can be written in ``folder``, which may not exist yet."""
+    """Return why nothing can be written to ``folder``, which may not exist yet; None if it can be written to."""
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
         with TemporaryFile(dir=there):
@@ -182,5 +190,5 @@ def _cannot_write(folder: Path) -> str | None:
         return f"{there}: {error.strerror}"
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,4 +1,4 @@
-"""The commands that install this package, for all messages and for the model cards. No package index has it yet."""
+"""The commands that install this package, for messages and model cards. It is not on a package index yet."""
 
 __all__ = ["PLACE", "pip_install", "to_install", "to_upgrade"]
 
@@ -6,12 +6,12 @@ PLACE = "in a clone of nfnet_timm"
 
 
 def pip_install(extras: str = "") -> str:
-    """Return the command that installs this package with ``extras``, such as "demo,orbax"; to be run in a clone."""
+    """Return the command that installs this package with ``extras``, such as "demo,orbax". Run it in a clone."""
     return f"pip install '.[{extras}]'" if extras else "pip install ."
 
 
 def to_install(extras: str = "") -> str:
-    """Return the same command with the place to run it, for a message."""
+    """Return the command of ``pip_install`` with the place to run it, for a message."""
     return f"`{pip_install(extras)}` {PLACE}"
 
 

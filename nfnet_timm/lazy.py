@@ -1,4 +1,4 @@
-"""Names of a package that are imported on first use (PEP 562): torch or timm may be only half imported before."""
+"""Imports the names of a package on first use (PEP 562), because torch or timm may be only partly imported before."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -8,7 +8,11 @@ __all__ = ["lazy_names"]
 
 
 def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of ``package``, each of whose names is in a module below it, by ``homes``."""
+    """Return a ``__getattr__`` for ``package`` that imports a name on first use.
+
+    Args:
+        homes: For each name, the module below ``package`` that defines it.
+    """
 
     def __getattr__(name: str) -> Any:  # noqa: N807
         if name in homes:

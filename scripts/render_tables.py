@@ -171,7 +171,7 @@ def render() -> dict[Path, str]:
     published = load_published()
     for checkpoint in published["checkpoints"]:
         model = timm.create_model(checkpoint.split(".")[0], device="meta").eval()
-        source = Source(model, {}, {}, checkpoint=checkpoint, told_by="MD5")
+        source = Source(model, {}, {}, checkpoint=checkpoint, identified_by="MD5")
         files[ROOT / "hub" / "cards" / f"{checkpoint}.md"] = render_card(
             source, f"{published['organization']}/{checkpoint}"
         )

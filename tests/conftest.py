@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# huggingface_hub reads these when it is imported. The Hub of the tests is on this port, see the fixture ``hub``.
+# huggingface_hub reads these variables when it is imported. The port is that of the Hub of the tests, see ``hub_server``.
 LISTENING = socket.socket()
 LISTENING.bind(("127.0.0.1", 0))
 os.environ.update(
@@ -31,15 +31,15 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Let each test have the same random numbers, and compile the same, whatever ran before it."""
+    """Make random numbers and compilation independent of the tests before."""
     torch.manual_seed(0)
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # an earlier test of another size makes sizes symbolic, which takes minutes more
+        torch.compiler.reset()  # after a test of another size, sizes are symbolic and compile minutes slower
 
 
 @pytest.fixture
 def tiny():
-    """Build a tiny NFNet, in eval mode and with its residual branches switched on."""
+    """Return a function that builds a tiny NFNet in eval mode, with skip gains of 0.7 instead of 0."""
 
     def build(**kwargs):
         torch.manual_seed(0)
@@ -54,7 +54,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def hub_server(tmp_path_factory):
-    """Serve a Hub for as long as the tests run."""
+    """Run a Hub server during all tests."""
     hub = Hub(tmp_path_factory.mktemp("hub"), LISTENING)
     yield hub
     hub.stop()
@@ -62,7 +62,7 @@ def hub_server(tmp_path_factory):
 
 @pytest.fixture
 def hub(hub_server, tmp_path, monkeypatch):
-    """An empty Hub, which the client in this process and its children talk to as somebody who may write there."""
+    """Return an empty Hub. The client in this process and in its children has write access to it."""
     hub_server.reset()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
@@ -73,7 +73,7 @@ def hub(hub_server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_python():
-    """Run code in a fresh interpreter, with warnings shown, and return what it printed."""
+    """Return a function that runs code in a fresh interpreter and returns its output, including warnings."""
 
     def run(code: str, check: bool = True, python: str = sys.executable, args: tuple[str, ...] = (), **env: str) -> str:
         clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONWARNINGS", "PYTHONPATH")}
@@ -83,7 +83,7 @@ def run_python():
             capture_output=True,
             text=True,
             timeout=300,
-            cwd=Path(__file__).parent.parent.parent,  # not the project: what is installed is tested
+            cwd=Path(__file__).parent.parent.parent,  # not the project folder, so that the installed package is tested
         )
         if check and result.returncode:
             pytest.fail(f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}")

@@ -1,4 +1,4 @@
-"""timm finds the plugin in a fresh process, and a plugin that is broken or switched off breaks nothing."""
+"""timm finds the plugin in a fresh process. A plugin that is broken or switched off does not break timm."""
 
 import os
 import subprocess
@@ -44,11 +44,11 @@ OTHER_FIRST_IMPORTS = [
         *(pytest.param(first, marks=pytest.mark.slow) for first in OTHER_FIRST_IMPORTS),
     ],
 )
-def test_timm_has_our_networks_silently_whatever_is_imported_first(run_python, first):
+def test_timm_has_our_networks_without_a_warning_for_any_import_order(run_python, first):
     assert lines(run_python(f"{first}\n{OURS}", args=("-W", "error"))) == ["nfnet_timm.models.nfnet"]
 
 
-def test_a_package_that_is_on_the_path_without_being_installed_registers_on_import(run_python):
+def test_package_that_is_not_installed_registers_on_import(run_python):
     hidden = (
         "import importlib.metadata as m\n"
         "every = m.entry_points\n"
@@ -60,7 +60,7 @@ def test_a_package_that_is_on_the_path_without_being_installed_registers_on_impo
 
 
 @pytest.mark.parametrize("switch", ["TORCH_DEVICE_BACKEND_AUTOLOAD", "NFNET_TIMM_AUTOLOAD"])
-def test_switched_off_timm_has_its_own(run_python, switch):
+def test_timm_has_its_own_networks_when_autoload_is_off(run_python, switch):
     out = run_python(f"{OURS}; print(timm.list_models('dm_nf_resnet*'))", **{switch: "0"})
     assert lines(out) == ["timm.models.nfnet", "[]"]
 
@@ -76,7 +76,7 @@ def test_an_explicit_import_registers_also_when_autoload_is_off(run_python, swit
     assert lines(run_python(f"{first}\n{OURS}", **{switch: "0"})) == ["nfnet_timm.models.nfnet"]
 
 
-def test_only_the_names_of_the_design_change(run_python):
+def test_only_our_model_names_change(run_python):
     code = "import timm; print('\\n'.join(timm.list_models(include_tags=True)))"
     with_plugin, without = (lines(run_python(code, NFNET_TIMM_AUTOLOAD=flag)) for flag in "10")
     assert len(with_plugin) == len(set(with_plugin))
@@ -96,7 +96,7 @@ def test_pretrained_names_are_listed(run_python):
     assert "True" in out
 
 
-def test_timms_own_models_give_bit_identical_outputs(run_python):
+def test_other_models_of_timm_give_identical_outputs(run_python):
     code = (
         "import hashlib, timm, torch\n"
         "for name in ('dm_nfnet_f0', 'nf_resnet50', 'nf_regnet_b0', 'eca_nfnet_l0', 'nfnet_l0'):\n"
@@ -123,7 +123,7 @@ def test_importing_torch_does_not_import_timm_or_the_models(run_python):
 
 
 def plugin(folder: Path, name: str, code: str, group: str = "timm.models") -> str:
-    """Install a distribution with one entry point into ``folder``, and return the folder."""
+    """Install a package with one entry point into ``folder``, and return the folder."""
     (folder / f"{name}.py").write_text(code)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
@@ -146,7 +146,7 @@ def test_a_third_party_package_is_loaded_through_the_same_group(run_python, tmp_
     assert lines(run_python(code, PYTHONPATH=path)) == ["nfnet_timm.models.nfnet", "third party"]
 
 
-def test_the_group_of_optimizers_is_loaded_too(run_python, tmp_path):
+def test_group_of_optimizers_is_loaded(run_python, tmp_path):
     path = plugin(tmp_path, "third_party_optim", "print('loaded')", "timm.optim")
     assert lines(run_python("import torch; print('torch'); import timm.optim", PYTHONPATH=path)) == ["torch", "loaded"]
 
@@ -169,7 +169,7 @@ def test_a_plugin_that_raises_gives_one_warning_and_nothing_else(run_python, tmp
     assert "nfnet_timm.models.nfnet\n" in out
 
 
-def test_a_plugin_that_raises_breaks_no_import_where_warnings_are_errors(run_python, tmp_path):
+def test_plugin_that_raises_does_not_break_imports_when_warnings_are_errors(run_python, tmp_path):
     path = plugin(tmp_path, "broken_plugin", "raise RuntimeError('no luck')")
     out = run_python(OURS, PYTHONPATH=path, args=("-W", "error"))
     assert "nfnet_timm.models.nfnet\n" in out
@@ -192,7 +192,7 @@ def test_a_real_old_timm_keeps_its_own_networks_with_one_warning(run_python, tmp
     assert "1.0.21" in warned[0]
 
 
-def test_the_oldest_timm_is_the_one_of_the_metadata():
+def test_oldest_timm_is_that_of_the_package_metadata():
     requirement = next(r for r in map(Requirement, requires("nfnet-timm")) if r.name == "timm")
     assert str(requirement.specifier) == f">={OLDEST_TIMM}"
 
@@ -255,8 +255,8 @@ def test_every_rank_of_torchrun_has_the_networks(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["editable", "wheel"])
-def test_installed_either_way_timm_has_our_networks(run_python, tmp_path, mode):
-    """In an environment of its own that sees this one's packages, but whose nfnet-timm comes first."""
+def test_timm_has_our_networks_after_each_kind_of_install(run_python, tmp_path, mode):
+    """The test environment sees the packages of this one, but its own nfnet-timm comes first."""
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     python = venv / "bin" / "python"

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit status, and no traceback for a user's mistake."""
+"""The command line: its output and exit status. A user error gives one line, not a traceback."""
 
 import os
 import signal
@@ -25,11 +25,11 @@ def contents(folder):
 
 
 def hears_ctrl_c():
-    """Undo that a shell has its background jobs, and so what they start, ignore SIGINT."""
+    """Handle SIGINT: background jobs of a shell, and the processes that they start, ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_convert_there_and_back(tmp_path, capsys):
+def test_convert_to_a_folder_and_back(tmp_path, capsys):
     folder, file = tmp_path / "out", tmp_path / "back.npz"
     assert main(["convert", SOURCE, "--out", str(folder)]) == 0
     out = capsys.readouterr().out
@@ -44,7 +44,7 @@ def test_convert_there_and_back(tmp_path, capsys):
     [
         ("missing.npz", "out", "No such file or directory: 'missing.npz'"),
         ("empty.npz", "out", "empty.npz is empty"),
-        ("text.npz", "out", "is no pickle"),
+        ("text.npz", "out", "is not a pickle"),
         (SOURCE, "out.npz", "cannot convert"),
         ("folder", "out", "cannot convert"),
         ("folder", "out.npz", "has no model.safetensors"),
@@ -52,7 +52,7 @@ def test_convert_there_and_back(tmp_path, capsys):
         (SOURCE, "text.npz/out", "cannot"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, out, message):
+def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, out, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.npz").touch()
     (tmp_path / "text.npz").write_text("hello")
@@ -69,7 +69,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys,
 
 
 def converted(tmp_path, dtype):
-    """A folder of convert's, its weights in ``dtype``."""
+    """Return a folder that `nfnet-timm convert` wrote, with weights in ``dtype``."""
     folder = tmp_path / "folder"
     assert main(["convert", SOURCE, "--out", str(folder)]) == 0
     weights = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
@@ -78,7 +78,7 @@ def converted(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_weights_go_back_and_are_read_again(tmp_path, dtype):
+def test_half_precision_weights_convert_back(tmp_path, dtype):
     folder, file, again = converted(tmp_path, dtype), tmp_path / "back.npz", tmp_path / "again"
     assert main(["convert", str(folder), "--out", str(file)]) == 0
     assert main(["convert", str(file), "--out", str(again)]) == 0
@@ -94,7 +94,7 @@ def test_weights_that_float32_cannot_hold_are_refused(tmp_path, capsys):
     assert not (tmp_path / "back.npz").exists()
 
 
-def test_nothing_that_is_there_is_replaced_without_overwrite(tmp_path, capsys):
+def test_existing_output_is_replaced_only_with_overwrite(tmp_path, capsys):
     mine, file = converted(tmp_path, torch.bfloat16), tmp_path / "back.npz"
     file.write_bytes(b"mine")
     before = (mine / "model.safetensors").read_bytes()
@@ -111,7 +111,7 @@ def test_nothing_that_is_there_is_replaced_without_overwrite(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
-def test_a_file_that_is_to_be_replaced_is_as_it_was_when_writing_fails(tmp_path, monkeypatch, error):
+def test_failed_write_leaves_the_existing_file_unchanged(tmp_path, monkeypatch, error):
     mine, file = converted(tmp_path, torch.float32), tmp_path / "back.npz"
     file.write_bytes(b"mine")
 
@@ -128,7 +128,7 @@ def test_a_file_that_is_to_be_replaced_is_as_it_was_when_writing_fails(tmp_path,
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGINT"])
 @pytest.mark.parametrize("out", ["new", "old", "deep/file.npz"])
-def test_a_signal_cleans_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, out):
+def test_signals_clean_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, out):
     """Terminals and `timeout` send SIGHUP and SIGTERM twice."""
     number = getattr(signal, how)
     source = SOURCE if "." not in out else str(converted(tmp_path, torch.float32))
@@ -159,8 +159,8 @@ def test_a_signal_cleans_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, o
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_signal_that_is_ignored_stays_ignored(tmp_path, monkeypatch):
-    """As under nohup."""
+def test_ignored_signal_stays_ignored(tmp_path, monkeypatch):
+    """nohup ignores SIGHUP."""
     write = nfnet_timm.publish.folder.write_weights
 
     def hung_up(*args):
@@ -176,7 +176,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path, monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_reader_that_has_read_enough_is_no_error():
+def test_closed_output_pipe_is_not_an_error():
     process = subprocess.Popen([COMMAND, "recipe", "nfnet_f0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     with process.stderr:
@@ -185,7 +185,7 @@ def test_a_reader_that_has_read_enough_is_no_error():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk to write to")
-def test_output_that_cannot_be_written_is_an_error():
+def test_failed_output_is_an_error():
     with open("/dev/full", "w") as full:
         result = subprocess.run([COMMAND, "recipe", "nfnet_f0"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
@@ -193,13 +193,13 @@ def test_output_that_cannot_be_written_is_an_error():
     assert "Traceback" not in result.stderr
 
 
-def test_the_folder_of_a_new_file_is_made(tmp_path):
+def test_folder_of_a_new_file_is_created(tmp_path):
     folder = converted(tmp_path, torch.float32)
     assert main(["convert", str(folder), "--out", str(tmp_path / "no" / "such" / "x.npz")]) == 0
     assert [p.name for p in (tmp_path / "no" / "such").iterdir()] == ["x.npz"]
 
 
-def test_the_demo_asks_before_it_replaces_and_before_it_trains(tmp_path, capsys):
+def test_demo_refuses_to_replace_results_before_it_trains(tmp_path, capsys):
     (tmp_path / "model").mkdir()
     assert main(["demo", "--out", str(tmp_path)]) == 1
     out, error = capsys.readouterr()
@@ -217,7 +217,7 @@ def test_wrong_usage_ends_with_2_and_no_traceback(arguments):
     assert "Traceback" not in result.stderr
 
 
-def test_help_does_not_wait_for_torch(run_python):
+def test_help_does_not_import_torch(run_python):
     out = run_python(
         "import sys\nfrom nfnet_timm.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    print('torch' in sys.modules)"

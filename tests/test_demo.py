@@ -1,4 +1,4 @@
-"""The demo's results stand whatever happens while it fetches pretrained weights."""
+"""The demo writes its results even if the download of pretrained weights fails."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ GET = ("GET", r"/resolve/.*/model.safetensors")
 
 @pytest.fixture
 def run(hub, tmp_path, monkeypatch, capfd):
-    """Run a demo of a few images; return its exit status, and what it printed."""
+    """Return a function that runs the demo with a few images and returns its exit status and output."""
     digits = demo.load_images()
     few = replace(
         digits,
@@ -45,7 +45,7 @@ def are_complete(folder):
 @pytest.mark.parametrize(
     "fault",
     [
-        None,  # a file that is no safetensors file
+        None,  # a file that is not a safetensors file
         Fault(*GET, "half", times=99),
         Fault(*GET, "short", times=99),
         Fault(*GET, 500, times=99),
@@ -55,7 +55,7 @@ def are_complete(folder):
     ],
     ids=["garbage", "cut", "short", "error 500", "lost", "no answer to HEAD", "HEAD lost"],
 )
-def test_whatever_the_network_does_the_results_stand(hub, run, tmp_path, fault):
+def test_network_errors_do_not_affect_the_results(hub, run, tmp_path, fault):
     hub.push(REPO, "model.safetensors", b"x" * 3_000_000)
     hub.push(REPO, "config.json", b"{}")
     hub.faults += [fault] if fault else []
@@ -67,12 +67,12 @@ def test_whatever_the_network_does_the_results_stand(hub, run, tmp_path, fault):
     are_complete(tmp_path / "nfnet-demo")
 
 
-def test_a_missing_repo_is_no_failure(run, tmp_path):
+def test_missing_repo_does_not_fail_the_demo(run, tmp_path):
     assert run()[0] == 0
     are_complete(tmp_path / "nfnet-demo")
 
 
-def test_size_and_the_way_to_skip_it_are_announced_before_the_download(hub, run):
+def test_size_and_how_to_skip_are_printed_before_the_download(hub, run):
     announced = []
     hub.push(REPO, "model.safetensors", b"x" * 3_000_000)
     hub.faults.append(Fault(*GET, lambda: announced.append("GET")))
@@ -84,7 +84,7 @@ def test_size_and_the_way_to_skip_it_are_announced_before_the_download(hub, run)
 
 
 @pytest.mark.parametrize(("how", "status"), [("SIGINT", 0), ("SIGTERM", 143)])
-def test_an_interrupted_download_gives_no_advice_that_fails(hub, run, tmp_path, how, status):
+def test_interrupted_download_does_not_advise_to_run_again(hub, run, tmp_path, how, status):
     """Ctrl-C skips the photograph; SIGTERM ends the program."""
 
     def interrupt():
@@ -92,7 +92,7 @@ def test_an_interrupted_download_gives_no_advice_that_fails(hub, run, tmp_path, 
 
     hub.push(REPO, "model.safetensors", b"x" * 3_000_000)
     hub.faults.append(Fault(*GET, interrupt, times=9))
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     try:
         found, out, error = run()
     finally:
@@ -102,7 +102,7 @@ def test_an_interrupted_download_gives_no_advice_that_fails(hub, run, tmp_path, 
     are_complete(tmp_path / "nfnet-demo")
 
 
-def test_ctrl_c_while_training_leaves_nothing_in_the_way_of_the_next_run(run, tmp_path, monkeypatch):
+def test_ctrl_c_while_training_does_not_block_the_next_run(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
 
         def interrupt(*_, **__):
@@ -116,7 +116,7 @@ def test_ctrl_c_while_training_leaves_nothing_in_the_way_of_the_next_run(run, tm
     assert run("--overwrite")[0] == 0
 
 
-def test_a_file_in_place_of_the_folder_is_one_line(run, tmp_path):
+def test_file_in_place_of_the_folder_gives_a_one_line_error(run, tmp_path):
     (tmp_path / "nfnet-demo").touch()
     status, _, error = run()
     assert status == 1

@@ -1,4 +1,4 @@
-"""The links of README and docs lead somewhere."""
+"""The links in README and docs have existing targets, and no page installs from a package index."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_what_is_there(page):
+def test_link_targets_exist(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if target.startswith("http"):
             continue
@@ -26,8 +26,8 @@ def test_links_lead_to_what_is_there(page):
             assert anchor in anchors(there), target
 
 
-def test_nobody_is_told_to_install_from_a_package_index():
-    """It is on none yet: a command there would find nothing, or another package."""
+def test_no_command_installs_from_a_package_index():
+    """The package is not on an index yet. Such a command would find nothing, or another package."""
     folders = ("docs", "examples", "hub", "nfnet_timm", "scripts")
     pages = [*PAGES, *(page for folder in folders for page in (ROOT / folder).rglob("*.*"))]
     texts = {page: page.read_text() for page in pages if page.suffix in (".md", ".py", ".sh", ".toml", ".yaml")}

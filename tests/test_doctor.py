@@ -1,4 +1,4 @@
-"""``nfnet-timm doctor`` finds what is wrong with an environment, also where torch or timm is missing or too old."""
+"""``nfnet-timm doctor`` finds errors of an environment, also if torch or timm is missing or too old."""
 
 import os
 import re
@@ -20,7 +20,7 @@ CODE = "import sys; from nfnet_timm.cli import main; sys.exit(main(['doctor']))"
 
 @pytest.fixture
 def environment(tmp_path):
-    """Make an environment with the packages of this one, but for some, and return a function that runs doctor in it."""
+    """Create an environment without some of the installed packages, and return a function that runs doctor in it."""
 
     def make(without=(), files=None):
         python = tmp_path / "venv" / "bin" / "python"
@@ -44,7 +44,7 @@ def environment(tmp_path):
     return make
 
 
-def test_a_sound_environment_is_found_sound(capsys):
+def test_correct_environment_has_no_errors(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "timm's nfnet_f0: ours" in out
@@ -71,7 +71,7 @@ def test_the_kernels_are_compared_on_every_gpu(capsys, monkeypatch, is_right):
     assert ("no ptxas" in capsys.readouterr().out) == (not is_right)
 
 
-def test_without_a_gpu_there_is_no_kernel_to_check(capsys, monkeypatch):
+def test_no_kernel_is_checked_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     pytest.importorskip("triton")
     main(["doctor"])
@@ -88,7 +88,7 @@ def test_the_token_is_not_shown(capsys, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave out the fresh process that imports timm."""
+    """Skip the fresh process that imports timm, to save time."""
     result = subprocess.CompletedProcess([], 0, "nfnet_timm.models.nfnet\n", "")
     monkeypatch.setattr("nfnet_timm.doctor.subprocess.run", lambda *_, **__: result)
 
@@ -116,14 +116,14 @@ def test_a_cache_that_cannot_be_written_is_wrong(capsys, monkeypatch, tmp_path, 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("endpoint", ["", "garbage", "huggingface.co"])
-def test_an_endpoint_that_is_no_address_is_wrong(capsys, monkeypatch, endpoint):
+def test_endpoint_that_is_not_an_address_is_wrong(capsys, monkeypatch, endpoint):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     assert main(["doctor"]) == 1
     assert re.search(rf"Hub: {endpoint}.*\n    WRONG.*HF_ENDPOINT", capsys.readouterr().out)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_token_that_cannot_be_read_is_wrong_and_ends_nothing(capsys, monkeypatch, tmp_path):
+def test_unreadable_token_is_reported_and_the_checks_continue(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path))
     assert main(["doctor"]) == 1
@@ -141,7 +141,7 @@ def test_a_wrong_variable_of_the_hubs_client_is_named(environment):
 
 
 @pytest.mark.parametrize("name", ["torch", "timm"])
-def test_a_missing_package_is_told_with_the_way_out(environment, name):
+def test_missing_package_is_reported_with_the_command_to_run(environment, name):
     status, out, error = environment(without=[name])()
     assert status == 1
     assert f"\n{name}: missing\n    WRONG. To do: pip install --upgrade '{name}>=" in out
@@ -150,7 +150,7 @@ def test_a_missing_package_is_told_with_the_way_out(environment, name):
     assert error.startswith("nfnet-timm: error: ")
 
 
-def test_an_old_timm_is_told_with_the_version_that_does(environment):
+def test_old_timm_is_reported_with_the_required_version(environment):
     files = {
         "timm-1.0.9.dist-info/METADATA": "Metadata-Version: 2.1\nName: timm\nVersion: 1.0.9\n",
         "timm/__init__.py": "from timm import models",
@@ -180,7 +180,7 @@ def test_another_plugin_that_fails_is_named(environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("switch", ["NFNET_TIMM_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"])
-def test_what_switches_the_plugin_off_is_told(environment, switch):
+def test_variable_that_switches_the_plugin_off_is_named(environment, switch):
     status, out, _ = environment()(**{switch: "0"})
     assert status == 1
     assert f"off, by {switch}=0" in out

@@ -1,4 +1,4 @@
-"""Who imports whom: the rules written in nfnet_timm/__init__.py, for every module that is found."""
+"""Every module follows the import rules in nfnet_timm/__init__.py."""
 
 import ast
 import importlib
@@ -9,7 +9,7 @@ import pytest
 import nfnet_timm
 
 PACKAGE = Path(nfnet_timm.__file__).parent
-# timm imports these, so they may import timm; what they import may not, at the top.
+# timm imports these modules. They may import timm at their top, but the modules that they import may not.
 ENTRY_POINTS = {"nfnet_timm.models.nfnet", "nfnet_timm.optim.twins"}
 
 
@@ -23,7 +23,7 @@ MODULES = dict(modules())
 
 
 def imported_at_the_top(path):
-    """Names of what a module imports when it is imported: not in functions, not for the type checker."""
+    """Return the names that a module imports at its top, without imports in functions or for the type checker."""
     waiting = list(ast.parse(path.read_text()).body)
     names = set()
     while waiting:
@@ -45,7 +45,7 @@ def with_parents(name):
 
 
 def imported_with(names):
-    """All modules of the package that importing ``names`` imports."""
+    """Return all modules of the package that are imported when ``names`` are imported."""
     found, waiting = set(), set(names)
     while waiting:
         name = waiting.pop()
@@ -58,13 +58,13 @@ def imported_with(names):
 IMPORTED_WHILE_TIMM_IS = sorted(imported_with(ENTRY_POINTS))
 
 
-def test_the_closure_is_what_python_imports(run_python):
+def test_computed_imports_are_those_of_python(run_python):
     ours = "sorted(name for name in sys.modules if name.split('.')[0] == 'nfnet_timm')"
     code = f"import sys, timm, timm.optim; print(*{ours})"
     assert run_python(code).split() == IMPORTED_WHILE_TIMM_IS
 
 
-def test_what_timm_imports_of_us_imports_timm_in_functions_only():
+def test_modules_that_timm_imports_import_timm_in_functions_only():
     at_fault = {
         name: imports
         for name in IMPORTED_WHILE_TIMM_IS
@@ -75,7 +75,7 @@ def test_what_timm_imports_of_us_imports_timm_in_functions_only():
 
 
 @pytest.mark.parametrize("package", ["nfnet_timm", "nfnet_timm.models", "nfnet_timm.optim", "nfnet_timm.layers"])
-def test_a_package_hands_on_its_public_names_and_names_them_for_a_wrong_one(package):
+def test_package_exports_its_public_names_and_lists_them_for_a_wrong_name(package):
     module = importlib.import_module(package)
     assert all(getattr(module, name) is not None for name in module.__all__)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Every block of README and docs runs as written, in order, in a folder that has the files it speaks of."""
+"""Every code block of README and docs runs as written, in order, in a folder with the files that it mentions."""
 
 import json
 import os
@@ -27,13 +27,13 @@ def blocks(wanted):
     return [block for page in BLOCKS.values() for kind, block in page if kind == wanted]
 
 
-def test_every_block_is_of_a_kind_that_is_run():
+def test_every_block_is_of_a_type_that_is_tested():
     assert {kind for page in BLOCKS.values() for kind, _ in page} == {"bash", "python", "console", "bibtex"}
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("console") for line in block.splitlines()])
-def test_lines_for_the_train_script_have_its_options_and_torchruns(line):
-    """They need a data set: what can be told without one is that every option exists."""
+def test_train_script_commands_use_existing_options(line):
+    """The commands need a dataset to run. Without one, this checks that every option exists."""
     from torch.distributed.run import get_args_parser
 
     words = shlex.split(line)
@@ -56,7 +56,7 @@ def test_lines_for_the_train_script_have_its_options_and_torchruns(line):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a photograph and the authors' file, and beside it a Hub cache with the pretrained networks."""
+    """Create a folder with a photograph and the authors' file, and a Hub cache with the pretrained networks."""
     import timm
     from PIL import Image
     from sklearn.datasets import load_sample_image
@@ -87,7 +87,7 @@ def test_the_python_blocks_of_a_page_run_in_order(folder, page):
 @pytest.mark.slow
 @pytest.mark.parametrize("block", blocks("bash"))
 def test_the_shell_blocks_run(folder, tmp_path, block):
-    """In a copy of the project; the installation itself, which downloads torch, is that of the environment in use."""
+    """Run them in a copy of the project, with the installed torch, because a new installation would download torch."""
     clone = tmp_path / "clone"
     shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".venv", ".*cache*", "__pycache__", "hub-repos"))
     (clone / "F0_haiku.npz").symlink_to(folder / "F0_haiku.npz")

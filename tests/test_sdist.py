@@ -1,4 +1,4 @@
-"""The source distribution has all that is in git, so that it can be tested and changed by itself."""
+"""The source distribution has all files that are in git, so users can test and change it without git."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
-def test_it_has_every_file_that_is_in_git(tmp_path):
+def test_sdist_has_every_file_that_is_in_git(tmp_path):
     code = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True, capture_output=True)
     (archive,) = tmp_path.glob("*.tar.gz")

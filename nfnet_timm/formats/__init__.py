@@ -1,13 +1,13 @@
-"""Files into state dicts and back, without any model.
+"""Converts files to state dicts and back. Nothing here builds a model.
 
-authors             weights in any format of the authors
-haiku_reader        the authors' pickles, without running them
-pickle_cursor       bytes, numbers and strings of a pickle
-haiku_writer        a pickle that their code reads
-orbax_reader        an Orbax checkpoint of jax_privacy's
-haiku_names         the authors' names and layouts, and ours
-train_checkpoint    what timm's train.py saves
-safetensors_writer  model.safetensors
-typed               types of values that others wrote
-progress            a bar for what takes long
+authors             reads weights in any of the authors' formats
+haiku_reader        reads the authors' pickles without running them
+pickle_cursor       reads bytes, numbers and strings from a pickle
+haiku_writer        writes a pickle that the authors' code reads
+orbax_reader        reads an Orbax checkpoint of jax_privacy
+haiku_names         converts the authors' names and layouts to ours and back
+train_checkpoint    reads a checkpoint of timm's train.py
+safetensors_writer  writes model.safetensors
+typed               checks the types of values from config.json or a checkpoint
+progress            shows a progress bar
 """

@@ -1,6 +1,7 @@
-"""Weights in a format of the authors, whichever it is.
+"""Reads weights in any format of the authors.
 
-A new format is a module with a function that tells it and one that reads it as a tree, and a line in ``_FORMATS``.
+To add a format, write a module with two functions: one recognises the format, one reads it as a tree. Then add both to
+``_FORMATS``.
 """
 
 from __future__ import annotations
@@ -16,28 +17,30 @@ from nfnet_timm.formats.orbax_reader import is_orbax, read_orbax
 
 __all__ = ["is_of_authors", "load_state_dict"]
 
+# Pairs (recognise, read); the first match is used.
 _FORMATS = ((is_orbax, read_orbax), (Path.is_file, read_tree))
 
 
 def is_of_authors(path: Path) -> bool:
-    """Tell whether ``path`` is of a kind that the authors released: an Orbax directory, or any single file."""
-    return any(is_it(path) for is_it, _ in _FORMATS)
+    """Return whether ``path`` may be in a format of the authors: an Orbax directory, or any single file."""
+    return any(recognise(path) for recognise, _ in _FORMATS)
 
 
 def load_state_dict(path: str | Path | BinaryIO) -> dict[str, Tensor]:
-    """Return the state dict in one of the authors' files, or in the directory of an Orbax checkpoint.
+    """Return the state dict of one of the authors' files, or of an Orbax checkpoint.
 
     Args:
-        path: Or one of the authors' files that is open for reading bytes.
+        path: A file of the authors, the directory of an Orbax checkpoint, or a file of the authors that is open for
+            reading bytes.
     Raises:
-        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``), holds no network (see ``from_haiku``) or
-            an array without values.
-        OSError: If there is nothing, or it cannot be opened.
-        ModuleNotFoundError: If it takes ``orbax-checkpoint``, and that is not installed.
+        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``), if it does not contain a network (see
+            ``from_haiku``), or if it contains an array without values.
+        OSError: If ``path`` does not exist or cannot be opened.
+        ModuleNotFoundError: If ``path`` is an Orbax checkpoint and ``orbax-checkpoint`` is not installed.
     """
     if isinstance(path, (str, Path)):
         path = Path(path)
-        tree = next((read for is_it, read in _FORMATS if is_it(path)), read_tree)(path)
+        tree = next((read for recognise, read in _FORMATS if recognise(path)), read_tree)(path)
     else:
         tree = read_tree(path)
     try:

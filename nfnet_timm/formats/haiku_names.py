@@ -1,4 +1,6 @@
-"""The authors' parameter trees and ours: one table of names, four rules of layout, both directions, exact to the bit.
+"""Converts the authors' parameter trees to our state dicts and back, exact to the bit.
+
+One table of names and four rules of layout serve both directions.
 
 Source of the names and layouts: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py under Haiku.
 """
@@ -40,7 +42,7 @@ _OUTER = {
 # The root module, and the name of its blocks.
 _ROOTS = {"NFNet": "nf_block", "NF_ResNet": "nf_res_block", "NF_RegNet": "nf_block"}
 _PARAMS = {"w": "weight", "b": "bias", "gain": "gain", "bias": "bias"}
-_LINEAR = ("fc", "fc1", "fc2")  # end our names of modules whose weight is a matrix; others have kernels
+_LINEAR = ("fc", "fc1", "fc2")  # last parts of our module names whose weight is a matrix; the others have kernels
 _DIMS = {"w": 4, "b": 1, "gain": 1, "bias": 1, "skip_gain": 0}
 
 
@@ -48,8 +50,8 @@ def from_haiku(tree: Tree) -> dict[str, Tensor]:
     """Return the state dict of ``tree``: our names, OIHW and OI layouts, new float32 tensors.
 
     Raises:
-        ValueError: If an array has a name or a number of dimensions that none of the three networks has, two would get
-            the same name, or one has values that are NaN or infinite.
+        ValueError: If an array has a name or a number of dimensions that none of the three networks has, if two arrays
+            would get the same name, or if an array has NaN or infinite values.
     """
     roots = {module.split("/")[0] for module in tree}
     if len(roots) != 1 or not roots <= set(_ROOTS):
@@ -80,7 +82,7 @@ def from_haiku(tree: Tree) -> dict[str, Tensor]:
     def convert(name: str) -> Tensor:
         haiku_name, array = found[name]
         tensor = _to_torch(array, squeeze_excite=".attn" in name)
-        if not tensor.sum().isfinite():  # so it is where a value is not, or where the sum overflows
+        if not tensor.sum().isfinite():  # a value is not finite, or the sum overflows
             bad = int((~tensor.isfinite()).sum())
             if bad:
                 raise ValueError(
@@ -90,7 +92,7 @@ def from_haiku(tree: Tree) -> dict[str, Tensor]:
         bar.update(array.nbytes)
         return tensor
 
-    # Most of it is the kernel handing out memory, a page at a time: two threads take 0.6 of the time of one.
+    # The operating system spends most of this time on new memory pages. Two threads take 0.6 of the time of one.
     with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:
         try:
             return dict(zip(found, pool.map(convert, found), strict=True))
@@ -100,13 +102,13 @@ def from_haiku(tree: Tree) -> dict[str, Tensor]:
 
 
 def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
-    """Return the authors' tree of a state dict of ours, or of timm's ``dm_nfnet_*``: the inverse of ``from_haiku``.
+    """Return the authors' tree of our state dict, or of timm's ``dm_nfnet_*``: the inverse of ``from_haiku``.
 
-    Half-precision arrays become the float32 ones of the same value.
+    Half-precision arrays become float32 with the same values.
 
     Raises:
-        ValueError: If an array has a name or a number of dimensions that none of the three networks has, or is of a
-            type that float32 cannot hold.
+        ValueError: If an array has a name or a number of dimensions that none of the three networks has, or a type
+            other than float32, bfloat16 and float16.
     """
     root = "NFNet" if "stem.conv1.weight" in state_dict else "NF_ResNet"
     if root == "NF_ResNet" and "final_conv.weight" in state_dict:
@@ -137,8 +139,8 @@ def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
             raise ValueError(f"surplus array {key}: no network of the authors has it") from None
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"{key} is {kind}: expected float32, or bfloat16 or float16, which it can hold")
-        # Squeeze-excite has kernels of one pixel here, and timm's gains are (O, 1, 1, 1).
+            raise ValueError(f"{key} is {kind}: expected float32, bfloat16 or float16")
+        # Our squeeze-excite has 1 x 1 kernels, and timm's gains have shape (O, 1, 1, 1).
         dims = {_DIMS[param], *((2,) if linear and param == "w" else (4,) if param == "gain" else ())}
         if tensor.dim() not in dims:
             expected = " or ".join(map(str, sorted(dims)))
@@ -156,7 +158,10 @@ def _blocks(tree: Tree, root: str) -> Iterator[int]:
 
 
 def _stages(tree: Tree, root: str) -> dict[int, str]:
-    """Return the name of each block here, by its number there: a stage begins where the shortcut has a convolution."""
+    """Return our name of each block by its number in ``tree``.
+
+    A stage begins where the shortcut has a convolution.
+    """
     names = {}
     stage, block = -1, 0
     for expected, i in enumerate(sorted(_blocks(tree, root))):
@@ -185,7 +190,7 @@ def _module_name(module: str, root: str, stages: dict[int, str]) -> str:
 
 
 def _to_torch(array: np.ndarray, squeeze_excite: bool) -> Tensor:
-    tensor = torch.from_numpy(np.require(array, requirements="W"))  # torch warns of arrays that are read-only
+    tensor = torch.from_numpy(np.require(array, requirements="W"))  # torch warns about read-only arrays
     is_pixel_conv = tensor.dim() == 4 and tensor.shape[:2] == (1, 1)
     if is_pixel_conv:
         tensor = tensor[0, 0]  # torch transposes matrices faster than kernels
@@ -200,7 +205,7 @@ def _to_torch(array: np.ndarray, squeeze_excite: bool) -> Tensor:
 def _to_numpy(tensor: Tensor, param: str, linear: bool) -> np.ndarray:
     tensor = tensor.detach().cpu()
     if param == "gain":
-        tensor = tensor.flatten()  # timm's is (O, 1, 1, 1)
+        tensor = tensor.flatten()  # timm's gain is (O, 1, 1, 1)
     elif param == "w":
         tensor = tensor.flatten(1).t() if linear else tensor.permute(2, 3, 1, 0)
     return np.ascontiguousarray(tensor.numpy()) if tensor.dim() else tensor.numpy().copy()

@@ -1,12 +1,12 @@
-"""Reading the authors' checkpoint files, which are pickles, without running anything that is in them.
+"""Reads the authors' checkpoint files, which are pickles, without running the code in them.
 
-``F*_haiku.npz`` were written by ``dill`` and are meant to be read by it, which executes whatever the file says. Here
-the pickle is not unpickled but interpreted: the few instructions that describe a tree of arrays build plain Python
-values. A name in the file stays a name: nothing is imported, and the only "calls" are the ones spelled out in
-``_Interpreter.reduce``. All else is refused, with nothing of it done. What a file can make this build is bounded: its
-instructions, the lengths of its strings and tuples, and how deep they nest.
+The authors wrote ``F*_haiku.npz`` with ``dill`` and read them with ``dill``, which runs any code that a file contains.
+This module does not unpickle. It interprets the few instructions that describe a tree of arrays, and builds plain
+Python values. It imports nothing for a name in the file. The only "calls" are those in ``_Interpreter.reduce``. It
+refuses all other instructions and does not carry them out. The number of instructions, the lengths of strings and
+tuples, and the depth of tuples are limited.
 
-Source: the released files are what dill 0.3.3 writes under Python 3.7 and NumPy 1.18; tests/data/README.md has others.
+Source: dill 0.3.3 wrote the released files under Python 3.7 and NumPy 1.18. tests/data/README.md lists other files.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from nfnet_timm.formats.pickle_cursor import Cursor, Damaged, Refused
 
 __all__ = ["Tree", "forget", "read_tree"]
 
-Tree = dict[str, dict[str, np.ndarray]]  # module path -> parameter name -> array, as Haiku has them
+Tree = dict[str, dict[str, np.ndarray]]  # module path -> parameter name -> array, as in Haiku
 
-# The modules that NumPy's function for arrays has lived in.
+# The modules that contain NumPy's _reconstruct in its various versions.
 _NUMPY_MODULES = (
     "numpy.core.multiarray",
     "numpy.core._multiarray_umath",
     "numpy._core.multiarray",
     "numpy._core._multiarray_umath",
 )
-# The names that may be called, and what reduce makes of them. NumPy and Haiku have moved some over the years.
+# The names that a file may call, and the case of ``reduce`` that handles each. NumPy and Haiku have moved some of them.
 _CALLS = {
     ("numpy.core.multiarray", "_reconstruct"): "empty array",
     ("numpy._core.multiarray", "_reconstruct"): "empty array",
@@ -51,15 +51,16 @@ _CALLS = {
     ("haiku._src.data_structures", "frozendict"): "dict",
     ("builtins", "dict"): "dict",
 }
-# Names that may appear, as arguments of the above, but not be called.
+# All names that a file may contain. It may pass numpy.ndarray as an argument, but not call it.
 _ALLOWED = {*_CALLS, ("numpy", "ndarray")}
 
-# What one file may make us build. F7 has 70,000 instructions, keys of 60 letters, tuples of five items, three deep.
+# Limits for one file. F7 has 70,000 instructions, keys of 60 letters, and tuples of five items, nested three deep.
 _MOST_INSTRUCTIONS, _LONGEST_KEY = 1_000_000, 200
 _LONGEST_TUPLE, _DEEPEST_TUPLE = 8, 4
 
 _OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-# Instructions by the form of their argument: a number of so many bytes, or as many bytes as such a number says.
+# Instructions by the form of their argument. The numbers are sizes in bytes: of the argument, or, for _STRINGS and
+# _BYTES, of the length that precedes the content.
 _SKIPPED = {"PROTO": 1, "FRAME": 8}
 _INTEGERS = {"BININT": 4, "BININT1": 1, "BININT2": 2}
 _PUTS = {"BINPUT": 1, "LONG_BINPUT": 4}
@@ -71,14 +72,14 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Tuple(tuple):
-    """A tuple that knows how deep it nests."""
+    """A tuple with its nesting depth."""
 
     depth = 1
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A module-level name that the file mentions; never looked up."""
+    """A module-level name in the file. It is never imported."""
 
     module: str
     name: str
@@ -86,14 +87,14 @@ class _Name:
 
 @dataclass(frozen=True)
 class _Module:
-    """A module of NumPy that the file mentions; never imported."""
+    """The name of a NumPy module in the file. It is never imported."""
 
     module: str
 
 
 @dataclass
 class _DType:
-    """A dtype in the making: NumPy sends its byte order afterwards."""
+    """A dtype. Its byte order comes in a later instruction (BUILD)."""
 
     code: str
     order: str = "="
@@ -104,30 +105,31 @@ class _DType:
 
 @dataclass
 class _Array:
-    """An array in the making: NumPy sends its shape and content afterwards."""
+    """An array. Its shape and content come in a later instruction (BUILD)."""
 
     value: np.ndarray | None = None
 
 
 def read_tree(path: str | Path | BinaryIO) -> Tree:
-    """Return the parameter tree in one of the authors' files, of float32 arrays.
+    """Return the parameter tree of float32 arrays in one of the authors' files.
 
-    The arrays are views of the mapped file, which must stay as it is while they are used; writing to one changes the
-    view and not the file.
+    The arrays are views of the memory-mapped file. Do not change the file while you use them. Writing to an array does
+    not change the file.
 
     Args:
-        path: Or a file that is open for reading bytes, such as an ``io.BytesIO``, which is read into memory.
+        path: The file, or a file that is open for reading bytes, such as an ``io.BytesIO``. An open file is read into
+            memory.
     Raises:
-        ValueError: If the file is no such pickle, is damaged, asks for anything but a tree of arrays, or holds arrays
-            that are not float32. The message says what was found and what was expected.
+        ValueError: If the file is not such a pickle, is damaged, contains anything but a tree of arrays, or contains
+            arrays that are not float32. The message says what was found and what was expected.
         OSError: If the file cannot be opened.
-    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py, which needs dill, Haiku and JAX, and trusts the
-        file.
+    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py. It needs dill, Haiku and JAX, and runs code that
+        the file contains.
     """
     if isinstance(path, (str, Path)):
         path = Path(path)
         with path.open("rb") as file:
-            is_empty = not file.read(1)  # which cannot be mapped
+            is_empty = not file.read(1)  # mmap refuses an empty file
             data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     else:
         data, path = memoryview(bytearray(path.read())), Path(str(getattr(path, "name", "the file")))
@@ -141,7 +143,7 @@ def read_tree(path: str | Path | BinaryIO) -> Tree:
         )
     if head[:1] != b"\x80":
         raise ValueError(
-            f"{path} is no pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
+            f"{path} is not a pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
         )
     try:
         tree = _Interpreter(data).run()
@@ -156,7 +158,7 @@ def read_tree(path: str | Path | BinaryIO) -> Tree:
 
 
 def forget(array: np.ndarray) -> None:
-    """Give the memory back that a view of a mapped file has taken; the file is read again where it is used again."""
+    """Free the memory of a view of a mapped file. The view stays valid: its next use reads the file again."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -178,7 +180,7 @@ def _checked(tree: Any, path: Path) -> Tree:
         for name, entry in params.items():
             array = entry.value if isinstance(entry, _Array) else None
             if array is None:
-                raise ValueError(f"{path}: {module}/{name} is no array: expected float32 values")
+                raise ValueError(f"{path}: {module}/{name} is not an array: expected float32 values")
             if array.dtype != np.float32:
                 raise ValueError(f"{path}: {module}/{name} is {array.dtype}: expected float32")
             out[module][name] = array
@@ -186,7 +188,7 @@ def _checked(tree: Any, path: Path) -> Tree:
 
 
 class _Interpreter:
-    """One pass over the instructions of a pickle, with a stack of inert values."""
+    """Interprets the instructions of a pickle in one pass, with a stack of plain values."""
 
     def __init__(self, data: memoryview):
         self.cursor = Cursor(data)
@@ -202,7 +204,7 @@ class _Interpreter:
             code = cursor.number(1)
             name = _OPCODES.get(code)
             if name is None:
-                raise Damaged(f"byte {position} is {code:#04x}, which is no instruction")
+                raise Damaged(f"byte {position} is {code:#04x}, which is not an instruction")
             if name == "STOP":
                 break
             try:
@@ -266,8 +268,8 @@ class _Interpreter:
         return self.stack[-1]
 
     def pop(self, count: int) -> list[Any]:
-        floor = self.marks[-1] if self.marks else 0
-        if len(self.stack) - max(count, 1) < floor:
+        bottom = self.marks[-1] if self.marks else 0
+        if len(self.stack) - max(count, 1) < bottom:
             raise Refused("it takes more values than there are")
         values = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
@@ -298,7 +300,7 @@ class _Interpreter:
             target[key] = value
 
     def reduce(self, function: Any, args: Any) -> Any:
-        """Return what the call ``function(*args)`` stands for, if it is one that a tree of arrays needs."""
+        """Return the result of the call ``function(*args)``; refuse calls that a tree of arrays does not need."""
         call = _CALLS.get((function.module, function.name)) if isinstance(function, _Name) else None
         if call is None or not isinstance(args, tuple):
             raise Refused(f"it calls {_shown(function)}, which a tree of arrays does not need")
@@ -322,11 +324,11 @@ class _Interpreter:
             case "dict", ():
                 return {}
             case "dict", (dict(mapping),):
-                return mapping  # not a copy: a small file could ask for any number of large ones
-        raise Refused(f"it calls {_shown(function)} with arguments that it is not known to take")
+                return mapping  # not a copy: with copies, a small file could use any amount of memory
+        raise Refused(f"it calls {_shown(function)} with unexpected arguments")
 
     def build(self, target: Any, state: Any) -> Any:
-        """Fill an array or a dtype in the making with the state that NumPy sends, and return it."""
+        """Complete an array or a dtype with the state in the file, and return it."""
         match target, state:
             case _Array(value=None), (int(), tuple(shape), _DType() as dtype, bool(fortran), memoryview() as content):
                 target.value = self.array(content, dtype, shape, fortran)
@@ -343,7 +345,7 @@ class _Interpreter:
         if size != len(content):
             raise Refused(f"an array of shape {shape} and type {dtype.code} needs {size} bytes, it has {len(content)}")
         self.array_bytes += size
-        if self.array_bytes > len(self.cursor.data):  # the same bytes, again and again
+        if self.array_bytes > len(self.cursor.data):  # several arrays share the same bytes
             raise Refused("its arrays are larger than the file")
         array = np.frombuffer(content, dtype.numpy()).reshape(shape, order="F" if fortran else "C")
         return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -1,7 +1,7 @@
-"""Writing a parameter tree as a file that the authors' code reads, with the versions that it asks for and any later.
+"""Writes a parameter tree as a file that the authors' code reads.
 
-NumPy pickles its arrays under the name of a module of its own that has moved: what NumPy 2 writes, NumPy 1.18 to 1.25
-cannot read. So the few instructions of such a pickle are written here, with the name that all of them answer to.
+A pickled array contains the name of a NumPy module. NumPy 2 renamed this module, so NumPy 1.18 to 1.25 cannot read a
+pickle of NumPy 2. This module writes the pickle instructions itself, with the old name, which all versions accept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nfnet_timm.formats.haiku_reader import Tree
 
 __all__ = ["write_tree"]
 
-# In the words of pickletools, protocol 3: what every array begins with, and its dtype.
+# Pickle instructions of protocol 3, with their names in pickletools: the beginning of every array, and its dtype.
 _EMPTY_ARRAY = (
     b"cnumpy.core.multiarray\n_reconstruct\n"  # GLOBAL
     b"cnumpy\nndarray\n"
@@ -33,17 +33,17 @@ _FLOAT32 = (
 
 
 def write_tree(tree: Tree, path: str | Path) -> None:
-    """Write ``tree`` as the authors' ``load_haiku_file`` reads it: a pickle of dicts of float32 NumPy arrays.
+    """Write ``tree`` as a pickle of dicts of float32 NumPy arrays, which the authors' ``load_haiku_file`` reads.
 
-    It is read to the bit by dill and by plain pickle, from Python 3.7 with NumPy 1.18 to the newest of both.
+    dill and pickle read it exact to the bit, from Python 3.7 with NumPy 1.18 to the newest versions.
 
     Raises:
-        ValueError: If an array is not float32; the file is then half-written.
+        ValueError: If an array is not float32. The file is then incomplete.
     Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py.
-    Differs from the released files: dicts in place of Haiku's FlatMappings, which need Haiku to be read.
+    Differs from the released files: they have Haiku's FlatMappings, which need Haiku; this writes dicts.
     """
     with Path(path).open("wb") as file:
-        file.write(b"\x80\x03")  # PROTO 3, the newest of the authors' Python
+        file.write(b"\x80\x03")  # PROTO 3, the newest protocol of Python 3.7, which the authors used
         _write_dict(file, tree, lambda params: _write_dict(file, params, lambda array: _write_array(file, array)))
         file.write(b".")  # STOP
 

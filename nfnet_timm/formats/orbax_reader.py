@@ -1,8 +1,10 @@
-"""Reading an Orbax checkpoint of jax_privacy's: a directory with the same parameter tree as the authors' files.
+"""Reads an Orbax checkpoint of jax_privacy: a directory with the same parameter tree as the authors' files.
+
+The checkpoint is a dict of ``params`` and ``state``; ``params`` has Haiku's names. This module was not tested with the
+released directories, because they were not available.
 
 Source: ``restore_from_path`` in experiments/image_classification/models/common.py of google-deepmind/jax_privacy, up to
-commit e3741d2: a dict of ``params`` and ``state``, the first with Haiku's names. Never held against the released
-directories, which are not at hand.
+commit e3741d2.
 """
 
 from __future__ import annotations
@@ -21,22 +23,25 @@ from nfnet_timm.installation import to_install
 
 __all__ = ["is_orbax", "read_orbax"]
 
-# Each version of Orbax writes some of these.
+# Each version of Orbax writes at least one of these files.
 _MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint")
-_MOST_BYTES = 2**33  # of all arrays; those of F7+, the largest network, take 3.1 GiB
+_MOST_BYTES = 2**33  # limit for all arrays together; F7+, the largest network, has 3.1 GiB
 
 
 def is_orbax(path: Path) -> bool:
-    """Tell whether ``path`` is the directory of an Orbax checkpoint, by the files that Orbax puts into one."""
+    """Return whether ``path`` is a directory with at least one of the files that mark an Orbax checkpoint."""
     return path.is_dir() and any((path / name).exists() for name in _MARKS)
 
 
 def read_orbax(path: Path) -> Tree:
-    """Return the parameter tree under ``params`` in an Orbax checkpoint, of float32 arrays; needs ``orbax-checkpoint``.
+    """Return the parameter tree of float32 arrays under ``params`` in an Orbax checkpoint.
+
+    Needs ``orbax-checkpoint``.
 
     Raises:
-        ValueError: If Orbax cannot read the directory, or it holds no such tree; the message says what was found.
-        ModuleNotFoundError: If ``orbax-checkpoint`` is not installed; the message says what to install.
+        ValueError: If Orbax cannot read the directory, or it does not contain such a tree. The message says what was
+            found.
+        ModuleNotFoundError: If ``orbax-checkpoint`` is not installed. The message says what to install.
     """
     try:
         import jax
@@ -46,19 +51,19 @@ def read_orbax(path: Path) -> Tree:
             f"{path} is an Orbax checkpoint, and {error.name} is not installed: {to_install('orbax')}"
         ) from None
     for other in path.rglob("*"):
-        if not (other.is_file() or other.is_dir()):  # Orbax would wait for a pipe
-            raise ValueError(f"{path} is not read: {other} is no file and no directory")
+        if not (other.is_file() or other.is_dir()):  # Orbax would wait forever for a pipe
+            raise ValueError(f"{path} is not read: {other} is neither a file nor a directory, remove it")
     with _late_callbacks_ignored(), ocp.PyTreeCheckpointer() as checkpointer:
         with _errors_of_orbax(path):
             saved = checkpointer.metadata(path.absolute()).item_metadata
         if saved is None:
             raise ValueError(
-                f"{path} cannot be read as an Orbax checkpoint: its metadata in _METADATA or of one of its "
-                "arrays are missing or damaged. Copy it again"
+                f"{path} cannot be read as an Orbax checkpoint: the file _METADATA, or the metadata of an array, is "
+                "missing or damaged. Copy it again"
             )
         _check(saved.tree, jax.tree.leaves(saved.tree), path)
         with _errors_of_orbax(path):
-            # As NumPy's, whatever devices they were saved from.
+            # As NumPy arrays: the devices that saved them may not exist on this machine.
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
             tree: Any = checkpointer.restore(path.absolute(), restore_args=as_numpy)
     return {
@@ -70,8 +75,8 @@ def read_orbax(path: Path) -> Tree:
 def _late_callbacks_ignored() -> Iterator[None]:
     """Keep TensorStore's threads from printing tracebacks after an error.
 
-    Orbax closes its event loop at the first array that cannot be read. Each read that ends later than that raises in a
-    thread, which nobody can catch.
+    Orbax closes its event loop when it cannot read an array. Each read that ends later raises an error in a thread,
+    where it cannot be caught.
     """
     report = sys.unraisablehook
 
@@ -81,7 +86,7 @@ def _late_callbacks_ignored() -> Iterator[None]:
 
     sys.unraisablehook = ignore
     yield
-    sys.unraisablehook = report  # not after an error
+    sys.unraisablehook = report  # after an error the hook stays: late reads may still raise
 
 
 @contextmanager
@@ -94,7 +99,10 @@ def _errors_of_orbax(path: Path) -> Iterator[None]:
 
 
 def _check(tree: Any, leaves: list[Any], path: Path) -> None:
-    """Raise unless the metadata describe a tree of float32 arrays that fits in memory, before any array is read."""
+    """Raise ValueError unless the metadata describe a tree of float32 arrays of at most ``_MOST_BYTES``.
+
+    This happens before any array is read.
+    """
     if not isinstance(tree, dict) or not isinstance(tree.get("params"), dict):
         keys = ", ".join(sorted(map(str, tree))[:5]) if isinstance(tree, dict) else type(tree).__name__
         raise ValueError(f"{path} holds {keys or 'nothing'}: expected 'params' and 'state', as jax_privacy saves them")
@@ -111,13 +119,13 @@ def _check(tree: Any, leaves: list[Any], path: Path) -> None:
 
 
 def _kind(saved: Any) -> str:
-    """Return the type of what metadata describe."""
+    """Return the name of the type that the metadata describe."""
     name = type(saved).__name__
     return "ndarray" if name == "ArrayMetadata" else name.removesuffix("Metadata")
 
 
 def _bytes(leaf: Any) -> int:
-    """Return how many bytes reading an array takes: all of it, or one chunk if chunks are larger."""
+    """Return how many bytes it takes to read an array: its size, or the size of a chunk if that is larger."""
     chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None)
     sizes = (math.prod(getattr(leaf, "shape", None) or ()), math.prod(chunk or ()))
     return max(sizes) * np.dtype(getattr(leaf, "dtype", None)).itemsize

@@ -1,4 +1,4 @@
-"""A place in a pickle, and what can be read there: bytes, numbers, strings of bounded length."""
+"""Reads bytes, numbers and strings of limited length from a pickle."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ _LONGEST_STRING = 1_000  # bytes
 
 
 class Refused(ValueError):
-    """The file asks for something that a tree of arrays does not need."""
+    """The file contains an instruction that a tree of arrays does not need."""
 
 
 class Damaged(ValueError):
-    """The file is no sequence of instructions."""
+    """The file is not a valid sequence of instructions."""
 
 
 class Cursor:
-    """A place in the file, and what can be read there."""
+    """A position in the file, and methods that read from there."""
 
     def __init__(self, data: memoryview):
         self.data = data
@@ -25,7 +25,9 @@ class Cursor:
     def take(self, count: int) -> memoryview:
         """Return the next bytes, as a view."""
         if count > len(self.data) - self.at:
-            raise Damaged(f"{count} bytes should follow at byte {self.at}, {len(self.data) - self.at} do")
+            raise Damaged(
+                f"it ends after byte {self.at}: expected {count} more bytes, found {len(self.data) - self.at}"
+            )
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -41,7 +43,7 @@ class Cursor:
         try:
             return bytes(content).decode()
         except UnicodeDecodeError as error:
-            raise Damaged(f"a string at byte {self.at - count} is no UTF-8: {error.reason}") from None
+            raise Damaged(f"a string at byte {self.at - count} is not UTF-8: {error.reason}") from None
 
     def line(self) -> str:
         """Return the string up to the end of the line."""

@@ -1,4 +1,4 @@
-"""A progress bar in bytes for what takes longer than a second; none where nobody watches."""
+"""A progress bar in bytes for work that takes longer than a second."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ __all__ = ["bytes_bar"]
 
 
 def bytes_bar(total: int, doing: str) -> Any:
-    """Return a tqdm bar to ``update`` with numbers of bytes, also from several threads.
+    """Return a tqdm bar of ``total`` bytes; several threads may ``update`` it.
 
-    It appears after a second, on a terminal only, and not at all under ``HF_HUB_DISABLE_PROGRESS_BARS``.
+    It appears after a second, and only on a terminal. ``HF_HUB_DISABLE_PROGRESS_BARS=1`` hides it.
     """
     return tqdm(total=total, desc=doing, unit="B", unit_scale=True, delay=1, leave=False, disable=None)

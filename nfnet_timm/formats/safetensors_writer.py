@@ -1,7 +1,7 @@
-"""Writing model.safetensors: always the same bytes, with a progress bar, and with a hash of the arrays in its header.
+"""Writes model.safetensors: the same arrays give the same bytes, and the header contains a hash of the arrays.
 
-Source: the format, https://github.com/huggingface/safetensors. Its own ``save_file`` orders the header anew in every
-process, and neither shows how far it is nor lets Ctrl-C through.
+Source of the format: https://github.com/huggingface/safetensors. The library's own ``save_file`` orders the entries of
+the header differently in every process. It has no progress bar, and Ctrl-C does not interrupt it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     """Write ``tensors``, sorted by name, as a safetensors file.
 
     Args:
-        metadata: Strings for the header, beside ``format: pt`` and ``arrays_sha256``, see ``arrays_hash``.
+        metadata: Strings for the header. ``format: pt`` and ``arrays_sha256`` (see ``arrays_hash``) are added.
     Raises:
-        ValueError: If one is not of a floating-point type that the networks here have; nothing is written then.
+        ValueError: If a tensor is not float64, float32, bfloat16 or float16. Nothing is written then.
     """
     header: dict[str, Any] = {"__metadata__": {}}
     end = 0
@@ -67,7 +67,7 @@ def read_header(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file.
 
     Raises:
-        ValueError: If the file is damaged or of another format.
+        ValueError: If the file is damaged or has another format.
         OSError: If it cannot be opened.
     """
     with _opened(path) as file:
@@ -78,8 +78,8 @@ def read_layout(path: Path) -> dict[str, Tensor]:
     """Return the arrays of a safetensors file on the meta device: shapes and types without values.
 
     Raises:
-        ValueError: If the file is damaged or of another format, or an array is not of a floating-point type that the
-            networks here have.
+        ValueError: If the file is damaged or has another format, or if an array is not float64, float32, bfloat16 or
+            float16.
         OSError: If it cannot be opened.
     """
     dtypes = {name: dtype for dtype, name in _DTYPES.items()}
@@ -99,11 +99,11 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from None
+        raise ValueError(f"{path} is damaged, or is not a safetensors file: {error}") from None
 
 
 def arrays_hash(path: Path) -> str:
-    """Return the SHA-256 of a safetensors file without its header."""
+    """Return the SHA-256 of the arrays of a safetensors file, which is everything after its header."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
@@ -118,5 +118,5 @@ def arrays_hash(path: Path) -> str:
 def _encode(header: dict[str, Any], metadata: Mapping[str, str], digest: str) -> bytes:
     header["__metadata__"] = dict(sorted({**metadata, "format": "pt", "arrays_sha256": digest}.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    text += b" " * (-len(text) % 8)  # aligns the arrays to 8 bytes
     return struct.pack("<Q", len(text)) + text

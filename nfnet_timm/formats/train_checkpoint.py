@@ -1,4 +1,4 @@
-"""Reads what timm's train.py saves, without running anything that is in it.
+"""Reads a checkpoint of timm's train.py without running code that it contains.
 
 Source: ``CheckpointSaver`` in timm/utils/checkpoint_saver.py, ``torch.save``.
 """
@@ -23,13 +23,13 @@ from nfnet_timm.formats.typed import check_types
 
 __all__ = ["TrainCheckpoint", "is_torch_file", "read_train_checkpoint"]
 
-# Begins files of torch.save before PyTorch 1.6: a pickle of protocol 2 of torch's magic number.
+# The first bytes of files that torch.save wrote before PyTorch 1.6: torch's magic number as a pickle of protocol 2.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ZIP = b"PK\x03\x04"
 _CHUNK = 1 << 22  # bytes
 
-# Options that decide what is built and published, in the types that train.py gives them. A YAML file of --config may
-# give a class map itself.
+# Options that decide which model is built and published, with their types in train.py. A YAML file for --config may
+# contain a class map as a mapping.
 _OPTIONS = {
     "model": str,
     "model_kwargs": dict[str, Any] | None,
@@ -65,10 +65,10 @@ class TrainCheckpoint:
 
     Args:
         args: The options of the run.
-        state_dict: The weights: their moving average (EMA), if the run kept one.
-        ema: Whether they are that.
-        epoch: Epoch after which they were saved, from 0.
-        metric: What train.py measured by ``--eval-metric`` after that epoch, if it did.
+        state_dict: The moving average (EMA) of the weights if the run kept one, else the weights.
+        ema: Whether ``state_dict`` is the moving average.
+        epoch: The epoch after which the checkpoint was saved, counted from 0.
+        metric: The result of ``--eval-metric`` after that epoch; None if there is none.
     """
 
     args: dict[str, Any]
@@ -79,29 +79,30 @@ class TrainCheckpoint:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Tell whether ``path`` is a file of ``torch.save``, or what is left of one: any zip archive but NumPy's .npz."""
+    """Return whether ``path`` is a file of ``torch.save``, complete or not: any zip archive except NumPy's .npz."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(256)  # with the name of the first entry
+        head = file.read(256)  # contains the name of the first entry
     return head.startswith(_LEGACY) or (head.startswith(_ZIP) and b".npy" not in head)
 
 
 def read_train_checkpoint(path: Path) -> TrainCheckpoint:
-    """Return what a checkpoint of train.py holds.
+    """Return the content of a checkpoint of train.py.
 
     Raises:
-        ValueError: If it is none, is damaged, or holds anything but tensors, numbers, strings and the run's options.
+        ValueError: If the file is not such a checkpoint, is damaged, or contains anything but tensors, numbers, strings
+            and the run's options.
     """
     with path.open("rb") as file:
         is_zip = file.read(4) == _ZIP
     if is_zip:
         _check_archive(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # of the run's options
-            warnings.simplefilter("ignore")  # about what a broken or hostile file makes torch do
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # type of the options
+            warnings.simplefilter("ignore")  # a broken or hostile file can make torch print warnings
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # whatever torch raises of a broken or hostile pickle
+    except Exception as error:  # a broken or hostile pickle can make torch raise any type of error
         raise ValueError(f"{path} cannot be read as a checkpoint of timm's train.py: {_reason(error)}") from None
     if not isinstance(saved, Mapping) or not {"state_dict", "args"} <= set(saved):
         raise ValueError(f"{path} has no 'state_dict' and 'args': expected a checkpoint that timm's train.py saved")
@@ -112,7 +113,7 @@ def read_train_checkpoint(path: Path) -> TrainCheckpoint:
     check_types(args, _OPTIONS, f"{path}: args")
     weights = saved["state_dict"] if ema is None else ema
     if not isinstance(weights, Mapping) or not all(isinstance(k, str) and _is_array(v) for k, v in weights.items()):
-        raise ValueError(f"{path}: 'state_dict' has entries that are no arrays with names")
+        raise ValueError(f"{path}: 'state_dict' has entries that are not arrays with names")
     epoch, metric = saved.get("epoch"), saved.get("metric")
     return TrainCheckpoint(
         args,
@@ -124,24 +125,24 @@ def read_train_checkpoint(path: Path) -> TrainCheckpoint:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise ValueError unless a zip archive is whole: torch does not compare the CRCs in it with what it reads."""
+    """Raise ValueError if a zip archive is incomplete or damaged. torch does not check the CRCs in the archive."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is cut off: it has {size:,} bytes, and not the directory that ends a checkpoint. Copy it again, "
-            "or use an earlier one"
+            f"{path} is cut off: it has {size:,} bytes and lacks the zip directory at its end. Copy it again, or use "
+            "an earlier checkpoint"
         )
     try:
         with zipfile.ZipFile(path) as archive, bytes_bar(size, f"checking {path.name}") as bar:
             entries = archive.infolist()
-            # torch.serialization.set_crc32_options(False) leaves them 0.
+            # With torch.serialization.set_crc32_options(False), all CRCs are 0.
             for entry in entries if any(entry.CRC for entry in entries) else []:
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise zipfile.BadZipFile(f"{entry.filename} is compressed")
                 with archive.open(entry) as content:
                     while chunk := content.read(_CHUNK):
                         bar.update(len(chunk))
-    except Exception as error:  # zipfile raises many kinds of errors where its directory is damaged
+    except Exception as error:  # zipfile raises many types of errors if its directory is damaged
         raise ValueError(f"{path} is damaged: {error}. Copy it again, or use an earlier checkpoint") from None
 
 
@@ -150,7 +151,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return in one line why torch refuses a file, without its advice to load it all the same."""
+    """Return in one line why torch refuses a file, without its advice on how to load the file in spite of that."""
     text = str(error)
     if name := re.search(r"Unsupported (?:global|class):? (?:GLOBAL )?(\S+)", text):
         reason = f"it contains {name[1]}, which could run code; expected tensors, numbers, strings and options"

@@ -1,4 +1,4 @@
-"""Checks values that others have written, of a config.json or a checkpoint, against type hints."""
+"""Checks values from a config.json or a checkpoint, which anybody may have written, against type hints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ __all__ = ["check_types"]
 
 
 def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
-    """Raise unless each value that has a hint is of that type.
+    """Raise ValueError unless each value has the type of its hint. Values without a hint are not checked.
 
-    Lists count as tuples, whole numbers as floats. A tuple with one type is of any length, as timm writes its hints.
+    A list is accepted as a tuple, and a whole number as a float. A tuple hint with one type allows any length, as in
+    timm's hints.
 
     Args:
-        where: Where the values are from, for the message.
+        where: Where the values come from, for the message.
     Raises:
-        ValueError: If one is not; the message contains it.
+        ValueError: If a value has another type. The message contains the value.
     """
     for key, value in values.items():
         if key in hints and not _fits(value, hints[key]):
@@ -50,7 +51,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _named(hint: Any) -> str:
-    """Return a hint as it is written: ``int | None``."""
+    """Return a hint as source code, such as ``int | None``."""
     if get_origin(hint) in (Union, UnionType):
         return " | ".join(map(_named, get_args(hint)))
     if hint is type(None):

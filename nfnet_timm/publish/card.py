@@ -1,7 +1,7 @@
-"""Model cards: what a Hub repo's README.md says of the weights beside it, for people and for the Hub.
+"""Writes the model card (README.md) of a Hub repo, for people and for the Hub.
 
-All text is in hub/card.md, which this fills: with the published numbers of hub/checkpoints.toml, the recipe of
-nfnet_timm/recipes, and what is known of the model.
+The text is in the template hub/card.md. This module fills it with the published numbers of hub/checkpoints.toml, the
+recipe of nfnet_timm/recipes, and the facts about the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nfnet_timm.recipes import recipe
 
 __all__ = ["multiply_adds", "render_card"]
 
-# Options of train.py that tell how a network was trained; paths and names of machines are none of a card's business.
+# Options of train.py that describe the training. The card must not contain paths or names of machines.
 _TRAINING = (
     "pretrained",
     "opt",
@@ -57,20 +57,21 @@ _TRAINING = (
     "seed",
 )
 
-# A checkpoint may have anything else among its options.
+# Types of options that the card shows. A checkpoint may have options of any other type.
 _SHOWN = (bool, int, float, str, list, tuple, dict)
 
-# Options that say nothing where the other is off.
+# Options that have no effect without another option.
 _NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
 
 
 def render_card(source: Source, repo_id: str, license: str | None = None) -> str:
-    """Return the card of ``known`` as it will stand in ``repo_id``.
+    """Return the text of the card of ``source`` for the repo ``repo_id``.
 
     Args:
-        license: The Hub's name of the licence of the weights; of a released checkpoint it is known.
+        license: The licence of the weights, by its name on the Hub. A released checkpoint does not need it.
     Raises:
-        ValueError: If the weights are a user's own and no licence is given, or are not and another one is.
+        ValueError: If the weights are the user's own and ``license`` is None, or if they are a released checkpoint
+            with another licence.
     """
     published = load_published()
     name, model, cfg = source.architecture, source.model, source.model.pretrained_cfg
@@ -80,9 +81,9 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
             f"--license {license}: {source.checkpoint} was released under {released['license']}; leave the option out"
         )
     if released is None and license is None:
-        raise ValueError(f"no licence for {repo_id}: {_what_it_takes(source)}")
-    # Anybody can write a header: no figure and no recipe is repeated because of one.
-    claimed = source.told_by == "header"
+        raise ValueError(f"no licence for {repo_id}: {_how_to_license(source)}")
+    # Anybody can write a header. So the card does not repeat published numbers or a recipe on its word.
+    claimed = source.identified_by == "header"
     figures = released if released is not None and "top1" in released and not claimed else None
     plain = set(source.model_args) <= {"num_classes"}
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[1:]
@@ -101,8 +102,8 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         model_name=repo_id.split("/")[-1],
         eval_results=results or None,
     )
-    # timm has the same network where the released weights are in one of its repos, timm/dm_nfnet_f0.dm_in1k.
-    timms = VARIANTS[name].hf_hub_id
+    # If timm has a repo of the released weights, such as timm/dm_nfnet_f0.dm_in1k, it has the same network.
+    timm_repo = VARIANTS[name].hf_hub_id
     variant_size = (VARIANTS[name].test_size,) * 2
     text = ModelCard.from_template(
         data,
@@ -124,9 +125,9 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         label_names=[_escaped(label) for label in source.label_names or []],
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
         accuracy=_accuracy(results),
-        plain_timm=timms.split("/")[1].split(".")[0] if plain and timms else None,
+        plain_timm=timm_repo.split("/")[1].split(".")[0] if plain and timm_repo else None,
         released=released,
-        told_by=source.told_by,
+        identified_by=source.identified_by,
         computed=source.computed,
         metadata={key: _escaped(value) for key, value in source.metadata.items()},
         sources=published["sources"],
@@ -136,15 +137,15 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         script=_escaped(source.training.get("script", "timm's train.py")),
         ema=source.ema,
         epoch=source.epoch,
-        measured=source.figure is not None,
+        measured=source.accuracy is not None,
     )
     return f"{str(text).rstrip()}\n"
 
 
 def multiply_adds(name: str) -> float:
-    """Return the multiply-adds of the network called ``name`` for one image of its test size, in billions.
+    """Return the multiply-adds of the network ``name`` for one image of its test size, in billions.
 
-    Those of convolutions and matrix products, as papers count them; on the meta device, so nothing is computed.
+    Counts convolutions and matrix products only, as papers do. Runs on the meta device, so nothing is computed.
     """
     model, size = timm.create_model(name, device="meta").eval(), VARIANTS[name].test_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -153,7 +154,7 @@ def multiply_adds(name: str) -> float:
 
 
 def _escaped(value: Any) -> str:
-    """Return a value of others as text that Markdown and HTML show as it is, in a table, too."""
+    """Return a value as text without Markdown or HTML syntax, also for tables. Anybody may have written the value."""
     return re.sub(r"[&<>|`*~\[\]\\]", lambda found: f"&#{ord(found[0])};", _plain(str(value)))
 
 
@@ -162,7 +163,7 @@ def _by(size: Sequence[int]) -> str:
 
 
 def _embedding_shape(model: Any, size: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of the features of two images, whichever pooling the model has."""
+    """Return the shape of the features of two images for any type of pooling."""
     parameter = next(model.parameters())
     stride = model.feature_info[-1]["reduction"]
     features = parameter.new_empty((2, model.num_features, *(math.ceil(pixels / stride) for pixels in size)))
@@ -185,7 +186,7 @@ def _published(sources: dict[str, str], released: dict[str, Any], size: Sequence
             task_name="Image Classification",
             dataset_type="imagenet-1k",
             dataset_name="ImageNet-1k",
-            dataset_config=how,  # results of one configuration share their source
+            dataset_config=how,  # results with the same configuration have the same source
             dataset_split="validation",
             dataset_args={"resolution": _resolution(size)},
             metric_type="accuracy",
@@ -200,19 +201,19 @@ def _published(sources: dict[str, str], released: dict[str, Any], size: Sequence
 
 
 def _resolution(size: Sequence[int]) -> int | str:
-    """Return the side of a square, or both sides."""
+    """Return one number for a square, else "height x width"."""
     return size[0] if size[0] == size[1] else _by(size)
 
 
 def _measured(source: Source) -> list[EvalResult]:
-    figure = source.figure
-    if figure is None:
+    accuracy = source.accuracy
+    if accuracy is None:
         return []
     measured_by: dict[str, Any] = {
         "source_name": "timm's train.py" + ("" if source.epoch is None else f", after epoch {source.epoch}"),
         "source_url": "https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
     }
-    resolution = _resolution(figure.size)
+    resolution = _resolution(accuracy.size)
     return [
         EvalResult(
             task_type="image-classification",
@@ -220,22 +221,22 @@ def _measured(source: Source) -> list[EvalResult]:
             dataset_type=hub_dataset(source.training) or "imagefolder",
             dataset_name=_plain(dataset_name(source.training) or "a folder of images"),
             dataset_split=_plain(source.training.get("val_split") or "validation"),
-            dataset_args={"resolution": resolution, "crop_pct": figure.crop_pct},
+            dataset_args={"resolution": resolution, "crop_pct": accuracy.crop_pct},
             metric_type="accuracy",
-            metric_name=f"{figure.label} accuracy in percent at {resolution} pixels, measured in training",
-            metric_value=figure.value,
+            metric_name=f"{accuracy.label} accuracy in percent at {resolution} pixels, measured in training",
+            metric_value=accuracy.value,
             **({} if "script" in source.training else measured_by),
         )
     ]
 
 
 def _plain(text: str) -> str:
-    """Return text in one line that can be encoded."""
+    """Return ``text`` in one line, without characters that UTF-8 cannot encode."""
     return " ".join(text.split()).encode(errors="replace").decode()
 
 
 def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
-    """Return a row of the table of details for each way of measuring."""
+    """Return a row of the table of details for each source of accuracies (published, measured by timm, ...)."""
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         label, _, how = str(result.metric_name).partition(", ")
@@ -248,7 +249,7 @@ def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
 
 
 def _base_model(source: Source) -> str | None:
-    """Return the repo of the weights that a run of train.py started from, as far as its options tell."""
+    """Return the repo of the weights that a run of train.py started from; None if its options do not name one."""
     others = source.training.get("pretrained_path") or source.training.get("initial_checkpoint")
     if not source.training.get("pretrained") or others:
         return None
@@ -259,23 +260,26 @@ def _base_model(source: Source) -> str | None:
 
 
 def _recipe(name: str) -> dict[str, Any]:
-    """Return the recipe of a network, with what it comes to for the authors' batch."""
+    """Return the recipe of a network, with the batch size and the learning rate that the authors used."""
     values = yaml.safe_load(recipe(name))
-    batch = values["batch_size"] * values["grad_accum_steps"] * 8  # processes, as the recipe says
+    batch = values["batch_size"] * values["grad_accum_steps"] * 8  # 8 processes, see the recipe
     return {**values, "batch": batch, "lr": values["lr_base"] * batch / values["lr_base_size"]}
 
 
 def _training(source: Source) -> dict[str, Any]:
-    """Return the options of a run of train.py that say how it trained."""
+    """Return the options of a run of train.py that describe the training."""
     unused = {option for option, other in _NOTHING_WITHOUT.items() if not source.training.get(other)}
     given = {option: source.training.get(option) for option in _TRAINING if option not in unused}
     return {option: value for option, value in given.items() if isinstance(value, _SHOWN) and value}
 
 
-def _what_it_takes(source: Source) -> str:
-    """Return what makes a card of weights that are not recognised possible: a licence, or a claim."""
-    own = "weights of your own have the one that you choose; pass, for instance, --license apache-2.0"
+def _how_to_license(source: Source) -> str:
+    """Return the options that allow a card for weights that are not identified: --license, or --checkpoint."""
+    own = "choose one for weights of your own; pass, for instance, --license apache-2.0"
     claims = [name for name in released_checkpoints() if name.split(".")[0] == source.architecture]
     if not claims or set(source.model_args) - {"num_classes"}:
         return own
-    return f"by its hash this is no released file; {own}. If you know better: --checkpoint {' or '.join(claims)}"
+    return (
+        f"its hash is not that of a released file; {own}. If it is a released checkpoint: --checkpoint "
+        f"{' or '.join(claims)}"
+    )

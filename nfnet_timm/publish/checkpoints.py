@@ -1,4 +1,4 @@
-"""The published numbers: hub/checkpoints.toml, and the template of the model cards beside it."""
+"""Reads the published numbers in hub/checkpoints.toml, and finds the template of the model cards in hub/."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["data_file", "load_published", "released_checkpoints"]
 
 
 def data_file(name: str) -> Path:
-    """Return the path of a file of the project's folder hub/, which the wheel holds inside of the package."""
+    """Return the path of a file in the project's folder hub/. The wheel has these files inside the package."""
     inside = Path(__file__).with_name(name)
     return inside if inside.exists() else Path(__file__).parents[2] / "hub" / name
 
 
 @cache
 def load_published() -> dict[str, Any]:
-    """Return what hub/checkpoints.toml says; its head explains the entries."""
+    """Return the content of hub/checkpoints.toml. The comments at its top explain the entries."""
     return tomllib.loads(data_file("checkpoints.toml").read_text(encoding="utf-8"))
 
 
 def released_checkpoints() -> dict[str, dict[str, Any]]:
-    """Return the entries of all weights that were released, by name: files, and directories of Orbax."""
+    """Return the entries of all released weights by name: files, and Orbax directories."""
     published = load_published()
     return {**published["checkpoints"], **published["orbax"]}

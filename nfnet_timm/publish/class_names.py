@@ -1,4 +1,4 @@
-"""Names of a network's classes: where a run of train.py had them from, and from a file."""
+"""Finds the names of a network's classes: in the data of a run of train.py, or in a file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["FoundNames", "check_class_names", "find_class_names", "read_class_na
 
 @dataclass(frozen=True)
 class FoundNames:
-    """Names of classes in the order of the outputs, and the file or folder of this computer that they are from."""
+    """Names of classes in the order of the outputs, and the file or folder on this computer that contains them."""
 
     names: list[str]
     place: Path | str
 
 
 def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | str | None:
-    """Return the names that a run of train.py had, or why they are not known; None where nothing says anything of them.
+    """Return the class names of a run of train.py, or a reason why they are unknown, or None if it had no names.
 
-    They are those of its class map. Only a run without one had them from the folders of the training images.
-    ``args`` come with the checkpoint, which may be somebody else's: what is read decides what would be made public, so
-    it is for the user to say whether that is right.
+    The names come from the run's class map. A run without a class map used the names of the folders of the training
+    images. Ask the user before you publish the names: ``args`` come from the checkpoint, which another person may have
+    written, and can name any file.
 
     Source: ``load_class_map`` and ``find_images_and_targets`` in timm/data/readers.
     """
@@ -43,17 +43,19 @@ def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | 
             return None
         names = sorted(index, key=index.__getitem__)
         if sorted(index.values()) != list(range(num_classes)):
-            return f"{place} gives {len(index)} names, not one to each of {num_classes} classes"
+            return f"{place} has {len(index)} names, expected one for each of {num_classes} classes"
         return FoundNames(check_class_names(names, num_classes, place), place)
     except (ValueError, OSError) as error:
         return str(error)
 
 
 def _read_class_map(class_map: Any, folder: Path | None, library: str) -> tuple[dict[str, int], Path | str]:
-    """Return the index of each name in a class map, and where it was found: as train.py does, here or in ``folder``.
+    """Return the index of each name in a class map, and the place of the class map.
+
+    As in train.py, a relative path is tried in the current folder first, then in ``folder``.
 
     Raises:
-        ValueError: If it is not there, or not a text file or a table of names and numbers.
+        ValueError: If the class map does not exist, or is neither a text file nor a mapping of names to numbers.
     """
     if library == "torch":
         raise ValueError(f"train.py does not use the class map {class_map!r} with datasets of torchvision")
@@ -65,16 +67,16 @@ def _read_class_map(class_map: Any, folder: Path | None, library: str) -> tuple[
     if not path.exists() and folder is not None:
         path = folder / class_map
     if not path.is_file():
-        raise ValueError(f"the run's class map {class_map!r} is not here")
+        raise ValueError(f"the run's class map {class_map!r} is not on this computer")
     if path.suffix.lower() != ".txt":
-        raise ValueError(f"the run's class map {str(path)!r} is not a text file, and no other kind is read")
+        raise ValueError(f"the run's class map is {str(path)!r}, expected a name that ends in .txt")
     index = {line.strip(): number for number, line in enumerate(_text(path).split("\n"))}
-    index.pop("", None)  # the end of the last line, or an empty one, which has a number for timm
+    index.pop("", None)  # an empty line; timm counts it, too
     return index, path
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Return the names in a text file, one a line; empty lines do not count.
+    """Return the names in a text file, one per line, without empty lines.
 
     Raises:
         ValueError: If it is not UTF-8.
@@ -84,7 +86,7 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def check_class_names(names: list[str], num_classes: int, place: Path | str) -> list[str]:
-    """Return ``names`` if there is one for each class, and each can be published as it is.
+    """Return ``names`` if there is one for each class, and each is text without control characters.
 
     Raises:
         ValueError: If not; the message contains ``place``.
@@ -92,7 +94,7 @@ def check_class_names(names: list[str], num_classes: int, place: Path | str) -> 
     if len(names) != num_classes:
         raise ValueError(f"{place} has {len(names)} class names for {num_classes} classes: expected one for each")
     for name in names:
-        # Control characters, surrogates (bytes of a folder's name that are no UTF-8), line and paragraph separators.
+        # Control characters, surrogates (bytes of a folder's name that are not UTF-8), line and paragraph separators.
         odd = [char for char in name if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char == "\ufeff"]
         if odd or not name.strip():
             raise ValueError(f"{place} has the class name {name!r}: expected text without control characters")
@@ -100,7 +102,7 @@ def check_class_names(names: list[str], num_classes: int, place: Path | str) -> 
 
 
 def _text(path: Path) -> str:
-    """Return the content of a text file with or without a byte-order mark, its lines ended by newlines."""
+    """Return the content of a text file, without a byte-order mark, with newlines as line ends."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

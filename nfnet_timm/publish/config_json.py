@@ -1,4 +1,4 @@
-"""Reads the folder of a model, whose config.json others may have written."""
+"""Reads and checks the folder of a model. Anybody may have written its config.json."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ __all__ = [
     "read_json",
 ]
 
-# Arguments of timm.create_model that mean nothing at these values.
+# Default values of arguments of timm.create_model.
 DEFAULTS = {"num_classes": 1000, "in_chans": 3, "global_pool": "avg"}
 
-# Arguments that a network is built with; where it lies and in which type is decided by who loads it.
+# Arguments that a config.json may contain, with their types. The user who loads the model chooses device and dtype.
 _ARGUMENTS = {
     **{k: v for k, v in get_type_hints(NormFreeNet.__init__).items() if k not in ("cfg", "device", "dtype", "kwargs")},
     **get_type_hints(NormFreeCfg),
 }
 _PRETRAINED_CFG = get_type_hints(PretrainedCfg)
-# What a config.json may say of the classes.
+# Entries about the classes, with their types.
 LABELS = {"label_names": list[str] | None, "label_descriptions": dict[str, str] | None}
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a config.json in timm's schema contains of a network of this package.
+    """The content of a config.json in timm's schema, for a network of this package.
 
     Args:
-        model_args: Arguments of ``create_model`` beside the name.
-        num_classes: Classes of the weights beside it.
+        model_args: Arguments of ``create_model`` other than the name.
+        num_classes: Number of classes of the weights in the same folder.
         label_names: Names of the classes, in the order of the outputs.
-        label_descriptions: Further words for each name.
+        label_descriptions: A longer description for each name.
     """
 
     architecture: str
@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        ValueError: If it is not UTF-8, not JSON, or no object.
+        ValueError: If it is not UTF-8, not JSON, or not an object.
         OSError: If it cannot be read.
     """
     try:
@@ -78,22 +78,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_ours(config: dict[str, Any]) -> bool:
-    """Tell whether the content of a config.json is of a network of this package."""
+    """Return whether the content of a config.json describes a network of this package."""
     return isinstance(config.get("architecture"), str) and config["architecture"] in VARIANTS
 
 
 def read_config(path: Path) -> Config:
-    """Return what timm will read from a config.json, with every value of the type that timm and the network expect.
+    """Return what timm reads from a config.json. Every value has the type that timm and the network expect.
 
     Raises:
-        ValueError: If it is of no network of this package, or a value has another type; the message contains it.
+        ValueError: If it does not describe a network of this package, or if a value has another type. The message
+            contains the value.
         OSError: If it cannot be read.
     Source: ``_parse_model_cfg`` in timm/models/_hub.py.
     """
     config = read_json(path)
     if not is_ours(config):
         raise ValueError(f"{path} is of {config.get('architecture')!r}: expected a network of nfnet_timm")
-    # timm takes a config.json without the entry ``pretrained_cfg`` for that entry.
+    # If there is no entry ``pretrained_cfg``, timm uses the whole config.json in its place.
     pretrained_cfg = config.get(
         "pretrained_cfg", {k: v for k, v in config.items() if k not in ("num_features", *LABELS)}
     )
@@ -113,22 +114,22 @@ def read_config(path: Path) -> Config:
         ("model_args.num_classes", arguments.get("num_classes"), num_classes),
     ):
         if value not in (None, expected):
-            raise ValueError(f"{path}: {name} is {value!r}, and {expected!r} elsewhere in it")
+            raise ValueError(f"{path}: {name} is {value!r}, but another entry says {expected!r}")
     return Config(config["architecture"], arguments, num_classes, **labels)
 
 
 def described_model(architecture: str, arguments: Mapping[str, Any], where: str) -> Any:
-    """Return the network that others describe, on the meta device.
+    """Return the network with these arguments, on the meta device. Anybody may have written the arguments.
 
     Args:
-        where: Where the arguments are from, for the message.
+        where: Where the arguments come from, for the message.
     Raises:
-        ValueError: If there is no such argument, it has another type, or cannot be built.
+        ValueError: If an argument is unknown or has another type, or if the network cannot be built.
     """
     _check_entries(arguments, _ARGUMENTS, where)
     try:
         return timm.create_model(architecture, device="meta", **arguments)
-    except (ValueError, AssertionError, RuntimeError) as error:  # of timm's layers, and of torch for a negative size
+    except (ValueError, AssertionError, RuntimeError) as error:  # from timm's layers, or torch for a negative size
         raise ValueError(f"{where}: {architecture} cannot be built: {error}") from None
 
 
@@ -136,7 +137,7 @@ def load_folder(folder: str | Path) -> Any:
     """Return the model in ``folder``, pretrained and in eval mode.
 
     Raises:
-        ValueError: If config.json or the arrays are not of one network of this package.
+        ValueError: If config.json or the arrays are not those of a network of this package, or do not fit together.
         OSError: If a file cannot be read.
     """
     path = Path(folder) / "config.json"
@@ -153,13 +154,13 @@ def load_folder(folder: str | Path) -> Any:
 
 
 def check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError unless timm can make transforms of a ``pretrained_cfg``."""
+    """Raise ValueError unless timm can create transforms from a ``pretrained_cfg``."""
     for name in ("input_size", "test_input_size", "min_input_size", "std", "crop_pct", "test_crop_pct"):
         value = cfg.get(name)
         if value is not None and not min(value if isinstance(value, list | tuple) else [value], default=0) > 0:
             raise ValueError(f"{where}: {name} is {value!r}, expected numbers above 0")
     for name in ("mean", "std"):
-        # timm leaves the three of ImageNet where a network has another number of channels.
+        # timm keeps the three values of ImageNet if a network has another number of channels.
         if len(cfg[name]) not in (3, cfg["input_size"][0]):
             raise ValueError(f"{where}: {name} is {cfg[name]!r}, expected {cfg['input_size'][0]} numbers")
     try:

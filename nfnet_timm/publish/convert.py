@@ -1,4 +1,4 @@
-"""The authors' formats into a folder that timm loads, and back."""
+"""Converts the authors' formats to a folder that timm loads, and back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ __all__ = ["convert_to_file", "convert_to_folder"]
 
 
 def convert_to_folder(path: Path, folder: Path, overwrite: bool = False) -> Source:
-    """Write a file of the authors, or an Orbax checkpoint, as a folder that timm loads; return what was written.
+    """Write a file of the authors, or an Orbax checkpoint, as a folder that timm loads, and return its model.
+
+    After an error, ``folder`` is unchanged.
 
     Raises:
-        ValueError: If it holds none of the authors' networks, or the folder something else and ``overwrite`` is not
-            set; nothing is written then.
-        OSError: If the folder cannot be written; it is as it was.
+        ValueError: If ``path`` does not contain one of the authors' networks, or if ``folder`` has other content and
+            ``overwrite`` is not set.
+        OSError: If ``folder`` cannot be written.
     """
     source = open_authors(path)
     save_folder(source.model, folder, source.model_args, source.metadata, overwrite=overwrite)
@@ -34,12 +36,12 @@ def convert_to_folder(path: Path, folder: Path, overwrite: bool = False) -> Sour
 def convert_to_file(folder: Path, file: Path, overwrite: bool = False) -> Tree:
     """Write the weights of a folder as a file that the authors' ``load_haiku_file`` reads, and return the tree.
 
-    Half-precision weights become the float32 of the same value.
+    Half-precision weights become float32 with the same values. After an error, ``file`` is unchanged.
 
     Raises:
-        ValueError: If the folder has no model.safetensors, or its arrays are not those of one of the authors' networks,
-            or the file exists and ``overwrite`` is not set.
-        OSError: If it cannot be written; what was there is as it was.
+        ValueError: If ``folder`` has no model.safetensors, if its arrays are not those of one of the authors' networks,
+            or if ``file`` exists and ``overwrite`` is not set.
+        OSError: If ``file`` cannot be written.
     """
     weights = folder / "model.safetensors"
     if not weights.exists():

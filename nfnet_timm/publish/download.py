@@ -1,4 +1,4 @@
-"""The authors' files from where they were released, complete and right or not there at all."""
+"""Downloads the authors' files. A file gets its name only when its MD5 is the recorded one."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from huggingface_hub.file_download import http_get
 
 from nfnet_timm.publish.checkpoints import load_published
 from nfnet_timm.publish.fingerprints import identify
-from nfnet_timm.publish.hub_errors import explained
+from nfnet_timm.publish.hub_errors import hub_errors_explained
 from nfnet_timm.publish.locks import locked
 
 __all__ = ["download"]
 
 _RANGE_NOT_SATISFIABLE = 416  # the HTTP status
 _ADVICE = {
-    404: "the file is no longer there: look whether deepmind-research/nfnets names another address",
-    403: "the file may not be read any more: look whether deepmind-research/nfnets names another address",
-    429: "the server asks for a pause: run the command again in some minutes",
+    404: "the file no longer exists: check whether deepmind-research/nfnets lists another address",
+    403: "the file is no longer public: check whether deepmind-research/nfnets lists another address",
+    429: "the server got too many requests: run the command again in some minutes",
 }
 
 
 def download(name: str, folder: Path) -> tuple[Path, bool]:
-    """Fetch the released file of ``name`` into ``folder``; return its path, and whether it had to be fetched.
+    """Download the released file of ``name`` to ``folder``; return its path, and whether it was downloaded now.
 
-    What has arrived when the connection breaks stays beside it, and the next call goes on from there. It is moved into
-    place when its size, where that is known, and its MD5 are the recorded ones. A file that is there and right is not
-    fetched again. While another run fetches the same file into ``folder``, this one waits.
+    The download is written to a file that ends in .part. It gets its final name when its MD5, and its size if known,
+    are the recorded ones. If the connection breaks, the next call continues the .part file. A file that exists and has
+    the recorded MD5 is not downloaded again. Waits while another run downloads the same file to ``folder``.
 
     Args:
-        name: A name of hub/checkpoints.toml, such as "nfnet_f0.dm_in1k", or its short form "f0".
+        name: A name in hub/checkpoints.toml, such as "nfnet_f0.dm_in1k", or its short form "f0".
     Raises:
-        ValueError: If there is no such file, what is sent is another one, or another one is in its place.
-        OSError: If the server cannot be reached or refuses, or the disk is full.
+        ValueError: If there is no released file of this name, if the server sends another file, or if another file has
+            its place.
+        OSError: If the server cannot be reached or refuses, or if the disk is full.
     """
     released = _released(name)
     if folder.exists() and not folder.is_dir():
@@ -44,7 +45,7 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
     if _is_there(path, released["md5"]):
         return path, False
     with locked(folder, path.name):
-        if _is_there(path, released["md5"]):  # another run has fetched it meanwhile
+        if _is_there(path, released["md5"]):  # another run has downloaded it while this one waited
             return path, False
         _fetch_checked(released, path)
     return path, True
@@ -66,7 +67,7 @@ def _fetch_checked(released: dict[str, Any], path: Path) -> None:
     partial = path.with_name(f"{path.name}.part")
     resumed = partial.exists()
     _fetch(released, partial)
-    if resumed and _md5(partial) != released["md5"]:  # its beginning may be another file's
+    if resumed and _md5(partial) != released["md5"]:  # the .part file may have begun as another file
         partial.unlink()
         _fetch(released, partial)
     found = _md5(partial)
@@ -88,7 +89,7 @@ def _released(name: str) -> dict[str, Any]:
 
 
 def _fetch(released: dict[str, Any], partial: Path) -> None:
-    with explained(f"downloading {released['url']}", _ADVICE), partial.open("ab") as file:
+    with hub_errors_explained(f"downloading {released['url']}", _ADVICE), partial.open("ab") as file:
         there = file.tell()
         try:
             http_get(
@@ -99,7 +100,7 @@ def _fetch(released: dict[str, Any], partial: Path) -> None:
                 displayed_filename=released["file"],
             )
         except HfHubHTTPError as error:
-            # Nothing follows what is there: all of it is, or it is another file's. Its MD5 tells.
+            # The .part file is complete, or it is longer than the released file. The caller compares its MD5.
             if not (there and error.response.status_code == _RANGE_NOT_SATISFIABLE):
                 raise
 

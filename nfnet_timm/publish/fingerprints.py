@@ -1,4 +1,4 @@
-"""What identifies a file and a model: hashes, and the logits of a fixed image."""
+"""Identifies files by their hashes, and models by their logits for a fixed image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nfnet_timm.formats.typed import check_types
 
 __all__ = ["RECORDED", "identify", "logits_of", "recorded_logits"]
 
-# How many logits, the first ones, publish leaves in the header of model.safetensors.
+# publish writes this many logits, the first ones, to the header of model.safetensors.
 RECORDED = 8
 
 
@@ -25,17 +25,17 @@ RECORDED = 8
 def logits_of(model: Any) -> Tensor:
     """Return the logits (num_classes,) of a model in eval mode for a fixed image of 64 x 64 pixels.
 
-    A model without classes returns its features, flattened.
+    For a model without classes, return its features, flattened.
     """
     wave = torch.arange(model.in_chans * 64 * 64, dtype=torch.float32).mul_(0.37).sin_()
     return model(wave.view(1, model.in_chans, 64, 64))[0].flatten()
 
 
 def recorded_logits(header: Mapping[str, str]) -> list[float] | None:
-    """Return the logits that ``publish`` left in the header of model.safetensors; None if there are none.
+    """Return the logits that ``publish`` wrote to the header of model.safetensors; None if there are none.
 
     Raises:
-        ValueError: If the header has something else in their place.
+        ValueError: If the entry is not a list of numbers.
     """
     if "logits" not in header:
         return None
@@ -48,10 +48,10 @@ def recorded_logits(header: Mapping[str, str]) -> list[float] | None:
 
 
 def identify(path: Path) -> dict[str, str]:
-    """Return the name, size and hashes of a file, as they stand in the header of what is made from it.
+    """Return the name, size and hashes of a file, in the form of the header of model.safetensors.
 
-    Of a directory, the size is that of all its files, and the SHA-256 that of what ``sha256sum`` says of them, sorted
-    by name; there is no MD5.
+    For a directory, the size is the sum of its files. The SHA-256 is the hash of the output of ``sha256sum`` for its
+    files, sorted by name. There is no MD5.
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
@@ -75,7 +75,7 @@ def _sha256(path: Path) -> str:
 
 
 def _feed(path: Path, *hashes: Any) -> None:
-    """Update ``hashes`` with a file in one pass, each in a thread."""
+    """Update ``hashes`` with the content of a file in one pass, each hash in its own thread."""
     bar = bytes_bar(path.stat().st_size, f"hashing {path.name}")
     with path.open("rb") as file, bar, ThreadPoolExecutor(len(hashes)) as pool:
         while chunk := file.read(1 << 22):

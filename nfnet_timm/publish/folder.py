@@ -1,4 +1,4 @@
-"""A model and its card as a checked folder, in the Hub's layout.
+"""Writes a model and its card to a folder in the Hub's layout, and checks it.
 
 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it.
 """
@@ -50,25 +50,26 @@ def save_folder(
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write ``model`` to ``folder`` as weights, config.json and README.md: all or none, always the same bytes.
+    """Write ``model`` to ``folder`` as model.safetensors, config.json and README.md: all of them or none.
 
-    While another run writes ``folder``, this one waits. What a run that was killed has left in it is removed.
+    The same model gives the same bytes. After an error or Ctrl-C, ``folder`` is unchanged. After SIGKILL, the next call
+    restores it and removes incomplete files. Waits while another run writes ``folder``.
 
     Args:
-        model_args: Arguments of ``create_model`` beside the name, needed to build the model again.
-        metadata: Strings for the header of model.safetensors, beside ``format: pt``.
-        model_config: Further entries of config.json in timm's schema: ``label_names``, ``label_descriptions``.
-        card: The text of README.md; there is none without.
-        overwrite: Whether files of these names may be replaced, if ``folder`` has others of them.
-        finish: Called with a folder that holds what is about to be put in place, which it may change; what it raises
-            keeps it from that.
+        model_args: Arguments of ``create_model`` other than the name, needed to build the model again.
+        metadata: Strings for the header of model.safetensors. ``format: pt`` is added.
+        model_config: More entries of config.json in timm's schema: ``label_names``, ``label_descriptions``.
+        card: The text of README.md. If None, there is no README.md.
+        overwrite: Whether to replace files in ``folder`` that have the same names and other content.
+        finish: Called with a temporary folder that has the new files, before they replace the old ones. It may change
+            the files. If it raises an error, nothing is replaced.
     Raises:
-        ValueError: If ``folder`` holds anything else, or other content and ``overwrite`` is not set. A config.json that
-            repeats what it says elsewhere, as those of timm and of earlier versions do, is replaced.
+        ValueError: If ``folder`` has files of other names, or files with other content and ``overwrite`` is not set.
+            One case needs no ``overwrite``: timm and earlier versions write some entries of config.json twice; such a
+            config.json is replaced.
         OSError: If the disk is full or not writable.
-        In both cases, and after Ctrl-C, ``folder`` is as it was. After SIGKILL the next call restores it.
-    Differs from timm: ``save_for_hf`` writes no metadata, without which some readers refuse the file, and by default a
-        pickle beside it.
+    Differs from timm: ``save_for_hf`` writes no metadata, so some readers refuse the file. By default, it also writes a
+        pickle.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -85,11 +86,11 @@ def save_folder(
             if finish is not None:
                 finish(staged)
             changed = _changed(folder, staged)
-            mended = changed == ["config.json"] and _same_config(folder, staged)
-            if changed and names_in(folder) and not overwrite and not mended:
+            only_repetitions = changed == ["config.json"] and _same_config(folder, staged)
+            if changed and names_in(folder) and not overwrite and not only_repetitions:
                 lost = "; copy README.md first if you have edited it" if "README.md" in changed else ""
                 raise ValueError(
-                    f"{folder} is there, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
+                    f"{folder} exists, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
                     f"choose another folder with --out{lost}"
                 )
             if changed:
@@ -99,10 +100,11 @@ def save_folder(
 
 
 def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
-    """Write config.json as timm does, but with ``model_args`` that timm cannot know otherwise, and each label once.
+    """Write config.json as timm does, but with ``model_args``, and with each argument and label only once.
 
-    The number of classes is in ``pretrained_cfg``. transformers, which reads the same file, takes no argument twice.
-    A model that timm has loaded has the labels in ``pretrained_cfg``, too; they belong at the top.
+    transformers reads the same file and raises an error if it gets an argument twice. So ``model_args`` lacks the
+    number of classes, which is elsewhere in the file. The labels of a model that timm has loaded are also in
+    ``pretrained_cfg``; they are removed there.
     """
     save_config(model, path, dict(model_config), dict(model_args))
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +122,7 @@ def _needed(model_args: Mapping[str, Any], num_classes: Any) -> dict[str, Any]:
 
 
 def _changed(folder: Path, staged: Path) -> list[str]:
-    """Return the names of files that ``folder`` would lose, get, or get other content of."""
+    """Return the names of files that would be removed from ``folder``, added to it, or changed in it."""
     theirs, ours = set(names_in(folder)), set(names_in(staged))
     both = theirs & ours
     return sorted(
@@ -129,9 +131,9 @@ def _changed(folder: Path, staged: Path) -> list[str]:
 
 
 def _same_model(folder: Path, staged: Path) -> bool:
-    """Tell whether ``folder`` has the arrays of ``staged``, which ``save_folder`` wrote, and the same config.json.
+    """Return whether ``folder`` and ``staged`` have the same arrays and the same config.json (see ``_same_config``).
 
-    The headers may differ: the logits in them are rounded otherwise on another machine.
+    The headers of the weights may differ, because another machine rounds the logits in them differently.
     """
     if not _same_config(folder, staged):
         return False
@@ -143,11 +145,11 @@ def _same_model(folder: Path, staged: Path) -> bool:
 
 
 def _same_config(folder: Path, staged: Path) -> bool:
-    """Tell whether two config.json differ at most in what they repeat, and in what follows from the card.
+    """Return whether two config.json agree, apart from repeated entries and entries that come from the card.
 
-    Earlier versions and timm repeat arguments, which transformers would get twice.
+    Earlier versions and timm write some arguments twice.
     """
-    told = []
+    configs = []
     for path in (folder / "config.json", staged / "config.json"):
         try:
             read_config(path)  # raises if it has other types
@@ -157,45 +159,47 @@ def _same_config(folder: Path, staged: Path) -> bool:
         cfg = config.get("pretrained_cfg", {})
         config["model_args"] = _needed(config.get("model_args", {}), config.get("num_classes"))
         config["pretrained_cfg"] = {k: v for k, v in cfg.items() if k not in (*LABELS, "license", "origin_url", "tag")}
-        told.append(config)
-    return told[0] == told[1]
+        configs.append(config)
+    return configs[0] == configs[1]
 
 
 def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) -> None:
-    """Raise unless ``folder`` is ready to be published: complete, loadable, and nothing in it that must not be public.
+    """Raise ValueError unless ``folder`` can be published.
 
-    It holds exactly model.safetensors, config.json and README.md; timm loads it, with the arrays of ``model`` to the
-    bit, and its logits; names of classes are one for each class; the card says what it is, under which licence and for
-    which library; there is no pickle and no secret.
+    Checks that:
+
+    - it has exactly model.safetensors, config.json and README.md, so no pickle;
+    - no file contains a secret;
+    - the metadata of the card have a licence, a library, a task and tags, and config.json has the same licence;
+    - there is one class name for each class, if there are class names;
+    - timm loads the model, its arrays are exactly those of ``model``, and its logits agree.
 
     Args:
-        secrets: Strings that must not occur in it, beside all that looks like a token or a private key.
+        secrets: Strings that the files must not contain. Tokens and private keys are also recognised by their form.
     Raises:
-        ValueError: If anything is not so; the message contains the file's name.
+        ValueError: If a check fails. The message contains the file's name.
     """
     folder = Path(folder)
     found = names_in(folder)
     if found != sorted(FILES):
         raise ValueError(
-            f"there are the files {', '.join(found)}: expected {', '.join(sorted(FILES))} and nothing else"
+            f"the folder has the files {', '.join(found)}: expected {', '.join(sorted(FILES))} and nothing else"
         )
     header = read_header(folder / "model.safetensors")
     texts = {name: (folder / name).read_bytes() for name in ("config.json", "README.md")}
     for name, text in {**texts, "the header of model.safetensors": json.dumps(header).encode()}.items():
         if _SECRETS.search(text) or any(secret.encode() in text for secret in secrets):
-            raise ValueError(
-                f"{name} has what looks like an access token or a private key: remove it before publishing"
-            )
+            raise ValueError(f"{name} contains text like an access token or a private key: remove it before publishing")
     metadata = card_metadata(texts["README.md"].decode(), "README.md")
     missing = [key for key in ("license", "library_name", "pipeline_tag", "tags") if not metadata.get(key)]
     if missing:
-        raise ValueError(f"README.md lacks {', '.join(missing)} in the block that begins it")
+        raise ValueError(f"README.md lacks {', '.join(missing)} in the metadata at its top: add them")
     config = read_json(folder / "config.json")
     license = config["pretrained_cfg"].get("license")
     if license != metadata["license"]:
         raise ValueError(
             f"README.md says license: {metadata['license']}, but the weights have {license}: change it there, or "
-            "remove that file to have a new one"
+            "remove README.md to get a new one"
         )
     if config.get("label_names") is not None:
         check_class_names(config["label_names"], model.num_classes, "config.json")
@@ -203,29 +207,29 @@ def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) 
     theirs = model.state_dict()
     wrong = [key for key, tensor in loaded.state_dict().items() if not tensor.equal(theirs[key])]
     if wrong:
-        raise ValueError(
-            f"model.safetensors has other values than its source in {', '.join(wrong[:3])}: build it again"
-        )
+        raise ValueError(f"model.safetensors differs from its source in {', '.join(wrong[:3])}: build it again")
     ours, expected = logits_of(loaded), logits_of(model)
     if not math.isfinite(float(ours.sum())):
         raise ValueError("the logits are not finite: did the run diverge? Publish an earlier checkpoint")
-    # Not to the bit: where a tensor lies in memory decides how its products are summed.
+    # Not exact: the alignment of a tensor in memory changes the order of its sums.
     if not torch.allclose(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())):
         difference = float((ours - expected).abs().max())
         raise ValueError(f"the logits differ by up to {difference:.1e} from those of the source: build it again")
 
 
 def build_repo(source: Source, repo_id: str, folder: Path, license: str | None = None, overwrite: bool = False) -> bool:
-    """Write ``folder`` as it shall stand in ``repo_id``, checked; needs no network, gives the same bytes each time.
+    """Write the content of the repo ``repo_id`` to ``folder`` and check it.
 
-    A model that has a card keeps it. So does ``folder``, if its card is of the same model in the same repo: its owner
-    may have edited it. Returns whether ``folder`` kept a card that differs from what would be written.
+    Needs no network. The same source gives the same bytes. If the source has a card, that card is copied. Else, if
+    ``folder`` has a card of the same model for the same repo, that card is kept, because its owner may have edited it.
+    After an error, ``folder`` is unchanged.
 
+    Returns:
+        Whether ``folder`` kept a card that differs from a new one.
     Raises:
-        ValueError: If it is not fit to be published, see ``check_folder`` and ``render_card``, or ``folder`` has other
+        ValueError: If it cannot be published (see ``check_folder`` and ``render_card``), or if ``folder`` has other
             content and ``overwrite`` is not set.
-        OSError: If it cannot be written.
-        In both cases ``folder`` is as it was.
+        OSError: If ``folder`` cannot be written.
     """
     infinite = [name for name, tensor in source.model.state_dict().items() if not bool(tensor.isfinite().all())]
     if infinite:
@@ -274,13 +278,17 @@ def _check_license(card: str, license: str | None) -> None:
     stated = card_metadata(card, "README.md").get("license")
     if license not in (None, stated):
         raise ValueError(
-            f"--license {license}: the card that is there says {stated}; change it in README.md, or remove that file "
-            "to have a new one"
+            f"--license {license}: the existing card says {stated}; change it in README.md, or remove README.md to get "
+            "a new one"
         )
 
 
 def _logits(source: Source) -> list[float]:
-    """Return the logits for the header: those that a folder has, if they are right; rounding differs elsewhere."""
+    """Return the logits for the header.
+
+    If the source has recorded logits that agree with the computed ones, return the recorded ones. They may come from
+    another machine, which rounds differently. So the header does not change.
+    """
     logits = logits_of(source.model)[:RECORDED]
     recorded = torch.tensor(source.logits or [])
     if recorded.shape == logits.shape and torch.allclose(recorded, logits, rtol=1e-4, atol=1e-5):
@@ -289,7 +297,7 @@ def _logits(source: Source) -> list[float]:
 
 
 def show_repo(folder: Path, repo_id: str, revision: str) -> str:
-    """Return what would be pushed where: files, sizes, and the card's metadata."""
+    """Return a text that shows what would be pushed: address, files, sizes, and the card's metadata."""
     lines = [f"{constants.ENDPOINT}/{repo_id}, branch {revision}:"]
     lines += [f"  {(folder / name).stat().st_size:>13,} bytes  {name}" for name in names_in(folder)]
     card = (folder / "README.md").read_text(encoding="utf-8")

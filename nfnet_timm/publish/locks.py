@@ -1,4 +1,4 @@
-"""One run at a time in one place: a second run waits until the first has ended, however that ends."""
+"""Locks that allow one run at a time to write a file or folder. A second run waits until the first has ended."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 __all__ = ["OURS", "locked", "names_in"]
 
-OURS = ".nfnet-timm-"  # begins the names of locks and of incomplete files and folders
+OURS = ".nfnet-timm-"  # prefix of the names of locks and of incomplete files and folders
 
 
 @contextmanager
 def locked(folder: Path, name: str = "") -> Iterator[None]:
     """Keep other runs from writing ``name`` in ``folder``, or ``folder`` itself if there is no name.
 
-    Waits while another run does that, and prints so. The lock is a file in ``folder``, which is made if it is new. The
-    operating system frees it when the process ends, so a run that was killed stops nobody. Where the file system has
-    no locks, nobody waits.
+    While another run has the lock, print a message and wait. The lock is a file in ``folder``, which is created if it
+    does not exist. The operating system frees the lock when the process ends, even if it is killed. If the file system
+    does not support locks, there is no waiting.
 
     Raises:
         OSError: If ``folder`` cannot be written to.
@@ -35,7 +35,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return what is in ``folder``, except for what is incomplete."""
+    """Return the sorted names of the files in ``folder``, without locks and incomplete files."""
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith(OURS)) if folder.exists() else []
 
 
@@ -50,7 +50,7 @@ def _open_and_lock(path: Path, message: str) -> int:
                     print(message, file=sys.stderr, flush=True)
                 shown = True
                 time.sleep(0.1)
-            # Other runs do not see this lock if the run before has removed its file.
+            # If the previous run has removed the lock file, other runs do not see this lock: try again.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock), path.stat()):
                     return lock
@@ -71,7 +71,7 @@ if sys.platform == "win32":
         return True
 
     def _remove_and_unlock(path: Path, lock: int) -> None:
-        os.close(lock)  # Windows removes no open file
+        os.close(lock)  # Windows does not remove open files
         with suppress(OSError):
             path.unlink()
 
@@ -81,10 +81,10 @@ else:
     def _lock(file: int) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # some file systems report the second
+        except (BlockingIOError, PermissionError):  # some file systems raise PermissionError
             return False
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # no locks there
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # no support for locks
                 raise
         return True
 

@@ -1,4 +1,4 @@
-"""A folder to the Hugging Face Hub in one commit, verified afterwards. ``huggingface_hub`` does the transfer."""
+"""Pushes a folder to the Hugging Face Hub in one commit and verifies it. ``huggingface_hub`` does the transfer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 
-from nfnet_timm.publish.hub_errors import explained
+from nfnet_timm.publish.hub_errors import hub_errors_explained
 from nfnet_timm.publish.locks import names_in
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.verify import Report, verify
@@ -28,8 +28,10 @@ def publish(
     message: str | None = None,
     force: bool = False,
 ) -> tuple[Report, bool]:
-    """Push a folder that ``build_repo`` wrote, verify what arrived, tag it; return the report, and whether it is new.
+    """Push a folder that ``build_repo`` wrote, verify the commit, and tag it.
 
+    Returns:
+        The report of ``verify``, and whether the commit is new.
     Raises:
         ValueError, OSError: See ``push``, ``verify`` and ``tag_commit``.
     """
@@ -38,14 +40,14 @@ def publish(
         report = verify(repo_id, commit, source.model)
     except (ValueError, OSError) as error:
         kind = ValueError if isinstance(error, ValueError) else OSError
-        raise kind(f"{repo_id} is complete at commit {commit}, but was not verified: {error}") from None
+        raise kind(f"{repo_id} was pushed as commit {commit}, but was not verified: {error}") from None
     if tag is not None:
         tag_commit(repo_id, tag, commit)
     return report, new
 
 
 def check_destination(repo_id: str, revision: str = "main", tag: str | None = None) -> None:
-    """Raise ValueError unless these can be names of a repo, a branch and a tag; needs no network."""
+    """Raise ValueError unless these are valid names of a repo, a branch and a tag. Needs no network."""
     validate_repo_id(repo_id)
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r}: expected ORGANIZATION/NAME, or USER/NAME")
@@ -63,26 +65,26 @@ def push(
     message: str | None = None,
     force: bool = False,
 ) -> tuple[str, bool]:
-    """Put the files of ``folder`` into ``repo_id`` in one commit or none; return the commit, and whether it is new.
+    """Push the files of ``folder`` to ``repo_id`` in one commit; return the commit, and whether it is new.
 
-    The repo and the branch are made if they do not exist. A new branch begins as the main one, whose content it then
-    replaces. If the repo has the same content already, there is no new commit. Other files of the repo stay.
+    Creates the repo and the branch if they do not exist. A new branch starts from main. If the repo has the same
+    content, there is no new commit. Other files of the repo stay. After an error, the content of the repo is unchanged,
+    unless the message says otherwise.
 
     Args:
-        tag: The name that the commit will get: another commit must not have it.
+        tag: The tag that ``tag_commit`` will create. No other commit may have it.
     Raises:
-        ValueError: If there is no access token, the branch has other content and ``force`` is not set, another commit
-            has the tag, or the repo is public and ``private`` is set.
+        ValueError: If there is no access token, if the branch has other content and ``force`` is not set, if another
+            commit has the tag, or if the repo is public and ``private`` is set.
         OSError: If the Hub cannot be reached or refuses.
-        In both cases the content of the repo is as before, unless the message says otherwise.
     """
     check_destination(repo_id, revision, tag)
     if not get_token():
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
-    with explained(f"making {repo_id}"):
+    with hub_errors_explained(f"making {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
-    with explained(f"reading {repo_id}"):
+    with hub_errors_explained(f"reading {repo_id}"):
         refs = api.list_repo_refs(repo_id)
         is_new_branch = revision not in {"main", *(ref.name for ref in refs.branches)}
         info = api.model_info(repo_id, revision="main" if is_new_branch else revision)
@@ -93,7 +95,7 @@ def push(
     tagged = {ref.name: ref.target_commit for ref in refs.tags}.get(tag or "")
     if tagged is not None and (different or tagged != head):
         raise ValueError(
-            f"{repo_id} has the tag {tag} at {tagged}, which is not moved: choose another name. Nothing was pushed"
+            f"{repo_id} has the tag {tag} at {tagged}: choose another name for the tag. Nothing was pushed"
         )
     present = {sibling.rfilename for sibling in info.siblings or []} - {".gitattributes"}
     if different and present and not force and not is_new_branch:
@@ -102,14 +104,14 @@ def push(
             "pushed; pass --force to make a commit that replaces them, or --revision to use another branch"
         )
     if is_new_branch:
-        with explained(f"making the branch {revision} of {repo_id}"):
+        with hub_errors_explained(f"making the branch {revision} of {repo_id}"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     if not different:
         return head, False
     names = names_in(folder)
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names]
     try:
-        with explained(f"pushing to {repo_id}"):
+        with hub_errors_explained(f"pushing to {repo_id}"):
             commit = api.create_commit(
                 repo_id,
                 operations=operations,
@@ -119,22 +121,23 @@ def push(
             )
         return commit.oid, True
     except BaseException as error:
-        arrived = _arrived(api, repo_id, revision, head, folder) if isinstance(error, OSError) else None
-        if arrived is not None:
-            return arrived, True
+        # The Hub may have made the commit although its answer was lost.
+        made = _commit_made(api, repo_id, revision, head, folder) if isinstance(error, OSError) else None
+        if made is not None:
+            return made, True
         if is_new_branch:
             _remove_branch(api, repo_id, revision, head)
         raise
 
 
 def _different(api: HfApi, repo_id: str, commit: str, folder: Path) -> list[str]:
-    """Return the names of the files of ``folder`` that the repo does not have, or has with another content."""
+    """Return the names of the files of ``folder`` that the repo does not have, or has with other content."""
     found = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
     return sorted({*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)} & set(names_in(folder)))
 
 
-def _arrived(api: HfApi, repo_id: str, revision: str, before: str, folder: Path) -> str | None:
-    """Return the new commit if the push has worked although its answer was lost."""
+def _commit_made(api: HfApi, repo_id: str, revision: str, before: str, folder: Path) -> str | None:
+    """Return the new commit if the branch has moved and now has the content of ``folder``, else None."""
     try:
         now = str(api.model_info(repo_id, revision=revision).sha)
         return now if now != before and not _different(api, repo_id, now, folder) else None
@@ -143,7 +146,7 @@ def _arrived(api: HfApi, repo_id: str, revision: str, before: str, folder: Path)
 
 
 def _remove_branch(api: HfApi, repo_id: str, revision: str, before: str) -> None:
-    """Remove the branch that was made for a commit that failed, if the Hub can be reached and nobody has used it."""
+    """Remove a new branch after its commit failed, unless it has another commit. Errors are ignored."""
     try:
         if api.model_info(repo_id, revision=revision).sha == before:
             api.delete_branch(repo_id, branch=revision)
@@ -155,13 +158,13 @@ def tag_commit(repo_id: str, name: str, commit: str) -> None:
     """Give ``commit`` the tag ``name``.
 
     Raises:
-        ValueError: If another commit has it.
+        ValueError: If another commit has the tag.
         OSError: If the Hub cannot be reached or refuses.
     """
     api = HfApi()
-    with explained(f"tagging {repo_id}"):
+    with hub_errors_explained(f"tagging {repo_id}"):
         tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
         if name not in tags:
             api.create_tag(repo_id, tag=name, revision=commit)
     if tags.get(name, commit) != commit:
-        raise ValueError(f"{repo_id} has the tag {name} at {tags[name]}: the tag was not moved, choose another name")
+        raise ValueError(f"{repo_id} has the tag {name} at {tags[name]}: choose another name for the tag")

@@ -1,4 +1,4 @@
-"""Reads the README.md of a folder, a model card that its owner may have written or edited."""
+"""Reads the model card (README.md) of a folder. Its owner may have written or edited it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nfnet_timm.formats.typed import check_types
 
 __all__ = ["card_metadata", "read_card"]
 
-# Entries that every card of ours has, and check_folder asks for.
+# Entries that check_folder requires, with their types.
 _TYPES = {"license": str | None, "library_name": str | None, "pipeline_tag": str | None, "tags": list[str] | None}
 
 
 def read_card(path: Path) -> str:
-    """Return the text of a README.md with its line endings, once its metadata can be read.
+    """Return the text of a README.md with its line endings, after a check that its metadata can be read.
 
     Raises:
-        ValueError: If it is not UTF-8, or see ``card_metadata``.
+        ValueError: If it is not UTF-8, or if its metadata cannot be read (see ``card_metadata``).
         OSError: If it cannot be read.
     """
     try:
@@ -33,12 +33,12 @@ def read_card(path: Path) -> str:
 
 
 def card_metadata(text: str, where: str) -> dict[str, Any]:
-    """Return the block of YAML that begins a model card; {} if there is none.
+    """Return the metadata of a model card, which is the YAML block at its top; {} if there is none.
 
     Args:
-        where: What the card is called in messages.
+        where: The name of the card in messages.
     Raises:
-        ValueError: If the block is no YAML, or has entries of other types than the Hub expects.
+        ValueError: If the block is not YAML, or has entries of other types than the Hub expects.
     """
     block = REGEX_YAML_BLOCK.search(text)
     try:
@@ -46,10 +46,10 @@ def card_metadata(text: str, where: str) -> dict[str, Any]:
         if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
             raise ValueError("expected a value for each name")
         check_types(metadata, _TYPES, "between them")
-        # Raises if the figures have another form than the Hub's.
-        figures: Any = {"model-index": metadata.get("model-index")}
-        ModelCardData(**figures)
+        # Raises if the evaluation results are not in the Hub's form.
+        results: Any = {"model-index": metadata.get("model-index")}
+        ModelCardData(**results)
     except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())  # YAML's has several lines, and says which one is wrong
+        reason = " ".join(str(error).split())  # YAML's message has several lines
         raise ValueError(f"the metadata of {where}, between its two ---, cannot be read: {reason}") from None
     return metadata

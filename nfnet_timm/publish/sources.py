@@ -1,4 +1,4 @@
-"""The models that can be published, with the facts about them that a card states.
+"""Reads the models that can be published, with the facts for their cards.
 
 A source is a file of the authors, an Orbax checkpoint, a folder that ``convert`` wrote, or a checkpoint of timm's
 train.py.
@@ -21,7 +21,7 @@ from nfnet_timm.publish.class_names import FoundNames, find_class_names
 from nfnet_timm.publish.config_json import DEFAULTS, load_folder, read_config
 from nfnet_timm.publish.fingerprints import identify, recorded_logits
 from nfnet_timm.publish.readme import read_card
-from nfnet_timm.publish.train_run import Figure, figure_of, network_of
+from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
 
 __all__ = ["Source", "open_authors", "open_model"]
 
@@ -31,20 +31,23 @@ class Source:
     """A model in eval mode, and the facts about it.
 
     Args:
-        model_args: Arguments of ``create_model`` beside the name.
+        model_args: Arguments of ``create_model`` other than the name.
         metadata: Name, bytes, SHA-256 and MD5 of the file that the weights come from.
-        computed: Whether ``metadata`` was computed from that file; else the header of a folder's weights states it.
-        checkpoint: The entry of hub/checkpoints.toml, for a released checkpoint.
-        told_by: What identifies it as that entry: the file's MD5, the header of a folder's weights, which anybody may
-            have written, or the word of the publisher.
+        computed: Whether ``metadata`` was computed from that file. If not, it comes from the header of a folder's
+            weights.
+        checkpoint: The entry in hub/checkpoints.toml, for a released checkpoint.
+        identified_by: The evidence that the weights are that entry: the file's MD5, the header of a folder's weights
+            (which anybody may have written), or the user's word (``--checkpoint``).
         logits: The logits in the header of a folder's weights.
-        label_names, label_descriptions: Names of the classes in the order of the outputs; more words for each name.
+        label_names: Names of the classes, in the order of the outputs.
+        label_descriptions: A longer description for each name.
         found_names: Names that were found on this computer. The user decides whether they are right and public.
         card: The text of the model card, if there is one already.
-        training: The options of timm's train.py, if that trained the model.
+        training: The options of timm's train.py, if train.py trained the model.
         ema: Whether the weights are the moving average; None if train.py did not train the model.
-        figure: The accuracy that train.py measured of these weights at ``epoch``, on images that training did not see.
-        left_out: What is not published although the run may have had it, and why, one line each.
+        accuracy: The accuracy of these weights that train.py measured after ``epoch``, on images that were not used
+            for training.
+        left_out: Facts that are not published although the run may have had them, and why: one line each.
     """
 
     model: Any
@@ -52,7 +55,7 @@ class Source:
     metadata: dict[str, str]
     computed: bool = True
     checkpoint: str | None = None
-    told_by: Literal["MD5", "header", "word"] | None = None
+    identified_by: Literal["MD5", "header", "word"] | None = None
     logits: list[float] | None = None
     label_names: list[str] | None = None
     label_descriptions: dict[str, str] | None = None
@@ -61,11 +64,11 @@ class Source:
     training: dict[str, Any] = field(default_factory=dict)
     ema: bool | None = None
     epoch: int | None = None
-    figure: Figure | None = None
+    accuracy: Accuracy | None = None
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Other programs write the defaults into config.json, too.
+        # Other programs also write default values to config.json; they are removed here.
         self.model_args = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in self.model_args.items()
@@ -75,15 +78,15 @@ class Source:
     def origin(self) -> str:
         """Return one sentence: whether this is a released checkpoint, and what identifies it."""
         name, md5 = self.metadata.get("source"), self.metadata.get("source_md5")
-        if self.told_by == "MD5":
+        if self.identified_by == "MD5":
             return f"{name} is the file that the authors released as {self.checkpoint}: it has the recorded MD5 {md5}"
-        if self.told_by == "header":
+        if self.identified_by == "header":
             return (
                 f"these are the weights of {name}, released as {self.checkpoint}, according to the header written at "
-                "conversion; this was not recomputed, so the card has no published accuracy. To have it there, publish "
-                f"{name} itself"
+                "conversion; this was not recomputed, so the card has no published accuracy. To get it on the card, "
+                f"publish {name} itself"
             )
-        if self.told_by == "word":
+        if self.identified_by == "word":
             return f"{name} is published as the released {self.checkpoint} on your word; no recorded hash confirms it"
         if not self.computed:
             return (
@@ -101,15 +104,15 @@ class Source:
 
 
 def open_model(path: Path, checkpoint: str | None = None) -> Source:
-    """Return the model at ``path``, of any of the four kinds.
+    """Return the model at ``path``, which may be any of the four types of sources.
 
-    A training checkpoint gives its moving average (EMA), if it has one, and the preprocessing of the run.
+    For a checkpoint of train.py, this is the moving average (EMA) if there is one, with the preprocessing of the run.
 
     Args:
-        checkpoint: The entry of hub/checkpoints.toml, on the word of the publisher; without it, the MD5 identifies a
-            file, whatever its name and size.
+        checkpoint: The entry in hub/checkpoints.toml that the weights are, on the user's word. If None, only the MD5
+            of a file identifies it; its name and size do not matter.
     Raises:
-        ValueError: If it is none of these, or of another network.
+        ValueError: If it is not one of the four types, or contains another network.
     """
     if is_torch_file(path):
         source = _from_training(path)
@@ -117,8 +120,8 @@ def open_model(path: Path, checkpoint: str | None = None) -> Source:
         source = _from_folder(path)
     else:
         source = open_authors(path)
-    if checkpoint is not None and (checkpoint != source.checkpoint or source.told_by != "MD5"):
-        source.checkpoint, source.told_by = _claimed(checkpoint, source), "word"
+    if checkpoint is not None and (checkpoint != source.checkpoint or source.identified_by != "MD5"):
+        source.checkpoint, source.identified_by = _claimed(checkpoint, source), "word"
     return source
 
 
@@ -126,13 +129,13 @@ def open_authors(path: Path) -> Source:
     """Return the model in a file of the authors, or in an Orbax checkpoint.
 
     Raises:
-        ValueError: If it is neither, or holds none of the authors' networks.
+        ValueError: If it is neither, or does not contain one of the authors' networks.
     """
     model, arguments = load_model(path)
     metadata = identify(path)
     checkpoint = _recorded(metadata)
-    told_by: Literal["MD5"] | None = "MD5" if checkpoint else None
-    return Source(model.eval(), arguments, metadata, checkpoint=checkpoint, told_by=told_by)
+    identified_by: Literal["MD5"] | None = "MD5" if checkpoint else None
+    return Source(model.eval(), arguments, metadata, checkpoint=checkpoint, identified_by=identified_by)
 
 
 def _from_folder(folder: Path) -> Source:
@@ -159,15 +162,15 @@ def _from_folder(folder: Path) -> Source:
     )
     released = _recorded(stated)
     if released is not None and not _fits(released, source):
-        # The header belongs to another network, so nothing of it is repeated.
+        # The header belongs to another network, so the card does not repeat it.
         source.metadata, source.computed = identify(weights), True
     elif released is not None:
-        source.checkpoint, source.told_by = released, "header"
+        source.checkpoint, source.identified_by = released, "header"
     return source
 
 
 def _stated(header: Mapping[str, str]) -> dict[str, str]:
-    """Return the facts in a header about the file that the weights come from; {} if their form is not ours."""
+    """Return the facts in a header about the file that the weights come from; {} if they are not well-formed."""
     forms = {
         "source": r"[^/\\]{1,255}",
         "source_bytes": r"\d{1,18}",
@@ -185,8 +188,8 @@ def _from_training(path: Path) -> Source:
         model, arguments = network_of(saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    names, figure = find_class_names(saved.args, model.num_classes), figure_of(saved, model)
-    left_out = [f"no accuracy on the card: {figure}"] if isinstance(figure, str) else []
+    names, accuracy = find_class_names(saved.args, model.num_classes), accuracy_of(saved, model)
+    left_out = [f"no accuracy on the card: {accuracy}"] if isinstance(accuracy, str) else []
     left_out += [f"no class names: {names}; --class-names FILE gives them"] if isinstance(names, str) else []
     return Source(
         model,
@@ -196,13 +199,13 @@ def _from_training(path: Path) -> Source:
         training=saved.args,
         ema=saved.ema,
         epoch=saved.epoch,
-        figure=figure if isinstance(figure, Figure) else None,
+        accuracy=accuracy if isinstance(accuracy, Accuracy) else None,
         left_out=left_out,
     )
 
 
 def _recorded(metadata: Mapping[str, str]) -> str | None:
-    """Return the name of the released file with this MD5."""
+    """Return the name of the released file with this MD5; None if there is none."""
     for name, released in load_published()["checkpoints"].items():
         if metadata.get("source_md5") == released["md5"]:
             return name
@@ -210,7 +213,7 @@ def _recorded(metadata: Mapping[str, str]) -> str | None:
 
 
 def _claimed(name: str, source: Source) -> str:
-    """Return ``name`` if the architecture and arguments allow it."""
+    """Return ``name``; raise ValueError unless the architecture and arguments are those of that checkpoint."""
     if name not in released_checkpoints():
         raise ValueError(
             f"there is no released checkpoint {name!r}: expected one of {', '.join(released_checkpoints())}"
@@ -222,7 +225,7 @@ def _claimed(name: str, source: Source) -> str:
 
 
 def _fits(name: str, source: Source) -> bool:
-    """Whether the architecture and arguments are those of the released checkpoint ``name``."""
+    """Return whether the architecture and arguments are those of the released checkpoint ``name``."""
     # The number of classes of the ImageNet-21k checkpoints is not published.
     free = {"num_classes"} if name in load_published()["orbax"] else set()
     return name.split(".")[0] == source.architecture and set(source.model_args) <= free

@@ -1,4 +1,4 @@
-"""Writes files and folders all or nothing, one run at a time."""
+"""Writes files and folders completely or not at all, one run at a time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from nfnet_timm.publish.locks import OURS, locked, names_in
 
 __all__ = ["put_in_place", "staged_folder", "written_beside"]
 
-# Folders that a run needs while it writes: for new files, for old ones that are being moved away, for all old ones
-# while the new ones are moved in, and for all old ones once the new ones are in place.
+# Temporary folders of a run:
+# new       the new files
+# old       the old files, while they are moved out one by one
+# replaced  all old files, while the new files are moved in
+# done      all old files, after all new files have been moved in
 _STAGED, _OLD, _REPLACED, _DONE = (f"{OURS}{name}" for name in ("new", "old", "replaced", "done"))
 
 
 @contextmanager
 def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a path to write to, and move the result to ``file``, which is then complete or as it was.
+    """Yield a path to write to, and move the result to ``file``. After an error, ``file`` is unchanged.
 
-    While another run writes ``file``, this one waits. The folder of ``file`` is made if it is new.
+    Waits while another run writes ``file``. Creates the folder of ``file`` if it does not exist.
 
     Raises:
         ValueError: If ``file`` exists and ``overwrite`` is not set.
@@ -39,13 +42,14 @@ def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Yield an empty folder inside of ``folder``, which is made if it is new and removed if it stays empty.
+    """Yield an empty temporary folder inside ``folder``.
 
-    It is inside because ``folder`` may be a mount point or a link to another disk. One run at a time: it first repairs
-    what a killed run has left.
+    Creates ``folder`` if it does not exist, and removes it if it stays empty. The temporary folder is inside because
+    ``folder`` may be a mount point or a link to another disk. Waits while another run writes ``folder``. If a run was
+    killed, restores the files that it had moved.
 
     Args:
-        names: The files of ``folder`` that ``put_in_place`` exchanges.
+        names: The files of ``folder`` that ``put_in_place`` replaces.
     """
     is_new = not folder.exists()
     try:
@@ -68,9 +72,10 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
 
 
 def put_in_place(folder: Path, names: tuple[str, ...]) -> None:
-    """Replace the files of ``folder`` by the staged ones; after an error the old ones are back.
+    """Replace the files of ``folder`` by the new ones in its temporary folder. After an error, restore the old files.
 
-    The old files wait in a folder whose name tells a later run how far this has come.
+    The old files are kept in another temporary folder. If this run is killed, the next run finds it and knows from its
+    name which step was reached.
     """
     old = folder / _OLD
     old.mkdir()
@@ -88,7 +93,7 @@ def put_in_place(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def _put_back(folder: Path, names: tuple[str, ...]) -> None:
-    """Undo an exchange that was begun and not completed."""
+    """Restore the old files if ``put_in_place`` has begun and not finished."""
     if (folder / _REPLACED).exists():
         for name in names:
             (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the options of a run of timm's train.py say of its images: which they were, and whether validation had its own.
+"""Reads the options of a run of timm's train.py: which images it used, and whether validation had images of its own.
 
 Source: ``create_dataset`` in timm/data/dataset_factory.py and ``create_reader`` in timm/data/readers.
 """
@@ -18,29 +18,29 @@ from nfnet_timm.compat.timm import split_folder
 
 __all__ = ["dataset_name", "hub_dataset", "image_types", "library_of", "reader_root", "why_not_unseen"]
 
-# The names that timm takes for the training split and the other one of a dataset of torchvision.
+# Names of splits that timm maps to the training split of a torchvision dataset, and to its other split.
 _TRAIN = ("train", "training")
 _VALIDATION = ("val", "valid", "validation", "eval", "evaluation", "test")
 
 
 def library_of(args: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the library that a run's dataset is from, and its name there; two empty strings for a folder of images."""
+    """Return the library of a run's dataset, and its name there; two empty strings for a folder of images."""
     library, _, name = (args.get("dataset") or "").partition("/")
     known = name and library.lower() in ("torch", "hfds", "hfids", "tfds", "wds")
     return (library.lower(), name) if known else ("", "")
 
 
 def reader_root(args: Mapping[str, Any], split: str) -> Path | None:
-    """Return the folder from which train.py reads ``split`` of a folder of images; None if that is not there."""
+    """Return the folder from which train.py reads ``split``; None if the data folder does not exist."""
     root = args.get("data_dir") or args.get("data")
     return Path(split_folder(root, split)) if root and Path(root).is_dir() else None
 
 
 def why_not_unseen(args: Mapping[str, Any]) -> str | None:
-    """Return why validation may have been on images that training saw; None where that is known not to be so.
+    """Return why validation may have used training images; None if the two splits are known to be different images.
 
-    timm reads the data folder itself for a split that has no folder, and torchvision has two splits whatever they are
-    called. Copies of the same images in both folders are not found.
+    For a split without a folder of its own, timm reads the whole data folder. Datasets of torchvision have two splits;
+    several names mean the same split. Copies of the same images in both folders are not detected.
     """
     train, validation = args.get("train_split") or "train", args.get("val_split") or ""
     splits = f"--train-split {train!r} and --val-split {validation!r}"
@@ -56,7 +56,7 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
         return None
     ours, theirs = reader_root(args, train), reader_root(args, validation)
     if ours is None or theirs is None:
-        return "the data folder is not here, which would show whether validation had images of its own"
+        return "without the data folder it is unknown whether validation had images of its own"
     seen, unseen = (_places(root, image_types(args)) for root in (ours, theirs))
     if not unseen:
         return f"{theirs} has no images now"
@@ -66,22 +66,22 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
 
 
 def image_types(args: Mapping[str, Any]) -> set[str]:
-    """Return the endings of the files that train.py takes for images."""
+    """Return the file name extensions that train.py accepts as images."""
     return set(args["input_key"].split(";")) if args.get("input_key") else set(get_img_extensions())
 
 
 def dataset_name(args: Mapping[str, Any]) -> str | None:
-    """Return the name of a run's dataset: on the Hub, in its library, or of its folder, without the way to it."""
+    """Return the name of a run's dataset: on the Hub, in its library, or of its folder without the path."""
     library, name = library_of(args)
     if library in ("hfds", "hfids"):
         return name if hub_dataset(args) else _last(name)
     if library in ("torch", "tfds") and not _is_image_folder(name):
-        return name.replace("/", " ")  # a name with a stroke is one of the Hub's
+        return name.replace("/", " ")  # a name with a slash would be a dataset of the Hub
     return _last(args.get("data_dir") or args.get("data") or "")
 
 
 def hub_dataset(args: Mapping[str, Any]) -> str | None:
-    """Return the id of a run's dataset on the Hub, if it is from there; a folder may be given in its place."""
+    """Return the id of a run's dataset on the Hub; None if it is from elsewhere, or a folder of that name exists."""
     library, name = library_of(args)
     if library not in ("hfds", "hfids") or "/" not in name or Path(name).exists():
         return None
@@ -97,12 +97,15 @@ def _is_image_folder(name: str) -> bool:
 
 
 def _split_names(split: str) -> list[str]:
-    """Return the splits in "train[:90%]+test" or "data/train-{00..99}.tar", up to what is taken of them."""
+    """Return the names of the splits, without the part that selects images.
+
+    "train[:90%]+test" gives ["train", "test"], and "data/train-{00..99}.tar" gives ["data/train-"].
+    """
     return [re.split(r"[\[{|]", part)[0].strip() for part in split.split("+")]
 
 
 def _places(root: Path, types: set[str]) -> set[str]:
-    """Return the folders that have images, or the tar file that has them."""
+    """Return the folders below ``root`` that contain images, or ``root`` if it is a tar file."""
     if root.is_file():
         return {os.path.realpath(root)}
     return {
@@ -113,6 +116,6 @@ def _places(root: Path, types: set[str]) -> set[str]:
 
 
 def _last(path: str) -> str | None:
-    """Return the last name of a path, of Linux or Windows, if that is a name."""
+    """Return the last part of a Linux or Windows path; None if it is not a name."""
     name = PureWindowsPath(path).name
     return None if name in ("", ".", "..", "~") else name

@@ -1,6 +1,6 @@
-"""What the options of a run of timm's train.py make of a network, its input, and what was measured of it.
+"""Builds the network of a run of timm's train.py from its options, and reads its accuracy.
 
-docs/weights.md says of each option what becomes of it. Source: timm's train.py at commit aa4b585.
+docs/weights.md says how each option is used. Source: timm's train.py at commit aa4b585.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen
 
-__all__ = ["Figure", "figure_of", "network_of"]
+__all__ = ["Accuracy", "accuracy_of", "network_of"]
 
-# How a network was trained, not what it is.
+# Arguments that affect training only.
 _TRAINING_KWARGS = ("recompute_acts", "drop_rate", "drop_path_rate")
 
 
 @dataclass(frozen=True)
-class Figure:
-    """An accuracy that train.py measured of the weights that are at hand, on images that training did not see.
+class Accuracy:
+    """An accuracy of the published weights that train.py measured on images that were not used for training.
 
     Args:
         label: "Top-1" or "Top-5".
         value: Percent.
-        size: Height and width of the images, pixels.
-        crop_pct: The middle that was kept, as a share of the resized image.
+        size: Height and width of the images, in pixels.
+        crop_pct: Size of the centre crop, as a fraction of the resized image.
     """
 
     label: str
@@ -43,13 +43,13 @@ class Figure:
 
 
 def network_of(checkpoint: TrainCheckpoint) -> tuple[Any, dict[str, Any]]:
-    """Return the network that train.py would build from the run's options, with the weights, and its arguments.
+    """Return the network that train.py builds from the run's options, with the weights, and its arguments.
 
-    The arguments are those that build it again from its architecture's name. Its ``pretrained_cfg`` has the
-    preprocessing of the run.
+    ``timm.create_model`` builds the same network from its architecture's name and these arguments. The
+    ``pretrained_cfg`` of the network has the preprocessing of the run.
 
     Raises:
-        ValueError: If it is none of this package's, cannot be built, or the weights are of another one.
+        ValueError: If it is not a network of this package, cannot be built, or does not fit the weights.
     """
     args, state_dict = checkpoint.args, checkpoint.state_dict
     name, base_arguments = _base(args["model"])
@@ -61,7 +61,7 @@ def network_of(checkpoint: TrainCheckpoint) -> tuple[Any, dict[str, Any]]:
         **(args.get("model_kwargs") or {}),
     }
     described_model(name, {k: v for k, v in {**base_arguments, **own}.items() if v is not None}, "the run's options")
-    # As train.py calls it, whatever the name is; what is published is compared with this.
+    # The same call as in train.py. check_folder compares the published folder with this model.
     model: Any = timm.create_model(args["model"], **own)
     model.load_state_dict(check_state_dict(state_dict, model, name, exact=True))
     model.pretrained_cfg = _pretrained_cfg(model, args)
@@ -70,12 +70,12 @@ def network_of(checkpoint: TrainCheckpoint) -> tuple[Any, dict[str, Any]]:
 
 
 def _base(model: str) -> tuple[str, dict[str, Any]]:
-    """Return the architecture and the arguments of what ``--model`` names."""
+    """Return the architecture and the arguments of the network that ``--model`` names."""
     try:
         path = config_file(model)
         if path is not None:
             path.stat()
-    except Exception as error:  # whatever the disk, the Hub and its client raise
+    except Exception as error:  # from the disk, the Hub or its client
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"it was trained from {model!r}, whose config.json cannot be read: {reason}. Run this where train.py ran, "
@@ -91,15 +91,15 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _pretrained_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    chans = model.in_chans  # with --in-chans alone, timm's data configuration goes on having three
+    chans = model.in_chans  # with --in-chans alone, timm's data configuration still has three channels
     for key in ("mean", "std"):
         if args.get(key) and len(args[key]) not in (1, chans):
             raise ValueError(f"--{key} has {len(args[key])} numbers, expected 1 or {chans}")
     cfg = {**model.pretrained_cfg, **resolve_data_config(dict(args), model=model), "num_classes": model.num_classes}
-    # Of these weights, and not of those that the run began with.
+    # These entries describe the weights from which the run started.
     cfg.update(dict.fromkeys(("tag", "hf_hub_id", "source", "file", "description", "notes", *LABELS)))
     cfg["input_size"] = (chans, *cfg["input_size"][1:])
-    for key in ("mean", "std"):  # of ImageNet's three train.py takes the mean for another number of channels
+    for key in ("mean", "std"):  # like train.py, use the mean of ImageNet's three values
         if len(cfg[key]) != chans:
             cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * chans
     if args.get("img_size") or args.get("input_size"):
@@ -110,29 +110,29 @@ def _pretrained_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
     return cfg
 
 
-def figure_of(checkpoint: TrainCheckpoint, model: Any) -> Figure | str:
-    """Return what train.py measured of exactly these weights on images that training did not see, or why there is none.
+def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
+    """Return the accuracy that train.py measured with exactly these weights on images not used for training.
 
-    The reason completes "no accuracy on the card: ".
+    If there is none, return the reason, which completes the sentence "no accuracy on the card: ".
     """
     args, metric = checkpoint.args, checkpoint.metric
     label = {"top1": "Top-1", "top5": "Top-5"}.get(args.get("eval_metric") or "top1")
     if metric is None:
-        return "the checkpoint has none"
+        return "the checkpoint does not contain one"
     if label is None:
-        return f"--eval-metric {args['eval_metric']!r} is none"
+        return f"--eval-metric {args['eval_metric']!r} is not an accuracy"
     if not args.get("val_split", "validation"):
         return "the run had no validation"
     if (args.get("tta") or 0) > 1:
         return f"--tta {args['tta']} averaged augmented images"
     if checkpoint.ema and args.get("model_ema_force_cpu"):
-        return "--model-ema-force-cpu measured the weights themselves, and not the average that is published"
+        return "with --model-ema-force-cpu, train.py did not measure the average (EMA), which is published"
     if args.get("val_num_samples"):
         return f"--val-num-samples {args['val_num_samples']} may be a part of the validation split"
     if not 0 <= metric <= 100:
-        return f"{metric} is no percentage"
+        return f"{metric} is not a percentage"
     if reason := why_not_unseen({**args, "val_split": args.get("val_split", "validation")}):
         return reason
-    # train.py validates at the size of training, whatever the network's test size, and crops the middle.
+    # train.py validates at the training size, not the network's test size, with a centre crop.
     cfg = model.pretrained_cfg
-    return Figure(label, round(float(metric), 3), cfg["input_size"][1:], cfg["crop_pct"])
+    return Accuracy(label, round(float(metric), 3), cfg["input_size"][1:], cfg["crop_pct"])

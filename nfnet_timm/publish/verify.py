@@ -1,6 +1,6 @@
-"""A repo of the Hub compared with what the Hub records of it, and its logits with the recorded ones.
+"""Compares the files of a Hub repo with the hashes that the Hub records, and its logits with the recorded ones.
 
-A download is not compared with the Hub's hashes by itself: a damaged file is cached, and later loaded from the cache.
+``huggingface_hub`` does not check the hashes of a download. It caches a damaged file and loads it each time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from huggingface_hub.utils import validate_repo_id
 from nfnet_timm.formats.safetensors_writer import read_header
 from nfnet_timm.publish.config_json import is_ours, load_folder, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, logits_of, recorded_logits
-from nfnet_timm.publish.hub_errors import explained
+from nfnet_timm.publish.hub_errors import hub_errors_explained
 
 __all__ = ["Report", "remove_cached", "verify"]
 
-# Largest relative difference of logits between two machines: float32 rounding through the deepest network.
+# Largest relative difference of logits between two machines, due to float32 rounding in the deepest network.
 TOLERANCE = 1e-3
 _VERIFIED = ("*.safetensors", "*.json", "*.md")
 
@@ -32,8 +32,8 @@ class Report:
 
     Args:
         commit: The commit that was verified.
-        files: Names of the files that were downloaded and have the hashes that the Hub records.
-        difference: Largest relative difference of the logits; None if there was nothing to compare them with.
+        files: Names of the downloaded files, which have the hashes that the Hub records.
+        difference: Relative difference of the logits; None if there were no logits to compare with.
         bad_cached: Files of the user's own cache that do not have the hashes that the Hub records.
     """
 
@@ -44,47 +44,47 @@ class Report:
 
 
 def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report:
-    """Download ``repo_id`` into an empty cache, and compare hashes with the Hub's and logits with the recorded ones.
+    """Download ``repo_id`` into an empty cache and compare its hashes with the Hub's and its logits with recorded ones.
 
-    Logits are compared with those of the model ``expected``, or with those in the header of model.safetensors. Files of
-    the same commit in the user's own cache are compared too.
+    Logits are compared with those of the model ``expected`` or, if it is None, with those in the header of
+    model.safetensors. Files of the same commit in the user's cache are compared, too.
 
     Raises:
-        ValueError: If a download or the logits differ, with the file and both hashes, or the config.json or header of a
-            network of this package cannot be read.
-        OSError: If the Hub cannot be reached, or there is no such repo.
+        ValueError: If a hash differs (the message contains the file and both hashes), if the logits differ, or if the
+            config.json or the header of a network of this package cannot be read.
+        OSError: If the Hub cannot be reached, or the repo does not exist.
     """
     validate_repo_id(repo_id)
     api = HfApi()
-    with explained(f"reading {repo_id}"):
+    with hub_errors_explained(f"reading {repo_id}"):
         commit = str(api.model_info(repo_id, revision=revision).sha)
     with tempfile.TemporaryDirectory() as empty:
-        with explained(f"downloading {repo_id}"):
+        with hub_errors_explained(f"downloading {repo_id}"):
             folder = Path(snapshot_download(repo_id, revision=commit, cache_dir=empty, allow_patterns=[*_VERIFIED]))
             found = api.verify_repo_checksums(repo_id, revision=commit, cache_dir=empty)
         for mismatch in found.mismatches:
             raise ValueError(
-                f"the download of {mismatch['path']} is not what the Hub records: expected {mismatch['expected']}, "
-                f"found {mismatch['actual']}. Run the command again; if it stays so, the Hub's copy is damaged"
+                f"the hash of the download of {mismatch['path']} is {mismatch['actual']}: the Hub records "
+                f"{mismatch['expected']}. Run the command again; if the hash stays the same, the Hub's copy is damaged"
             )
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         difference = None
         if {"config.json", "model.safetensors"} <= set(files):
             try:
                 difference = _difference(folder, expected)
-            except ValueError as error:  # the folder is about to be removed
+            except ValueError as error:  # the folder is temporary, so the message must not name it
                 raise ValueError(str(error).replace(str(folder), repo_id)) from None
     if difference is not None and not difference <= TOLERANCE:
         raise ValueError(
             f"the logits of {repo_id} at {commit} differ by {difference:.1e} (relative) from those recorded: expected "
-            f"at most {TOLERANCE:.0e}. The files are what the Hub records, so the weights or this machine are the cause"
+            f"at most {TOLERANCE:.0e}. The hashes of the files are right, so the weights or this machine are the cause"
         )
     return Report(commit, files, difference, _bad_cached(api, repo_id, commit))
 
 
 def _bad_cached(api: HfApi, repo_id: str, commit: str) -> list[Path]:
     try:
-        with explained(f"reading {repo_id}"):
+        with hub_errors_explained(f"reading {repo_id}"):
             found = api.verify_repo_checksums(repo_id, revision=commit)
     except ValueError:  # the commit is not in the cache
         return []
@@ -92,13 +92,16 @@ def _bad_cached(api: HfApi, repo_id: str, commit: str) -> list[Path]:
 
 
 def remove_cached(path: Path) -> None:
-    """Remove a file from the Hub's cache, so that its next use downloads it again."""
+    """Remove a file from the cache of the Hub's client. Its next use downloads it again."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
 def _difference(folder: Path, expected: Any) -> float | None:
-    """Return the relative difference of the logits; None if none are recorded, or timm's own network is meant."""
+    """Return the relative difference of the logits.
+
+    None if there are no recorded logits, or if config.json does not describe a network of this package.
+    """
     if expected is not None:
         theirs = logits_of(expected)
         ours = logits_of(load_folder(folder))

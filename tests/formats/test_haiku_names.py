@@ -1,4 +1,4 @@
-"""The table of names leads there and back to the bit, and what is in neither tree raises by name."""
+"""Conversion between the authors' trees and our state dicts is exact; unknown arrays raise an error with their name."""
 
 import hashlib
 import pickle
@@ -33,7 +33,7 @@ def test_round_trip_is_exact_to_the_bit(network):
 
 
 def test_every_array_is_new_and_contiguous():
-    """Also one of a single channel, whose transpose lies in memory as itself."""
+    """This includes an array of one channel, whose transpose has the same order in memory."""
     tree = golden.tree("nfnet_tiny_train")
     tree["NFNet/~/linear"] = {"w": np.ones((192, 1), np.float32), "b": np.zeros(1, np.float32)}
     tree["NFNet/~/nf_block/~/conv0"]["w"] = np.ones((1, 1, 1, 32), np.float32)
@@ -44,13 +44,13 @@ def test_every_array_is_new_and_contiguous():
     assert not any((array == 7).any() for params in tree.values() for array in params.values())
 
 
-def test_values_as_large_as_float32_goes_are_finite():
+def test_the_largest_float32_values_are_accepted():
     tree = golden.tree("nfnet_tiny_train")
     tree["NFNet/~/linear"]["w"][:] = np.float32(3e38)  # their sum is not
     assert from_haiku(tree)["head.fc.weight"].max() == np.float32(3e38)
 
 
-def test_timms_own_state_dict_goes_to_haiku():
+def test_state_dict_of_timm_converts_to_haiku():
     state_dict = timm.create_model("dm_nfnet_f0").state_dict()
     shapes = {m: {p: list(a.shape) for p, a in ps.items()} for m, ps in to_haiku(state_dict).items()}
     assert shapes == golden.shapes("nfnet_f0")
@@ -100,7 +100,7 @@ def drop(tree, module, param=None):
         (lambda t: t["NFNet/~/linear"].update(w=np.zeros((192, 10))), "float64: expected float32"),
     ],
 )
-def test_a_tree_that_is_none_of_the_networks_is_refused_and_nothing_written(tree, tmp_path, change, message):
+def test_tree_of_another_network_is_refused_and_nothing_is_written(tree, tmp_path, change, message):
     change(tree)
     path = tmp_path / "F0_haiku.npz"
     path.write_bytes(pickle.dumps(tree))
@@ -111,7 +111,7 @@ def test_a_tree_that_is_none_of_the_networks_is_refused_and_nothing_written(tree
 
 
 @pytest.mark.parametrize("name", ["haiku_2021", "dill2025_dict", "dill2025_flatmap"])
-def test_a_converted_file_loads_from_its_folder_and_comes_back_exactly(tmp_path, name):
+def test_converted_file_loads_and_converts_back_exactly(tmp_path, name):
     path = golden.DATA / f"nfnet_tiny_{name}.npz"
     source = convert_to_folder(path, tmp_path / "out")
     assert source.metadata["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -123,7 +123,7 @@ def test_a_converted_file_loads_from_its_folder_and_comes_back_exactly(tmp_path,
 
 
 @pytest.mark.parametrize("network", ["nf_resnet50_se", "nf_regnet_b0"])
-def test_other_families_are_told_from_their_tree(tmp_path, network):
+def test_other_families_are_recognised_from_their_tree(tmp_path, network):
     write_tree(golden.tree(network), tmp_path / "tree.npz")
     source = convert_to_folder(tmp_path / "tree.npz", tmp_path / "out")
     assert source.architecture == golden.NETWORKS[network]
@@ -131,7 +131,7 @@ def test_other_families_are_told_from_their_tree(tmp_path, network):
     assert equal(to_haiku(loaded.state_dict()), golden.tree(network))
 
 
-def test_a_file_loads_through_the_overlay_with_other_classes_and_channels():
+def test_overlay_loads_a_file_with_other_classes_and_channels():
     file = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
     expected = load_state_dict(file)
     for num_classes, in_chans in ((10, 3), (0, 3), (4, 1)):
@@ -148,7 +148,7 @@ def test_a_file_loads_through_the_overlay_with_other_classes_and_channels():
         assert not any(p.is_meta for p in model.parameters())
 
 
-def test_a_file_loads_as_a_checkpoint_of_timm(tiny):
+def test_file_loads_as_a_timm_checkpoint(tiny):
     from timm.models import load_checkpoint
 
     model = tiny()
@@ -156,7 +156,7 @@ def test_a_file_loads_as_a_checkpoint_of_timm(tiny):
     assert equal(to_haiku(model.state_dict()), golden.tree("nfnet_tiny_train"))
 
 
-def test_a_file_of_another_variant_names_both():
+def test_error_for_another_variant_names_both_variants():
     file = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
     with pytest.raises(ValueError, match=r"nfnet_tiny_haiku_2021.npz: .*does not fit nfnet_f1.*depths=\(1, 2, 2, 1\)"):
         timm.create_model("nfnet_f1", pretrained=True, pretrained_cfg_overlay={"file": file})
@@ -176,7 +176,7 @@ def test_a_file_of_another_variant_names_both():
     ],
 )
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (1, 1), (2, 0), (1, 2, 3), (2, 2, 2, 2), (0, 0, 0, 0)], ids=str)
-def test_an_array_of_any_other_shape_is_one_line_that_names_it(tree, tmp_path, capsys, module, param, shape):
+def test_array_of_wrong_shape_gives_a_one_line_error_with_its_name(tree, tmp_path, capsys, module, param, shape):
     params = tree[f"NFNet/~/{module}"]
     if params[param].shape == shape:
         pytest.skip("it has this shape")
@@ -193,7 +193,7 @@ def test_an_array_of_any_other_shape_is_one_line_that_names_it(tree, tmp_path, c
     "key", ["stem.conv1.weight", "head.fc.bias", "stages.1.0.conv2.gain", "stages.0.0.skipinit_gain"]
 )
 @pytest.mark.parametrize("shape", [(), (0,), (1, 2, 3), (1, 1, 1, 1, 1)], ids=str)
-def test_a_folder_with_an_array_of_another_shape_does_not_go_back(tree, tmp_path, capsys, key, shape):
+def test_folder_with_an_array_of_wrong_shape_is_not_converted_back(tree, tmp_path, capsys, key, shape):
     state_dict = from_haiku(tree)
     if state_dict[key].shape == shape:
         pytest.skip("it has this shape")
@@ -207,7 +207,7 @@ def test_a_folder_with_an_array_of_another_shape_does_not_go_back(tree, tmp_path
 
 
 @pytest.mark.parametrize("key", ["", "x", "stages", "stages.0", "stages.x.y.weight", "stages.9.9.conv1.weight"])
-def test_a_folder_with_an_array_of_another_name_does_not_go_back(tree, tmp_path, capsys, key):
+def test_folder_with_an_array_of_unknown_name_is_not_converted_back(tree, tmp_path, capsys, key):
     save_file({**from_haiku(tree), key: torch.ones(3)}, tmp_path / "model.safetensors")
     assert main(["convert", str(tmp_path), "--out", str(tmp_path / "x.npz")]) == 1
     error = capsys.readouterr().err
@@ -215,7 +215,7 @@ def test_a_folder_with_an_array_of_another_name_does_not_go_back(tree, tmp_path,
     assert error.count("\n") == 1
 
 
-def test_a_folder_without_some_of_its_arrays_does_not_go_back(tree, tmp_path, capsys):
+def test_folder_without_some_arrays_is_not_converted_back(tree, tmp_path, capsys):
     state_dict = from_haiku(tree)
     del state_dict["stages.1.0.conv1.gain"]
     for arrays in ({}, state_dict):

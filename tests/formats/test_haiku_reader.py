@@ -1,4 +1,4 @@
-"""The reader of the authors' files reads what they are, and does nothing that a file asks for beyond that."""
+"""The reader reads the authors' files and refuses pickles that contain anything but a tree of arrays."""
 
 import io
 import os
@@ -26,7 +26,7 @@ TREE = {"NFNet/~/linear": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b
 
 @pytest.fixture
 def read(tmp_path):
-    """Read bytes, or a pickled object, as a file."""
+    """Return a function that writes bytes or a pickled object to a file and reads it."""
 
     def read(content):
         path = tmp_path / "F0_haiku.npz"
@@ -45,12 +45,12 @@ def assert_equal(tree, expected):
 
 
 @pytest.mark.parametrize("name", ["haiku_2021", "dill2025_dict", "dill2025_flatmap"])
-def test_the_tiny_network_is_read_exactly(name):
+def test_tiny_network_is_read_exactly(name):
     assert_equal(read_tree(golden.DATA / f"nfnet_tiny_{name}.npz"), golden.tree("nfnet_tiny_train"))
 
 
 @pytest.mark.parametrize("file", sorted((golden.DATA / "dill").glob("*.npz")), ids=lambda file: file.stem)
-def test_every_dill_numpy_protocol_form_and_order_of_bytes_is_read(file):
+def test_all_versions_of_dill_numpy_protocols_and_byte_orders_are_read(file):
     tree = read_tree(file)
     expected = {
         "NFNet/~/linear": {"b": (3,), "w": (4, 3)},
@@ -61,17 +61,20 @@ def test_every_dill_numpy_protocol_form_and_order_of_bytes_is_read(file):
 
 
 def sample(module, name, shape):
-    """Return what tests/data/dill/make.py wrote."""
+    """Return the same array that tests/data/dill/make.py wrote."""
     return np.asarray(np.random.RandomState(zlib.crc32(f"{module}/{name}".encode())).randn(*shape), dtype=np.float32)
 
 
-def test_the_writer_of_the_tests_writes_what_those_versions_wrote(tmp_path):
-    """It stands for files that are not at hand; these bytes were written by Python 3.7, dill 0.3.3 and NumPy 1.18.5."""
+def test_writer_of_the_tests_gives_the_same_bytes_as_the_old_versions(tmp_path):
+    """The writer replaces files that the tests do not have.
+
+    Python 3.7, dill 0.3.3 and NumPy 1.18.5 wrote the file that it is compared with.
+    """
     authors_file.write(golden.tree("nfnet_tiny_train"), tmp_path / "tiny.npz")
     assert (tmp_path / "tiny.npz").read_bytes() == (golden.DATA / "nfnet_tiny_haiku_2021.npz").read_bytes()
 
 
-def test_nothing_is_copied_and_the_file_stays_as_it_is(tmp_path):
+def test_arrays_are_not_copied_and_the_file_is_not_changed(tmp_path):
     path = tmp_path / "tiny.npz"
     authors_file.write(golden.tree("nfnet_tiny_train"), path)
     before = path.read_bytes()
@@ -83,7 +86,7 @@ def test_nothing_is_copied_and_the_file_stays_as_it_is(tmp_path):
     assert np.array_equal(kernel, golden.tree("nfnet_tiny_train")["NFNet/~/final_conv"]["w"])  # read again
 
 
-def test_an_open_file_is_read_as_its_path_is():
+def test_open_file_gives_the_same_tree_as_its_path():
     path = golden.DATA / "nfnet_tiny_haiku_2021.npz"
     expected = load_state_dict(path)
     with path.open("rb") as file:
@@ -114,7 +117,7 @@ def test_written_files_are_read_exactly_and_by_pickle(read, tmp_path):
     assert_equal(pickle.loads((tmp_path / "out.npz").read_bytes()), TREE)
 
 
-def test_layouts_and_byte_orders_of_numpy_are_read(read):
+def test_numpy_layouts_and_byte_orders_are_read(read):
     w = TREE["NFNet/~/linear"]["w"]
     tree = read({"m": {"fortran": np.asfortranarray(w), "big": w.astype(">f4"), "scalar": np.float32(2.5)}})
     assert np.array_equal(tree["m"]["fortran"], w)
@@ -130,13 +133,13 @@ def test_layouts_and_byte_orders_of_numpy_are_read(read):
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"hello", "is no pickle, it begins with b'hell'"),
-        (pickle.dumps(TREE, protocol=0), "is no pickle"),
+        (b"hello", "is not a pickle, it begins with b'hell'"),
+        (pickle.dumps(TREE, protocol=0), "is not a pickle"),
         (pickle.dumps([1, 2]), "is not loaded"),
         (pickle.dumps({}), None),
         (pickle.dumps("text"), "holds a str: expected a dict of modules"),
         (pickle.dumps({"m": 3}), "'m' holds a int: expected a dict of parameters"),
-        (pickle.dumps({"m": {"w": 3}}), "m/w is no array: expected float32"),
+        (pickle.dumps({"m": {"w": 3}}), "m/w is not an array: expected float32"),
         (pickle.dumps({"m": {"w": np.zeros(2)}}), "m/w is float64: expected float32"),
         (pickle.dumps({"m\n": {"w": np.zeros(2)}}), "a key that is not a name: .* 2 letters"),
         (pickle.dumps({"m" * 300: {"w": np.zeros(2)}}), "a key that is not a name: 'mmmm.*300 letters"),
@@ -146,7 +149,7 @@ def test_layouts_and_byte_orders_of_numpy_are_read(read):
         (pickle.dumps(TREE)[:1], "damaged or truncated"),
     ],
 )
-def test_other_files_are_refused_with_what_was_found_and_expected(read, content, message):
+def test_error_for_other_files_says_what_was_found_and_expected(read, content, message):
     if message is None:
         assert read(content) == {}
     else:
@@ -156,7 +159,7 @@ def test_other_files_are_refused_with_what_was_found_and_expected(read, content,
         assert "\n" not in str(error.value)
 
 
-def test_a_real_npz_is_named(read):
+def test_error_for_a_real_npz_says_so(read):
     buffer = io.BytesIO()
     np.savez(buffer, w=np.zeros(3))
     assert zipfile.is_zipfile(buffer)
@@ -165,7 +168,7 @@ def test_a_real_npz_is_named(read):
 
 
 @pytest.mark.parametrize("cut", range(1, 200, 7))
-def test_a_file_truncated_anywhere_is_refused(read, cut):
+def test_truncated_file_is_refused(read, cut):
     content = pickle.dumps(TREE, protocol=4)
     with pytest.raises(ValueError, match="damaged or truncated"):
         read(content[: len(content) * cut // 200])
@@ -175,7 +178,7 @@ def test_a_file_truncated_anywhere_is_refused(read, cut):
 
 
 class Call:
-    """Pickles as a call of ``function``."""
+    """An object whose pickle calls ``function``."""
 
     def __init__(self, function, *args, state=None):
         self.reduced = (function, args) if state is None else (function, args, state)
@@ -185,7 +188,7 @@ class Call:
 
 
 def reduce_of(module: str, name: str, *args) -> bytes:
-    """Pickle a call of a function that need not exist, protocol 4."""
+    """Return a pickle of protocol 4 that calls a function, which may not exist."""
     body = b"\x80\x04" + text(module) + text(name) + b"\x93"
     return body + pickle.dumps(args, protocol=3)[2:-1] + b"R."
 
@@ -195,11 +198,11 @@ def text(value: str) -> bytes:
 
 
 def array_of(shape, content: bytes, code: str = "f4") -> bytes:
-    """Pickle {"m": {"w": array}} with a shape and content that need not agree."""
+    """Return a pickle of {"m": {"w": array}} whose shape and content may disagree."""
     good = pickle.dumps({"m": {"w": np.zeros(3, np.float32)}}, protocol=3)
     state = pickle.dumps((1, (3,), np.dtype("f4"), False, bytes(12)), protocol=3)[2:-1]
     other = pickle.dumps((1, shape, np.dtype(code), False, content), protocol=3)[2:-1]
-    # With a memo of its own, the state can be written anew.
+    # Each pickle has its own memo, so one state can replace the other.
     start = good.index(b"K\x01K\x03")
     assert len(state) > 0
     return good[: start - 1] + other + b"bsus."
@@ -284,12 +287,12 @@ def named(module: str, name: str) -> bytes:
 
 
 def module(name: str) -> bytes:
-    """Pickle what dill writes for a module, protocol 3."""
+    """Return the instructions that dill writes for a module, protocol 3."""
     return named("dill._dill", "_import_module") + word(name) + b"\x85R"
 
 
 def attribute(of: bytes, name: bytes) -> bytes:
-    """Pickle what dill writes for an attribute."""
+    """Return the instructions that dill writes for an attribute."""
     return named("dill._dill", "_get_attr") + of + name + b"\x86R"
 
 
@@ -298,7 +301,7 @@ def word(value: str) -> bytes:
 
 
 def leaf(value: bytes) -> bytes:
-    """Pickle {"m": {"w": value}}."""
+    """Return a pickle of {"m": {"w": value}}."""
     return b"\x80\x03}" + word("m") + b"}" + word("w") + value + b"ss."
 
 
@@ -306,7 +309,7 @@ MULTIARRAY = module("numpy.core._multiarray_umath")
 RECONSTRUCT = attribute(MULTIARRAY, word("_reconstruct"))
 EMPTY = named("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"  # the arguments of an array, and the call
 ARRAY = RECONSTRUCT + EMPTY
-# Against the two names that stand for NumPy's function: everything else that they could be made to mean.
+# Pickles that misuse dill's _import_module and _get_attr to get anything but NumPy's _reconstruct.
 GET_ATTR = {
     "another module": leaf(attribute(module("os"), word("system")) + word("touch PWNED") + b"\x85R"),
     "NumPy itself": leaf(attribute(module("numpy"), word("_reconstruct")) + EMPTY),
@@ -379,8 +382,8 @@ def test_there_are_enough_hostile_files():
     assert len(HOSTILE) >= 100
 
 
-def test_the_pieces_of_those_files_make_a_good_one(read):
-    """So that each of them is refused for what it changes."""
+def test_unchanged_pieces_of_the_hostile_files_give_a_valid_file(read):
+    """So each hostile file is refused because of its change."""
     state = b"(K\x01K\x02\x85" + named("numpy", "dtype") + word("f4") + b"K\x00K\x01\x87R"
     state += b"(K\x03" + word("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89C\x08" + bytes(8) + b"tb"
     assert_equal(read(leaf(ARRAY + state)), {"m": {"w": np.zeros(2, np.float32)}})
@@ -395,8 +398,8 @@ def test_hostile_files_are_refused_before_anything_runs(read, tmp_path, monkeypa
     assert len(str(error.value)) < 600
 
 
-def test_bytes_used_over_and_over_are_refused(read):
-    # One megabyte, memoized, and a thousand arrays made of it: a gigabyte, if each were copied.
+def test_arrays_that_share_bytes_are_refused(read):
+    # A thousand arrays share one megabyte. Copies of them would take a gigabyte.
     one = pickle.dumps({"m": {f"w{i}": np.zeros(4, np.float32) for i in range(2)}}, protocol=4)
     assert read(one)["m"]["w1"].shape == (4,)
     blob = b"\x80\x04" + b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\x00"
@@ -425,7 +428,7 @@ def test_no_module_is_imported_for_a_name(run_python):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_damage_gives_a_tree_or_a_valueerror(read, seed):
-    """Flip, insert, delete and duplicate bytes of a good file: whatever comes out, no other exception does."""
+    """Flip, insert, delete and duplicate bytes of a valid file. No other type of error may occur."""
     r = random.Random(seed)
     good = (golden.DATA / "dill2025_jax_arrays.npz").read_bytes()
     opcodes = bytes(ord(op.code) for op in pickletools.opcodes)
@@ -468,8 +471,8 @@ def test_random_programs_give_a_tree_or_a_valueerror(read, seed):
 
 
 @pytest.mark.parametrize("seed", range(0, 600, 300))
-def test_made_up_pickles_end_in_a_tree_or_one_line_within_limits(seed):
-    """See fuzz_reader.py; each has 256 MiB, and 10 seconds."""
+def test_fuzzed_pickles_give_a_tree_or_a_valueerror_within_limits(seed):
+    """See fuzz_reader.py for the limits of memory and time."""
     script = ROOT / "tests" / "support" / "fuzz_reader.py"
     result = subprocess.run([sys.executable, script, str(seed), "300"], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of jax_privacy's form become folders; never held against the released ones."""
+"""Orbax checkpoints in the form of jax_privacy convert to folders. The released ones were not available for tests."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def mini_tree():
 
 @pytest.fixture
 def write(tmp_path):
-    """Write {"params": ..., "state": ...} with the Orbax that is installed."""
+    """Return a function that writes {"params": ..., "state": ...} with the installed Orbax."""
     ocp = pytest.importorskip("orbax.checkpoint", reason="needs the extra orbax")
 
     def write(tree, name="nfnet_f0_im21k", ocdbt=True):
@@ -48,7 +48,7 @@ def assert_equal(tree, expected):
 
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name)
-def test_checkpoints_of_2023_and_2024_are_read_to_the_bit(archive, tmp_path):
+def test_checkpoints_of_2023_and_2024_are_read_exactly(archive, tmp_path):
     pytest.importorskip("orbax.checkpoint", reason="needs the extra orbax")
     with tarfile.open(archive) as file:
         file.extractall(tmp_path / "checkpoint", filter="data")
@@ -57,7 +57,7 @@ def test_checkpoints_of_2023_and_2024_are_read_to_the_bit(archive, tmp_path):
 
 
 @pytest.mark.parametrize("ocdbt", [True, False])
-def test_what_the_installed_orbax_writes_becomes_a_folder_and_a_file(write, tmp_path, capsys, monkeypatch, ocdbt):
+def test_checkpoint_of_the_installed_orbax_converts_to_a_folder_and_a_file(write, tmp_path, capsys, monkeypatch, ocdbt):
     monkeypatch.chdir(tmp_path)
     path = write({"params": mini_tree(), "state": {}}, "mini", ocdbt)
     assert main(["convert", "mini", "--out", "out"]) == 0
@@ -68,7 +68,7 @@ def test_what_the_installed_orbax_writes_becomes_a_folder_and_a_file(write, tmp_
     assert is_orbax(path)
 
 
-def test_it_loads_as_nothing_else_and_nothing_else_as_it(tmp_path):
+def test_only_orbax_directories_are_recognised_as_orbax(tmp_path):
     (tmp_path / "model.safetensors").touch()
     assert not is_orbax(tmp_path)
     assert not is_orbax(tmp_path / "model.safetensors")
@@ -84,7 +84,7 @@ def test_it_loads_as_nothing_else_and_nothing_else_as_it(tmp_path):
         ({"params": {"m": {"w": np.zeros(2, np.float32)}}}, "root modules .'m'.: expected exactly one of NFNet"),
     ],
 )
-def test_another_tree_is_refused_in_one_line(write, capsys, tmp_path, monkeypatch, tree, message):
+def test_checkpoint_with_another_tree_gives_a_one_line_error(write, capsys, tmp_path, monkeypatch, tree, message):
     monkeypatch.chdir(tmp_path)
     write(tree, "other")
     assert main(["convert", "other", "--out", "out"]) == 1
@@ -94,7 +94,7 @@ def test_another_tree_is_refused_in_one_line(write, capsys, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_checkpoint_is_one_line(write, capsys, tmp_path, monkeypatch):
+def test_damaged_orbax_checkpoint_gives_a_one_line_error(write, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for file in write({"params": mini_tree(), "state": {}}, "mini").rglob("*"):
         if file.is_file():
@@ -103,14 +103,14 @@ def test_a_damaged_checkpoint_is_one_line(write, capsys, tmp_path, monkeypatch):
     assert "mini cannot be read as an Orbax checkpoint: " in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_missing_extra_is_one_line_that_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_error_for_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "jax", None)
     (tmp_path / "_METADATA").touch()
     assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "pip install '.[orbax]'" in capsys.readouterr().err
 
 
-def test_weights_of_ones_own_need_a_licence_and_a_claim_is_checked(write, capsys, tmp_path, monkeypatch):
+def test_own_weights_need_a_licence_and_option_checkpoint_is_checked(write, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write({"params": mini_tree(), "state": {}}, "mini")
     assert main(["publish", "mini", "org/mini", "--dry-run"]) == 1
@@ -122,7 +122,7 @@ def test_weights_of_ones_own_need_a_licence_and_a_claim_is_checked(write, capsys
 
 
 @pytest.mark.slow
-def test_an_f0_of_21_thousand_classes_gets_a_card_that_says_what_is_known_and_what_is_not(write, tmp_path, monkeypatch):
+def test_card_of_f0_with_21_thousand_classes_says_what_is_known_and_unknown(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = timm.create_model("nfnet_f0", num_classes=21841)
@@ -146,14 +146,14 @@ def test_an_f0_of_21_thousand_classes_gets_a_card_that_says_what_is_known_and_wh
     assert loaded.head.fc.weight.equal(model.head.fc.weight)
 
 
-def test_jax_is_not_imported_for_anything_else():
+def test_jax_is_imported_for_orbax_checkpoints_only():
     code = "import sys, nfnet_timm.formats.haiku_names, nfnet_timm.publish.sources; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
 
 def edited(**changes):
-    """Change what the metadata of an array say."""
+    """Return a function that changes the metadata of an array in a checkpoint."""
 
     def edit(checkpoint):
         file = sorted(checkpoint.rglob(".zarray"))[0]
@@ -185,7 +185,7 @@ def with_a_pipe(checkpoint):
         lambda checkpoint: (checkpoint / "_METADATA").write_bytes(b"\xff\x00"),
     ],
 )
-def test_a_hostile_checkpoint_is_one_line_and_ends_soon(write, capsys, tmp_path, monkeypatch, damage):
+def test_hostile_orbax_checkpoint_gives_a_one_line_error_soon(write, capsys, tmp_path, monkeypatch, damage):
     monkeypatch.chdir(tmp_path)
     damage(write({"params": mini_tree(), "state": {}}, "mini", ocdbt=False))
     capsys.readouterr()
@@ -197,7 +197,7 @@ def test_a_hostile_checkpoint_is_one_line_and_ends_soon(write, capsys, tmp_path,
 
 
 @pytest.mark.parametrize("param", [("linear", "b"), ("stem_conv0", "w"), ("nf_block/~/conv2", "w")])
-def test_an_array_without_dimensions_is_one_line_that_names_it(write, capsys, tmp_path, monkeypatch, param):
+def test_array_without_dimensions_gives_a_one_line_error_with_its_name(write, capsys, tmp_path, monkeypatch, param):
     monkeypatch.chdir(tmp_path)
     tree = mini_tree()
     tree[f"NFNet/~/{param[0]}"][param[1]] = np.ones((), np.float32)

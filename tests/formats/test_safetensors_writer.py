@@ -1,4 +1,4 @@
-"""model.safetensors is what the library reads, whatever is in it, and its header says what its arrays are."""
+"""The safetensors library reads the written files, and their headers have the hash of the arrays."""
 
 import hashlib
 
@@ -21,7 +21,7 @@ TENSORS = {
 }
 
 
-def test_the_library_reads_what_is_written(tmp_path):
+def test_safetensors_reads_the_written_file(tmp_path):
     path = tmp_path / "model.safetensors"
     write_weights(TENSORS, path, {"origin": 'here " \\ ü'})
     loaded = load_file(path)
@@ -31,14 +31,14 @@ def test_the_library_reads_what_is_written(tmp_path):
         assert file.metadata() == {"format": "pt", "origin": 'here " \\ ü', "arrays_sha256": arrays_hash(path)}
 
 
-def test_the_arrays_are_those_that_the_library_writes(tmp_path):
+def test_arrays_have_the_same_bytes_as_those_of_safetensors(tmp_path):
     tensors = {name: torch.randn(3, 4) for name in "abc"}
     write_weights(tensors, tmp_path / "ours", {})
     save_file(tensors, tmp_path / "theirs")
     assert arrays_hash(tmp_path / "ours") == arrays_hash(tmp_path / "theirs")
 
 
-def test_the_hash_is_of_the_arrays_alone(tmp_path):
+def test_hash_does_not_depend_on_the_header(tmp_path):
     path = tmp_path / "model.safetensors"
     write_weights({"a": torch.ones(3)}, path, {"x": "y"})
     assert arrays_hash(path) == hashlib.sha256(torch.ones(3).numpy().tobytes()).hexdigest()
@@ -49,6 +49,6 @@ def test_the_hash_is_of_the_arrays_alone(tmp_path):
         assert file.metadata()["arrays_sha256"] != arrays_hash(path)
 
 
-def test_an_array_that_no_network_here_has_is_refused(tmp_path):
+def test_array_of_unsupported_type_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a is torch\.complex64: expected one of float64, float32, bfloat16, float16"):
         write_weights({"a": torch.ones(1, dtype=torch.complex64)}, tmp_path / "model.safetensors", {})

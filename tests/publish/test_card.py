@@ -1,4 +1,4 @@
-"""Cards: up to date, complete, true, and their code runs."""
+"""Model cards are up to date, complete and correct, and their code runs."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def test_every_checkpoint_has_a_card_and_none_is_left_over():
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_the_metadata_is_the_hubs(name):
+def test_metadata_has_the_values_that_the_hub_expects(name):
     data = card(name).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "timm", "image-classification")
     assert data.datasets == ["imagenet-1k"]
@@ -38,7 +38,7 @@ def test_the_metadata_is_the_hubs(name):
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_every_result_has_its_value_resolution_and_source_and_says_who_measured(name):
+def test_every_result_has_value_resolution_source_and_who_measured(name):
     published, size = CHECKPOINTS[name], VARIANTS[name.split(".")[0]].test_size
     found = {}
     for result in card(name).data.eval_results:
@@ -66,7 +66,7 @@ def test_the_text_is_honest_about_licences_and_measurements(name):
     assert "None" not in text
 
 
-def test_each_use_begins_with_the_line_that_installs():
+def test_each_use_begins_with_the_install_command():
     text = card("nfnet_f0.dm_in1k").text
     uses = text.split("## Use")[1].split("\n## ")[0].split("\n### ")[1:]
     assert [use.splitlines()[0] for use in uses] == [
@@ -85,7 +85,7 @@ def test_each_use_begins_with_the_line_that_installs():
 
 @pytest.mark.slow
 def test_the_code_of_a_card_runs_on_what_was_published(hub, tmp_path, monkeypatch):
-    """Of an F0 in full size, so with every section; its arrays are those of tests/data."""
+    """The card is that of a full-size F0, so it has every section. The arrays are those of tests/support/golden.py."""
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
@@ -102,7 +102,7 @@ def test_the_code_of_a_card_runs_on_what_was_published(hub, tmp_path, monkeypatc
         re.S,
     )
     outputs = []
-    del blocks[1]  # tests/compat/test_transformers.py runs what takes transformers
+    del blocks[1]  # tests/compat/test_transformers.py runs the block that needs transformers
     for block in blocks:
         environment = dict(os.environ)
         if "dm_nfnet_f0" in block:  # plain timm
@@ -118,7 +118,7 @@ def test_the_code_of_a_card_runs_on_what_was_published(hub, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("arguments", [{}, {"depths": (1, 1, 1, 1)}, {"num_classes": 0}, {"in_chans": 1}])
-def test_any_network_has_a_card_and_its_cost_only_where_that_is_the_named_ones(arguments):
+def test_card_has_multiply_adds_only_with_the_usual_depths_and_channels(arguments):
     for name in ("nfnet_f0", "nfnet_f7_plus", "dm_nf_resnet50", "dm_nf_regnet_b0"):
         model = timm.create_model(name, device="meta", **arguments).eval()
         text = render_card(Source(model, arguments, {"source": "mine.npz"}), "org/mine", "mit")

@@ -1,4 +1,4 @@
-"""A download is the released file or is not there, whatever the server does; it goes on where it was cut."""
+"""A download gives the released file or none, for any fault of the server, and continues after an interruption."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ CONTENT = bytes(range(256)) * 4096  # a megabyte
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Sends CONTENT from the asked byte on, or does what ``server.fault`` says."""
+    """Sends CONTENT from the requested byte on, or acts as in ``server.fault``."""
 
     def do_GET(self):
         server = self.server
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """Serve what is taken for the released F0."""
+    """Serve CONTENT in place of the released F0."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.faults, server.log = CONTENT, [], []
         server.half_sent, server.go_on = threading.Event(), threading.Event()
@@ -67,7 +67,7 @@ def server(monkeypatch, tmp_path):
         monkeypatch.setitem(released, "md5", hashlib.md5(CONTENT).hexdigest())
         monkeypatch.setitem(released, "bytes", len(CONTENT))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # what is written at a time
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # bytes per write
         monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits before it tries again
         monkeypatch.chdir(tmp_path)
         yield server
@@ -77,9 +77,9 @@ def server(monkeypatch, tmp_path):
 def test_a_file_is_fetched_once(server, tmp_path, capsys):
     assert main(["download", "f0", "--to", "files"]) == 0
     assert (tmp_path / "files" / "F0_haiku.npz").read_bytes() == CONTENT
-    assert "fetched, and has the recorded MD5" in capsys.readouterr().out
+    assert "downloaded, has the recorded MD5" in capsys.readouterr().out
     assert main(["download", "F0", "nfnet_f0", "nfnet_f0.dm_in1k", "--to", "files"]) == 0
-    assert capsys.readouterr().out.count("was there") == 3
+    assert capsys.readouterr().out.count("already there") == 3
     assert server.log == [0]
     assert [p.name for p in (tmp_path / "files").iterdir()] == ["F0_haiku.npz"]
 
@@ -91,7 +91,7 @@ def test_a_cut_connection_is_resumed_where_it_was_cut(server, tmp_path):
     assert (tmp_path / "F0_haiku.npz").read_bytes() == CONTENT
 
 
-def test_what_has_arrived_is_kept_for_the_next_run(server, tmp_path, capsys):
+def test_partial_download_is_kept_for_the_next_run(server, tmp_path, capsys):
     server.faults = ["cut", 503]
     assert main(["download", "f0"]) == 1
     error = capsys.readouterr().err
@@ -116,7 +116,9 @@ def test_a_server_without_ranges_gives_the_whole_file_again(server, tmp_path, mo
 
 @pytest.mark.parametrize("known_size", [True, False])
 @pytest.mark.parametrize("beginning", [b"x" * 1000, CONTENT, CONTENT + b"more"], ids=["other", "complete", "longer"])
-def test_whatever_an_earlier_run_left_the_file_is_right(server, tmp_path, monkeypatch, beginning, known_size):
+def test_download_is_right_with_any_partial_file_of_an_earlier_run(
+    server, tmp_path, monkeypatch, beginning, known_size
+):
     if not known_size:
         monkeypatch.delitem(load_published()["checkpoints"]["nfnet_f0.dm_in1k"], "bytes")
     (tmp_path / "F0_haiku.npz.part").write_bytes(beginning)
@@ -125,14 +127,14 @@ def test_whatever_an_earlier_run_left_the_file_is_right(server, tmp_path, monkey
     assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]
 
 
-def test_another_content_is_not_kept(server, tmp_path, capsys):
+def test_download_with_wrong_md5_is_not_kept(server, tmp_path, capsys):
     server.content = b"y" + CONTENT[1:]
     assert main(["download", "f0"]) == 1
     assert f"sends another file: its MD5 is {hashlib.md5(server.content).hexdigest()}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_file_in_its_place_is_left_alone(server, tmp_path, capsys):
+def test_existing_file_with_wrong_md5_is_not_replaced(server, tmp_path, capsys):
     (tmp_path / "F0_haiku.npz").write_text("precious")
     assert main(["download", "f0"]) == 1
     assert "F0_haiku.npz exists and is not the released file" in capsys.readouterr().err
@@ -141,9 +143,9 @@ def test_another_file_in_its_place_is_left_alone(server, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [(404, "no longer there"), (403, "may not be read"), (429, "asks for a pause")]
+    ("fault", "message"), [(404, "no longer exists"), (403, "no longer public"), (429, "too many requests")]
 )
-def test_a_refusal_is_one_line_that_says_what_to_do(server, capsys, fault, message):
+def test_error_for_a_refusal_says_what_to_do(server, capsys, fault, message):
     server.faults = [fault] * 10
     assert main(["download", "f0"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -157,7 +159,7 @@ def test_a_name_that_was_not_released_is_refused(capsys, name):
     assert "expected one of f0, f1, f2, f3, f4, f5, f6" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_a_part_to_go_on_from(server, tmp_path, monkeypatch, capsys):
+def test_next_run_continues_after_ctrl_c(server, tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -171,7 +173,7 @@ def test_ctrl_c_leaves_a_part_to_go_on_from(server, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("faults", [[], ["cut", 503]], ids=["first succeeds", "first fails"])
-def test_of_two_runs_at_once_one_fetches_and_the_other_waits(server, tmp_path, capsys, faults):
+def test_one_of_two_runs_downloads_and_the_other_waits(server, tmp_path, capsys, faults):
     server.faults = list(faults)
     server.go_on.clear()
     with ThreadPoolExecutor() as pool:
@@ -185,14 +187,14 @@ def test_of_two_runs_at_once_one_fetches_and_the_other_waits(server, tmp_path, c
     out, err = capsys.readouterr()
     assert out.count("has the recorded MD5") == (1 if faults else 2)
     assert out.count("fetched") == 1
-    assert err.count("F0_haiku.npz") >= 1  # what it waits for
+    assert err.count("F0_haiku.npz") >= 1  # the message says for which file it waits
     assert server.log == ([0, len(CONTENT) // 2, len(CONTENT) // 2] if faults else [0])
     assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]
     assert (tmp_path / "F0_haiku.npz").read_bytes() == CONTENT
 
 
 def in_another_process(before="pass"):
-    """Arguments of subprocess for `nfnet-timm download f0` of what is taken for F0 here."""
+    """Return the arguments of subprocess for `nfnet-timm download f0` from the test server."""
     released = {key: load_published()["checkpoints"]["nfnet_f0.dm_in1k"][key] for key in ("url", "md5", "bytes")}
     code = (
         "import resource, sys; from huggingface_hub import constants; from nfnet_timm.cli import main\n"
@@ -206,7 +208,7 @@ def in_another_process(before="pass"):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_after_a_run_that_was_ended_the_next_one_goes_on_and_nothing_else_remains(server, tmp_path, how):
+def test_next_run_continues_after_a_killed_run_and_leaves_only_the_file(server, tmp_path, how):
     server.go_on.clear()
     command, env = in_another_process()
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
@@ -223,7 +225,7 @@ def test_after_a_run_that_was_ended_the_next_one_goes_on_and_nothing_else_remain
     assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]
 
 
-def test_a_full_disk_is_told_and_the_next_run_goes_on(server, tmp_path):
+def test_full_disk_gives_an_error_and_the_next_run_continues(server, tmp_path):
     command, env = in_another_process("resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))")
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 1
@@ -234,7 +236,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(server, tmp_path):
     assert server.log[-1] > 0
 
 
-def test_without_a_network_it_is_one_line(monkeypatch, capsys, tmp_path):
+def test_missing_network_gives_a_one_line_error(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["download", "f0"]) == 1  # HF_HUB_OFFLINE is set here
     assert "HF_HUB_OFFLINE" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What identifies a file, a directory and a model."""
+"""Hashes of files and directories, and logits of models."""
 
 import hashlib
 import shutil
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="GNU coreutils has the tool whose list this is")
-def test_a_directory_is_identified_by_what_sha256sum_says_of_its_files(folder):
+def test_hash_of_a_directory_is_that_of_the_output_of_sha256sum(folder):
     listing = subprocess.run(["sha256sum", "b/two", "one"], cwd=folder, capture_output=True, check=True).stdout
     assert identify(folder) == {
         "source": "a",
@@ -28,7 +28,7 @@ def test_a_directory_is_identified_by_what_sha256sum_says_of_its_files(folder):
     }
 
 
-def test_logits_are_of_one_image_and_leave_random_numbers_alone(tiny):
+def test_logits_are_of_one_image_and_use_no_random_numbers(tiny):
     model = tiny()
     state = torch.get_rng_state()
     assert torch.equal(logits_of(model), logits_of(model))

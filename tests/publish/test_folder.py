@@ -1,4 +1,4 @@
-"""A saved folder is complete or absent, has no pickle, and the same bytes every time."""
+"""A saved folder is complete or does not exist, has no pickle, and has the same bytes every time."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from nfnet_timm.publish.locks import locked
 from nfnet_timm.publish.staging import written_beside
 
 
-def test_a_folder_holds_weights_and_config_alone_and_loads(tiny, tmp_path):
+def test_folder_has_only_weights_and_config_and_loads(tiny, tmp_path):
     model = tiny()
     save_folder(model, tmp_path / "a" / "model", golden.TINY, {"source": "here"})
     assert sorted(p.name for p in (tmp_path / "a" / "model").iterdir()) == ["config.json", "model.safetensors"]
@@ -45,22 +45,22 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_folder_of_ours_is_replaced_when_asked_to(tiny, tmp_path):
+def test_saved_folder_is_replaced_only_with_overwrite(tiny, tmp_path):
     save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
     before = contents(tmp_path)
     other = tiny()
     other.head.fc.bias.data.fill_(3)
-    with pytest.raises(ValueError, match=r"out is there, and README.md, model.safetensors would change: pass --overwr"):
+    with pytest.raises(ValueError, match=r"out exists, and README.md, model.safetensors would change: pass --overwr"):
         save_folder(other, tmp_path / "out", golden.TINY)
     assert contents(tmp_path) == before
-    save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")  # the same: nothing to ask
+    save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")  # the same content needs no overwrite
     save_folder(other, tmp_path / "out", golden.TINY, overwrite=True)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     assert loaded.head.fc.bias.equal(other.head.fc.bias)
 
 
-def test_a_folder_with_other_files_is_left_alone(tiny, tmp_path):
+def test_folder_with_other_files_is_not_changed(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="holds other files \\(thesis.tex\\): expected a folder, new or empty"):
         save_folder(tiny(), tmp_path, golden.TINY)
@@ -82,7 +82,7 @@ def test_a_failed_write_leaves_nothing(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("at", range(9))
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
 @pytest.mark.parametrize("existing", [False, True])
-def test_whatever_fails_while_files_are_moved_the_folder_is_as_it_was(tiny, tmp_path, monkeypatch, at, error, existing):
+def test_error_while_files_are_moved_leaves_the_folder_unchanged(tiny, tmp_path, monkeypatch, at, error, existing):
     if existing:
         save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
     before = contents(tmp_path)
@@ -107,7 +107,7 @@ def test_whatever_fails_while_files_are_moved_the_folder_is_as_it_was(tiny, tmp_
     assert [p.name for p in tmp_path.rglob(".*")] == []
 
 
-def test_a_check_that_fails_keeps_what_is_there(tiny, tmp_path):
+def test_failed_check_leaves_the_folder_unchanged(tiny, tmp_path):
     def unfit(folder):
         assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
         raise ValueError("unfit")
@@ -118,7 +118,7 @@ def test_a_check_that_fails_keeps_what_is_there(tiny, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_to_a_folder_is_written_through(tiny, tmp_path):
+def test_link_to_a_folder_stays_a_link(tiny, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")
     save_folder(tiny(), tmp_path / "link", golden.TINY)
@@ -188,14 +188,14 @@ for at in range(1, 20):
 """
 
 
-def test_a_run_that_is_killed_while_files_are_moved_loses_none_and_stops_nobody(tmp_path):
+def test_killed_run_loses_no_files_and_does_not_block_the_next_run(tmp_path):
     result = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("old") >= 6
     assert "\n7 ['README.md', 'config.json', 'model.safetensors']" in result.stdout
 
 
-def test_what_killed_runs_have_left_is_ignored_and_removed_by_the_next_run(tiny, tmp_path):
+def test_files_of_killed_runs_are_ignored_and_removed_by_the_next_run(tiny, tmp_path):
     (tmp_path / "out" / ".nfnet-timm-abc").mkdir(parents=True)
     (tmp_path / "out" / ".nfnet-timm-abc" / "model.safetensors").write_bytes(b"half")
     (tmp_path / "out" / ".nfnet-timm-.lock").touch()
@@ -220,7 +220,7 @@ def test_two_runs_at_once_write_one_folder_after_the_other(tiny, tmp_path, capsy
         first = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY, card="first", finish=slow)
         assert entered.wait(60)
         second = pool.submit(save_folder, other, tmp_path / "out", golden.TINY, card="second")
-        while str(tmp_path / "out") not in capsys.readouterr().err:  # it says what it waits for
+        while str(tmp_path / "out") not in capsys.readouterr().err:  # the message says for which folder it waits
             time.sleep(0.01)
         assert not second.done()
         go_on.set()
@@ -231,7 +231,7 @@ def test_two_runs_at_once_write_one_folder_after_the_other(tiny, tmp_path, capsy
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
-def test_a_run_that_waited_for_one_that_failed_writes(tiny, tmp_path):
+def test_run_writes_after_waiting_for_a_run_that_failed(tiny, tmp_path):
     entered, go_on = threading.Event(), threading.Event()
 
     def unfit(folder):
@@ -251,7 +251,7 @@ def test_a_run_that_waited_for_one_that_failed_writes(tiny, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_many_runs_at_once_never_hold_one_lock_together(tmp_path):
+def test_two_runs_never_have_the_same_lock(tmp_path):
     inside, most = [0], [0]
 
     def run():

@@ -1,4 +1,4 @@
-"""What others have written, or a disk has damaged, is told in one line, and nothing of it is published."""
+"""Invalid or damaged input files give a one-line error, and nothing is published."""
 
 import argparse
 import io
@@ -31,7 +31,7 @@ def refused(tmp_path, monkeypatch, capsys):
         assert error.startswith("nfnet-timm: error: ")
         assert error.count("\n") == 1
         assert "\x1b" not in error
-        assert ".nfnet-timm-" not in error  # a folder that is gone by now
+        assert ".nfnet-timm-" not in error  # the error must not name a temporary folder
         assert not Path("hub-repos/tiny").exists()
         return error
 
@@ -67,7 +67,7 @@ def argument(name, value):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (entry("model_args", None), "model_args"),
         (entry("model_args", [1]), "model_args"),
@@ -123,15 +123,15 @@ def argument(name, value):
         (argument("features_only", True), "features_only"),
     ],
 )
-def test_a_config_of_other_types_or_of_another_network_is_one_line_with_the_value(folder, refused, change, told):
+def test_config_with_wrong_types_or_network_gives_a_one_line_error_with_the_value(folder, refused, change, expected):
     edit(folder, change)
     error = refused("folder")
-    assert told in error
+    assert expected in error
     assert "folder" in error
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"[" * 100_000, b"\xef\xbb\xbf{}"])
-def test_a_config_that_is_no_object_is_one_line(folder, refused, text):
+def test_config_that_is_not_an_object_gives_a_one_line_error(folder, refused, text):
     (folder / "config.json").write_bytes(text)
     assert "config.json" in refused("folder")
 
@@ -140,7 +140,7 @@ def test_a_config_that_is_no_object_is_one_line(folder, refused, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (HEAD.replace("mit", "[mit"), "README.md"),
         (HEAD.replace("license: mit", "license: mit: more"), "line 1"),
@@ -157,17 +157,17 @@ def test_a_config_that_is_no_object_is_one_line(folder, refused, text):
         ("# No metadata\n", "license"),
     ],
 )
-def test_a_slip_in_the_metadata_of_a_card_is_one_line(folder, refused, text, told):
+def test_invalid_card_metadata_gives_a_one_line_error(folder, refused, text, expected):
     (folder / "README.md").write_text(text)
-    assert told in refused("folder")
+    assert expected in refused("folder")
 
 
-def test_a_card_that_is_no_utf8_is_one_line(folder, refused):
+def test_card_that_is_not_utf8_gives_a_one_line_error(folder, refused):
     (folder / "README.md").write_bytes(HEAD.encode() + b"\xff")
     assert "README.md" in refused("folder")
 
 
-def test_a_card_of_the_hubs_own_keys_is_no_slip(folder, tmp_path, monkeypatch):
+def test_card_with_other_keys_of_the_hub_is_accepted(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = HEAD.replace(
         "license: mit", "license: mit\nself: 3\nignore_metadata_errors: true\ndate: 2020-01-01\ninference: off"
@@ -181,7 +181,7 @@ def test_a_card_of_the_hubs_own_keys_is_no_slip(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda arrays: arrays.update({"head.fc.bias": torch.zeros(())}), "head.fc.bias"),
         (lambda arrays: arrays.update({"head.fc.bias": torch.zeros(0), "head.fc.weight": torch.zeros(0, 192)}), "0"),
@@ -196,15 +196,15 @@ def test_a_card_of_the_hubs_own_keys_is_no_slip(folder, tmp_path, monkeypatch):
         (lambda arrays: arrays.clear(), "missing"),
     ],
 )
-def test_weights_that_are_no_such_network_are_one_line_with_the_array(folder, refused, change, told):
+def test_weights_of_another_network_give_a_one_line_error_with_the_array(folder, refused, change, expected):
     weights = folder / "model.safetensors"
     arrays = load_file(weights)
     change(arrays)
     save_file(arrays, weights)
-    assert told in refused("folder")
+    assert expected in refused("folder")
 
 
-def test_a_flipped_bit_among_the_weights_of_a_folder_of_ours_is_found(folder, refused):
+def test_flipped_bit_in_the_weights_of_a_folder_is_detected(folder, refused):
     weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1000] ^= 1
@@ -212,7 +212,7 @@ def test_a_flipped_bit_among_the_weights_of_a_folder_of_ours_is_found(folder, re
     assert "model.safetensors" in refused("folder")
 
 
-def test_weights_that_are_cut_or_of_another_format_are_one_line(folder, refused):
+def test_truncated_weights_or_another_format_give_a_one_line_error(folder, refused):
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     for text in (content[:100_000], content[:4], b"", b"hello " * 10, struct.pack("<Q", 1 << 60) + content):
@@ -237,7 +237,7 @@ def saved(run, **options):
     return buffer.getvalue()
 
 
-def test_a_flipped_bit_anywhere_among_the_weights_is_found(run, tmp_path, refused):
+def test_flipped_bit_in_the_weights_of_a_checkpoint_is_detected(run, tmp_path, refused):
     good = saved(run)
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         records = [info for info in archive.infolist() if info.file_size > 100]
@@ -270,7 +270,7 @@ def test_a_checkpoint_of_the_format_before_torch_1_6_is_published(run, tmp_path,
     assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 0
 
 
-def test_a_checkpoint_that_was_cut_says_so(run, refused):
+def test_error_for_a_truncated_checkpoint_says_so(run, refused):
     good = saved(run)
     for size in (4, 30, 100, 1000, len(good) // 2, len(good) - 1):
         Path("run.pth.tar").write_bytes(good[:size])
@@ -279,7 +279,7 @@ def test_a_checkpoint_that_was_cut_says_so(run, refused):
         assert f"{size:,} bytes" in error
 
 
-def test_a_damaged_directory_of_a_checkpoint_is_one_line(run, refused):
+def test_damaged_zip_directory_gives_a_one_line_error(run, refused):
     good = saved(run)
     begin, rng = good.index(b"PK\x01\x02"), random.Random(0)
     for _ in range(40):
@@ -292,7 +292,7 @@ def test_a_damaged_directory_of_a_checkpoint_is_one_line(run, refused):
         assert all(tensor.equal(run["state_dict"][name]) for name, tensor in loaded.items())
 
 
-def test_a_broken_or_hostile_pickle_is_one_line(run, refused):
+def test_broken_or_hostile_pickle_gives_a_one_line_error(run, refused):
     good = saved(run)
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
@@ -319,7 +319,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda run: run.update(args=3), "int"),
         (lambda run: run.update(args=None), "NoneType"),
@@ -360,20 +360,22 @@ class Hostile:
         (lambda run: run.update(more=Hostile()), "open"),
     ],
 )
-def test_a_checkpoint_of_other_types_or_shapes_is_one_line_with_what_is_wrong(run, tmp_path, refused, change, told):
+def test_checkpoint_with_wrong_types_or_shapes_gives_a_one_line_error_with_the_value(
+    run, tmp_path, refused, change, expected
+):
     change(run)
     torch.save(run, "run.pth.tar")
-    assert told in refused("run.pth.tar")
+    assert expected in refused("run.pth.tar")
     assert not Path("owned").exists()
 
 
-def test_options_that_are_a_plain_dictionary_are_read(run, tmp_path, monkeypatch):
+def test_options_in_a_dict_are_read(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({**run, "args": vars(run["args"])}, "run.pth.tar")
     assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 0
 
 
-def test_a_file_of_torch_save_that_is_no_checkpoint_of_train_py_is_one_line(refused):
+def test_other_file_of_torch_save_gives_a_one_line_error(refused):
     for content in ([1, 2], None, {"state_dict": {}}, torch.ones(3)):
         torch.save(content, "run.pth.tar")
         assert "run.pth.tar" in refused("run.pth.tar")
@@ -388,7 +390,7 @@ def test_a_file_of_torch_save_that_is_no_checkpoint_of_train_py_is_one_line(refu
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("abcdefghij\n".encode("utf-16"), "UTF-8"),
         (b"a\nb\n", "2 class names"),
@@ -397,14 +399,14 @@ def test_a_file_of_torch_save_that_is_no_checkpoint_of_train_py_is_one_line(refu
         ("\n".join([*"abcdefghi", "x\u2028y"]).encode(), "2028"),
     ],
 )
-def test_class_names_that_cannot_be_published_are_one_line(folder, refused, content, told):
+def test_invalid_class_names_give_a_one_line_error(folder, refused, content, expected):
     Path("names.txt").write_bytes(content)
     error = refused("folder", "--class-names", "names.txt")
-    assert told in error
+    assert expected in error
     assert "names.txt" in error
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(folder, tmp_path, monkeypatch):
+def test_byte_order_mark_is_not_part_of_the_first_name(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["naïve", "日本", "a\u200cb", *"defghij"]
     Path("names.txt").write_bytes("\r\n".join(names).encode("utf-8-sig"))
@@ -412,7 +414,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(folder, tmp_path, monkey
     assert json.loads(Path("hub-repos/tiny/config.json").read_text(encoding="utf-8"))["label_names"] == names
 
 
-def test_words_for_other_names_go_with_them(folder, tmp_path, monkeypatch):
+def test_descriptions_are_removed_with_the_names_they_describe(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     edit(folder, entry("label_names", list("abcdefghij")))
     edit(folder, entry("label_descriptions", {"a": "the first letter"}))

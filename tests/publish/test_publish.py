@@ -1,4 +1,4 @@
-"""Publishing: what is built, what is refused, and that a Hub holds it afterwards."""
+"""`nfnet-timm publish`: the folder that it builds, the errors, and the repo on the Hub."""
 
 import argparse
 import json
@@ -48,7 +48,7 @@ def publish(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def training(tiny, tmp_path):
-    """A checkpoint as timm's train.py saves it, with an average whose classifier differs."""
+    """Write a checkpoint like timm's train.py, with an average (EMA) that has another classifier."""
     model, average = tiny(), tiny()
     average.head.fc.bias.data.fill_(0.5)
     for name in ("cat", "dog 2", "dog 10", *"abcdefg"):
@@ -71,7 +71,7 @@ def training(tiny, tmp_path):
     return tmp_path / "model_best.pth.tar", checkpoint, average
 
 
-def test_what_is_published_is_complete_and_loads_from_the_hub(hub, publish, tmp_path):
+def test_published_repo_is_complete_and_loads_from_the_hub(hub, publish, tmp_path):
     status, out, _ = publish()
     assert status == 0
     files = hub.files("org/tiny")
@@ -87,18 +87,20 @@ def test_what_is_published_is_complete_and_loads_from_the_hub(hub, publish, tmp_
     assert json.loads(config.read_text())["num_classes"] == 10
 
 
-def test_a_failed_verification_says_that_the_repo_is_complete_and_the_next_run_verifies(hub, publish):
+def test_failed_verification_reports_the_commit_and_the_next_run_verifies(hub, publish):
     hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "flip"))
     status, _, error = publish()
     commit = hub.repos["org/tiny"].branches["main"]
     assert status == 1
-    assert f"org/tiny is complete at commit {commit}, but was not verified: the download of model.safetensors" in error
+    assert (
+        f"org/tiny was pushed as commit {commit}, but was not verified: the hash of the download of model.safe" in error
+    )
     status, out, _ = publish()
     assert status == 0
-    assert f"nothing to push, the same content is there: commit {commit}" in out
+    assert f"nothing to push, the repo has the same content: commit {commit}" in out
 
 
-def test_what_was_downloaded_once_loads_without_the_hub(hub, publish, tmp_path, run_python):
+def test_cached_repo_loads_without_the_hub(hub, publish, tmp_path, run_python):
     publish()
     load = "import timm; print(timm.create_model('hf-hub:org/tiny', pretrained=True).head.fc.bias.sum().item())"
     env = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.endpoint}
@@ -108,7 +110,7 @@ def test_what_was_downloaded_once_loads_without_the_hub(hub, publish, tmp_path, 
     assert hub.log == []
 
 
-def test_the_published_file_loads_into_plain_timm_by_the_cards_line(hub, publish):
+def test_published_file_loads_into_plain_timm_as_in_the_card(hub, publish):
     publish()
     weights = load_file(hf_hub_download("org/tiny", "model.safetensors"))
     weights = {k: v.view(-1, 1, 1, 1) if k.endswith(".gain") else v for k, v in weights.items()}
@@ -120,7 +122,7 @@ def test_the_published_file_loads_into_plain_timm_by_the_cards_line(hub, publish
 def test_the_same_source_gives_the_same_bytes_in_every_process(tmp_path):
     code = "import sys; from nfnet_timm.cli import main; sys.exit(main(sys.argv[1:]))"
     contents = set()
-    for i in range(4):  # safetensors' own order of the metadata differs from process to process
+    for i in range(4):  # safetensors' save_file orders the metadata differently in each process
         out = tmp_path / str(i)
         command = ["publish", SOURCE, "org/tiny", "--license", "mit", "--dry-run", "--out", str(out)]
         subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True)
@@ -137,7 +139,7 @@ def test_a_dry_run_shows_all_and_sends_nothing(hub, publish, tmp_path):
     assert hub.log == []
 
 
-def test_the_header_tells_the_origin(publish, tmp_path):
+def test_header_identifies_the_source(publish, tmp_path):
     publish("--dry-run")
     with safe_open(tmp_path / BUILT / "model.safetensors", "pt") as weights:
         metadata = weights.metadata()
@@ -149,7 +151,7 @@ def test_the_header_tells_the_origin(publish, tmp_path):
     assert torch.allclose(torch.tensor(json.loads(metadata["logits"])), logits_of(model)[:8], rtol=1e-5)
 
 
-def test_a_folder_of_convert_gives_what_its_file_gives_and_says_that_its_origin_is_not_recomputed(publish, tmp_path):
+def test_converted_folder_publishes_the_same_as_its_file_and_says_its_hash_is_not_recomputed(publish, tmp_path):
     assert main(["convert", SOURCE, "--out", str(tmp_path / "converted")]) == 0
     assert publish("--dry-run", "--out", "a")[0] == 0
     _, out, _ = publish("--dry-run", "--out", "b", source="converted")
@@ -168,18 +170,20 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_folder_is_published_and_stays_as_it_is(publish, tmp_path):
+def test_published_folder_is_not_changed(publish, tmp_path):
     assert main(["convert", SOURCE, "--out", str(tmp_path / "tiny")]) == 0
     before = contents(tmp_path / "tiny")
     for _ in range(2):
         assert publish("--dry-run", source="tiny")[0] == 0
         assert contents(tmp_path / "tiny") == before
     assert set(contents(tmp_path / BUILT)) == FILES
-    assert publish("--dry-run", "--out", "tiny", source="tiny")[0] == 1  # not there, unless asked to
+    assert (
+        publish("--dry-run", "--out", "tiny", source="tiny")[0] == 1
+    )  # the folder of the source is replaced only with --overwrite
     assert contents(tmp_path / "tiny") == before
 
 
-def test_a_card_and_words_for_the_classes_that_are_there_are_kept(publish, tmp_path):
+def test_existing_card_and_class_descriptions_are_kept(publish, tmp_path):
     assert publish("--dry-run", "--out", "mine")[0] == 0
     card = tmp_path / "mine" / "README.md"
     card.write_text(card.read_text() + "\nWritten by hand.\n")
@@ -193,7 +197,7 @@ def test_a_card_and_words_for_the_classes_that_are_there_are_kept(publish, tmp_p
     assert labels.items() <= json.loads((tmp_path / BUILT / "config.json").read_text()).items()
     status, _, error = publish("--dry-run", source="mine", license="mit")
     assert status == 1
-    assert "--license mit: the card that is there says apache-2.0; change it in README.md" in error
+    assert "--license mit: the existing card says apache-2.0; change it in README.md" in error
 
 
 EDITS = {
@@ -204,30 +208,32 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("again", ["the source", "the folder", "the folder elsewhere"])
+@pytest.mark.parametrize("rebuilt_from", ["the source", "the folder", "the folder elsewhere"])
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_a_card_that_was_edited_is_what_the_next_run_pushes(hub, publish, tmp_path, edit, again):
+def test_next_run_pushes_an_edited_card(hub, publish, tmp_path, edit, rebuilt_from):
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
     names = ("--class-names", "names.txt")
     assert publish("--dry-run", *names)[0] == 0
     card = tmp_path / BUILT / "README.md"
     card.write_bytes(edit(card.read_bytes()))
     before = contents(tmp_path / BUILT)
-    if again == "the folder elsewhere":
+    if rebuilt_from == "the folder elsewhere":
         (tmp_path / BUILT).rename(tmp_path / "mine")
-    source, options = (SOURCE, names) if again == "the source" else ("mine" if "elsewhere" in again else BUILT, ())
+    source, options = (
+        (SOURCE, names) if rebuilt_from == "the source" else ("mine" if "elsewhere" in rebuilt_from else BUILT, ())
+    )
     status, out, error = publish(*options, source=source)
     assert status == 0, error
     assert contents(tmp_path / BUILT) == before
     assert before.items() <= hub.files("org/tiny").items()
-    assert ("kept" in out) == (again == "the source")
+    assert ("kept" in out) == (rebuilt_from == "the source")
     head = hub.repos["org/tiny"].branches["main"]
     assert publish(*options, "--overwrite", source=source)[0] == 0
     assert contents(tmp_path / BUILT) == before
     assert hub.repos["org/tiny"].branches["main"] == head
 
 
-def test_a_licence_that_was_edited_is_kept_or_told(publish, tmp_path):
+def test_edited_licence_is_kept_or_gives_an_error(publish, tmp_path):
     assert publish("--dry-run")[0] == 0
     card = tmp_path / BUILT / "README.md"
     card.write_text(card.read_text().replace("license: apache-2.0", "license: mit"))
@@ -269,7 +275,7 @@ def test_a_card_of_another_model_or_repo_is_not_kept(publish, tmp_path, change):
     assert b"Mine." not in contents(tmp_path / BUILT)["README.md"]
 
 
-def test_a_folder_of_an_earlier_version_with_its_names_twice_is_mended(publish, tmp_path):
+def test_folder_of_an_earlier_version_loses_its_repeated_names(publish, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
     assert publish("--dry-run", "--class-names", "names.txt")[0] == 0
     config = tmp_path / BUILT / "config.json"
@@ -281,20 +287,20 @@ def test_a_folder_of_an_earlier_version_with_its_names_twice_is_mended(publish, 
     assert config.read_text() == good
 
 
-def test_what_was_built_and_changed_by_hand_is_not_built_over(publish, tmp_path):
+def test_built_folder_that_was_edited_is_not_replaced(publish, tmp_path):
     assert publish("--dry-run")[0] == 0
     config = tmp_path / BUILT / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "mine": 1}))
     before = contents(tmp_path / BUILT)
     status, _, error = publish("--dry-run")
     assert status == 1
-    assert f"{BUILT} is there, and config.json would change: pass --overwrite" in error
+    assert f"{BUILT} exists, and config.json would change: pass --overwrite" in error
     assert contents(tmp_path / BUILT) == before
     assert publish("--dry-run", "--overwrite")[0] == 0
     assert contents(tmp_path / BUILT) != before
 
 
-def test_of_a_training_checkpoint_average_classes_and_preprocessing_are_kept(publish, training, tmp_path):
+def test_training_checkpoint_keeps_its_average_classes_and_preprocessing(publish, training, tmp_path):
     path, _, average = training
     status, out, _ = publish("--dry-run", "--yes", source=path, license="mit")
     assert status == 0
@@ -315,12 +321,12 @@ def test_of_a_training_checkpoint_average_classes_and_preprocessing_are_kept(pub
     assert str(tmp_path) not in card
 
 
-def test_a_training_checkpoint_without_an_average_says_so(publish, training, tmp_path):
+def test_training_checkpoint_without_an_average_is_reported(publish, training, tmp_path):
     path, checkpoint, _ = training
     del checkpoint["state_dict_ema"]
     torch.save(checkpoint, path)
     _, out, _ = publish("--dry-run", source=path)
-    assert "weights: as trained; the checkpoint has no average" in out
+    assert "weights: as trained; the checkpoint has no EMA" in out
     assert "the run kept no average" in (tmp_path / BUILT / "README.md").read_text()
 
 
@@ -348,7 +354,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
     ("arguments", "message"),
     [
         ({"source": "missing.npz"}, "No such file"),
-        ({"source": "text.npz"}, "is no pickle"),
+        ({"source": "text.npz"}, "is not a pickle"),
         ({"source": "."}, "has no config.json"),
         ({"source": "other.pth.tar"}, "has no 'state_dict' and 'args'"),
         ({"repo": "just-a-name"}, "expected ORGANIZATION/NAME"),
@@ -364,7 +370,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_a_mistake_is_one_line_and_sends_nothing(hub, publish, tmp_path, arguments, message, dry_run):
+def test_user_error_gives_a_one_line_error_and_sends_nothing(hub, publish, tmp_path, arguments, message, dry_run):
     arguments = dict(arguments)
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "few.txt").write_text("cat\ndog\n")
@@ -377,7 +383,7 @@ def test_a_mistake_is_one_line_and_sends_nothing(hub, publish, tmp_path, argumen
     assert hub.repos == {}
 
 
-def test_weights_of_ones_own_need_a_licence(capsys, tmp_path, monkeypatch):
+def test_own_weights_need_a_licence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["publish", SOURCE, "org/tiny", "--dry-run"]) == 1
     assert "pass, for instance, --license apache-2.0" in capsys.readouterr().err
@@ -398,24 +404,24 @@ def test_a_secret_in_the_card_is_found(tmp_path, monkeypatch):
         build_repo(source, "org/tiny", tmp_path / "out", "mit")
 
 
-def test_ctrl_c_while_building_leaves_the_folder_as_it_was(publish, tmp_path, monkeypatch):
+def test_ctrl_c_while_building_leaves_the_folder_unchanged(publish, tmp_path, monkeypatch):
     publish("--dry-run")
     before = {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()}
 
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt  # a signal would be ignored where a shell started the tests in the background
+        raise KeyboardInterrupt  # not a signal: background jobs of a shell ignore SIGINT
 
     with monkeypatch.context() as patch:
         patch.setattr("nfnet_timm.publish.folder.save_config", interrupt)
         status, _, error = publish("--dry-run", "--overwrite", license="mit")
-    assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to go on\n")
+    assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to continue\n")
     assert {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert publish("--dry-run", "--overwrite")[0] == 0
 
 
 @pytest.mark.slow
-def test_a_full_disk_while_building_leaves_the_folder_as_it_was(tmp_path):
+def test_full_disk_while_building_leaves_the_folder_unchanged(tmp_path):
     command = [COMMAND, "publish", SOURCE, "org/tiny", "--license", "mit", "--dry-run", "--out", "out"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}

@@ -1,4 +1,4 @@
-"""Pushing and verifying against faults: the repo is as before or complete, and the same command finishes the job."""
+"""After any fault, the repo is unchanged or complete, and the same command finishes the push."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    """The client waits 1, 2, 4, 8 and 8 seconds between its attempts; here it does not."""
+    """Skip the waits of the client, which are 1, 2, 4, 8 and 8 seconds between its attempts."""
     waits = []
     monkeypatch.setattr(f"{huggingface_hub.utils._http.__name__}.time.sleep", waits.append)
     return waits
@@ -57,7 +57,7 @@ def is_untouched(hub):
     return "org/tiny" not in hub.repos or set(hub.files("org/tiny")) == {".gitattributes"}
 
 
-def test_what_a_killed_run_has_left_in_the_folder_is_not_pushed(hub, built, tmp_path):
+def test_files_of_a_killed_run_are_not_pushed(hub, built, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(built, folder)
     (folder / ".nfnet-timm-zg6sgyq4").mkdir()
@@ -107,11 +107,11 @@ def test_a_branch_and_a_tag_are_made(hub, built):
     tag("org/tiny", "released", commit)
     assert hub.repos["org/tiny"].tags == {"released": commit}
     other, _ = push(built, "org/tiny")
-    with pytest.raises(ValueError, match="the tag was not moved"):
+    with pytest.raises(ValueError, match="choose another name for the tag"):
         tag("org/tiny", "released", other)
 
 
-def test_a_private_repo_is_private_and_a_public_one_is_not_taken_for_it(hub, built, monkeypatch):
+def test_option_private_makes_a_private_repo_and_refuses_a_public_one(hub, built, monkeypatch):
     push(built, "org/tiny", private=True)
     assert hub.repos["org/tiny"].private
     assert verify("org/tiny").difference < 1e-6
@@ -129,10 +129,10 @@ def test_a_private_repo_is_private_and_a_public_one_is_not_taken_for_it(hub, bui
     [
         ("", "no access token: log in"),
         ("hf_unknown", "does not accept the access token"),
-        ("hf_reader", "no right to write"),
+        ("hf_reader", "no write access"),
     ],
 )
-def test_a_token_that_does_not_do_is_told_and_not_shown(hub, built, monkeypatch, token, message):
+def test_rejected_token_gives_an_error_that_does_not_show_it(hub, built, monkeypatch, token, message):
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises((ValueError, OSError), match=message) as error:
         push(built, "org/tiny")
@@ -153,7 +153,7 @@ BEFORE_THE_COMMIT = {
 
 @pytest.mark.parametrize("action", [500, 503, "cut"])
 @pytest.mark.parametrize("stage", BEFORE_THE_COMMIT)
-def test_a_fault_that_stays_leaves_the_repo_as_it_was_and_the_next_run_finishes(hub, built, stage, action):
+def test_lasting_fault_leaves_the_repo_unchanged_and_the_next_run_finishes(hub, built, stage, action):
     before = contents(built)
     fault = Fault(*BEFORE_THE_COMMIT[stage], action, times=99)
     hub.faults.append(fault)
@@ -176,28 +176,28 @@ def test_an_upload_that_fails_once_is_repeated(hub, built, action):
 
 
 @pytest.mark.skipif(huggingface_hub.__version__ < "1", reason="clients before 1.0 do not repeat after 429")
-def test_a_request_for_a_pause_is_granted(hub, built, at_once):
+def test_client_waits_when_the_hub_asks_for_a_pause(hub, built, at_once):
     hub.faults.append(Fault("PUT", "/lfs/", 429, headers={"Retry-After": "7"}))
     push(built, "org/tiny")
     assert is_complete(hub, built)
     assert max(at_once) >= 7
 
 
-def test_a_request_for_a_pause_that_stays_is_told(hub, built):
+def test_lasting_request_for_a_pause_gives_an_error(hub, built):
     hub.faults.append(Fault("POST", "/commit/", 429, times=99, headers={"Retry-After": "7"}))
     with pytest.raises(OSError, match="run the command again in some minutes"):
         push(built, "org/tiny")
     assert is_untouched(hub)
 
 
-def test_a_token_that_is_withdrawn_half_way_is_told(hub, built):
+def test_token_revoked_during_the_push_gives_an_error(hub, built):
     hub.faults.append(Fault("POST", "/commit/", lambda: hub.tokens.clear()))
     with pytest.raises(OSError, match="does not accept the access token"):
         push(built, "org/tiny")
     assert is_untouched(hub)
 
 
-def test_a_commit_whose_answer_is_lost_counts(hub, built):
+def test_commit_whose_answer_is_lost_counts_as_pushed(hub, built):
     hub.faults.append(Fault("POST", "/commit/", "lost"))
     commit, new = push(built, "org/tiny")
     assert new
@@ -206,9 +206,9 @@ def test_a_commit_whose_answer_is_lost_counts(hub, built):
     assert push(built, "org/tiny") == (commit, False)
 
 
-def test_somebody_elses_push_in_between_is_kept_and_told(hub, built):
+def test_push_of_another_user_in_between_is_kept_and_gives_an_error(hub, built):
     hub.faults.append(Fault("POST", "/commit/", lambda: hub.push("org/tiny", "README.md", b"theirs")))
-    with pytest.raises(OSError, match="somebody else has pushed at the same time"):
+    with pytest.raises(OSError, match="another push came first and yours was not made"):
         push(built, "org/tiny")
     assert hub.files("org/tiny")["README.md"] == b"theirs"
     assert "model.safetensors" not in hub.files("org/tiny")
@@ -218,7 +218,7 @@ def test_somebody_elses_push_in_between_is_kept_and_told(hub, built):
     assert is_complete(hub, built)
 
 
-def test_two_publishers_of_the_same_at_once_both_find_it_there(hub, built):
+def test_two_simultaneous_pushes_of_the_same_content_both_succeed(hub, built):
     together = threading.Barrier(2)
     hub.faults.append(Fault("POST", "/commit/", together.wait, times=2))
     commits = []
@@ -246,7 +246,7 @@ def test_verify_reports_the_commit_and_the_hashes(hub, built):
 def test_a_download_with_a_wrong_bit_is_found(hub, built, name):
     push(built, "org/tiny")
     hub.faults.append(Fault("GET", f"/resolve/.*/{name}", "flip"))
-    with pytest.raises(ValueError, match=f"the download of {name} is not what the Hub records: expected .*, found "):
+    with pytest.raises(ValueError, match=f"the hash of the download of {name} is .*: the Hub records "):
         verify("org/tiny")
     assert verify("org/tiny").difference < 1e-6
 
@@ -260,7 +260,7 @@ def test_a_download_that_is_too_short_is_refused(hub, built):
     assert verify("org/tiny").difference < 1e-6
 
 
-def test_a_download_that_breaks_off_is_resumed_or_told(hub, built):
+def test_interrupted_download_is_resumed_or_gives_an_error(hub, built):
     push(built, "org/tiny")
     hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "half"))
     try:
@@ -270,14 +270,14 @@ def test_a_download_that_breaks_off_is_resumed_or_told(hub, built):
     assert verify("org/tiny").difference < 1e-6
 
 
-def test_a_large_download_that_breaks_off_goes_on_where_it_was(hub, built):
+def test_large_interrupted_download_is_resumed(hub, built):
     push(built, "org/tiny")
     content = os.urandom(1 << 20) * 30
     hub.push("org/tiny", "large.bin", content)
     hub.faults.append(Fault("GET", r"/resolve/.*/large.bin", "half"))
     try:
         path = hf_hub_download("org/tiny", "large.bin")
-    except OSError:  # clients before 1.0 leave it to the next call
+    except OSError:  # clients before 1.0 resume in the next call
         path = hf_hub_download("org/tiny", "large.bin")
     assert Path(path).read_bytes() == content
     assert len(hub.ranges) == 1
@@ -289,7 +289,7 @@ def test_a_damaged_file_in_the_cache_is_found_and_removed(hub, built, capsys):
     hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "flip"))
     damaged = Path(hf_hub_download("org/tiny", "model.safetensors"))
     assert damaged.read_bytes() != (built / "model.safetensors").read_bytes()
-    assert Path(hf_hub_download("org/tiny", "model.safetensors")) == damaged  # the client serves it ever after
+    assert Path(hf_hub_download("org/tiny", "model.safetensors")) == damaged  # the client keeps the damaged file
     assert verify("org/tiny").bad_cached == [damaged]
     assert main(["verify", "org/tiny"]) == 1
     output = capsys.readouterr()
@@ -302,7 +302,7 @@ def test_a_damaged_file_in_the_cache_is_found_and_removed(hub, built, capsys):
     )
 
 
-def test_wrong_weights_are_told_from_the_recorded_logits(hub, built, tmp_path):
+def test_wrong_weights_are_detected_by_the_recorded_logits(hub, built, tmp_path):
     arrays = load_file(built / "model.safetensors")
     arrays["head.fc.bias"] += 0.1
     pushed_by_others(hub, built, tmp_path, arrays=arrays)
@@ -317,11 +317,11 @@ def test_a_repo_without_recorded_logits_can_be_verified(hub, built, capsys):
     header = files["model.safetensors"][: 8 + size].replace(b'"logits"', b'"letter"')
     hub.push("org/tiny", "model.safetensors", header + files["model.safetensors"][8 + size :])
     assert main(["verify", "org/tiny"]) == 0
-    assert "no logits are recorded" in capsys.readouterr().out
+    assert "no recorded logits to compare with" in capsys.readouterr().out
 
 
 def pushed_by_others(hub, built, tmp_path, header=None, config=None, arrays=None):
-    """Let org/tiny hold what ``built`` has, with other entries in its header, another config.json or other arrays."""
+    """Push ``built`` to org/tiny, with other entries in its header, another config.json or other arrays."""
     push(built, "org/tiny")
     metadata = {**read_header(built / "model.safetensors"), **(header or {})}
     save_file(arrays or load_file(built / "model.safetensors"), tmp_path / "theirs.safetensors", metadata)
@@ -346,7 +346,7 @@ def pushed_by_others(hub, built, tmp_path, header=None, config=None, arrays=None
         "[" * 100_000,
     ],
 )
-def test_logits_of_another_form_do_not_pass_and_are_one_line(hub, built, tmp_path, capsys, logits):
+def test_malformed_recorded_logits_give_a_one_line_error(hub, built, tmp_path, capsys, logits):
     pushed_by_others(hub, built, tmp_path, {"logits": logits})
     capsys.readouterr()
     assert main(["verify", "org/tiny"]) == 1
@@ -359,20 +359,18 @@ def test_logits_of_another_form_do_not_pass_and_are_one_line(hub, built, tmp_pat
 @pytest.mark.parametrize(
     "config", [b"{}", b'{"architecture": "resnet18"}', b'{"architecture": ["a"]}', b'{"architectures": ["BertModel"]}']
 )
-def test_hashes_alone_are_compared_of_another_network_whatever_its_header_calls_logits(
-    hub, built, tmp_path, capsys, config
-):
+def test_only_hashes_are_compared_for_a_network_of_another_package(hub, built, tmp_path, capsys, config):
     arrays = {"bn1.num_batches_tracked": torch.tensor(5), "weight": torch.ones(3)}
     pushed_by_others(hub, built, tmp_path, {"logits": "yes"}, config, arrays)
     capsys.readouterr()
     assert main(["verify", "org/tiny"]) == 0
     out = capsys.readouterr().out
-    assert "README.md, config.json, model.safetensors: the hashes are those that the Hub records" in out
+    assert "README.md, config.json, model.safetensors: hashes as recorded by the Hub" in out
     assert "within" not in out
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "expected"),
     [
         (b"[1]", "list"),
         (b"{", "JSON"),
@@ -380,14 +378,14 @@ def test_hashes_alone_are_compared_of_another_network_whatever_its_header_calls_
         (b'{"architecture": "nfnet_f0", "num_classes": 10}', "stages.2"),
     ],
 )
-def test_a_config_of_ours_that_cannot_be_read_is_one_line_with_the_repos_name(
-    hub, built, tmp_path, capsys, config, told
+def test_unreadable_config_gives_a_one_line_error_with_the_name_of_the_repo(
+    hub, built, tmp_path, capsys, config, expected
 ):
     pushed_by_others(hub, built, tmp_path, config=config)
     capsys.readouterr()
     assert main(["verify", "org/tiny"]) == 1
     error = capsys.readouterr().err
-    assert told in error
+    assert expected in error
     assert "org/tiny" in error
     assert "/tmp" not in error
     assert error.count("\n") == 1
@@ -396,12 +394,12 @@ def test_a_config_of_ours_that_cannot_be_read_is_one_line_with_the_repos_name(
 @pytest.mark.parametrize(
     ("repo", "arguments", "message"),
     [
-        ("org/nothing", [], "there is no such repo or revision"),
-        ("org/tiny", ["--revision", "v9"], "there is no such repo or revision"),
+        ("org/nothing", [], "the repo or revision does not exist"),
+        ("org/tiny", ["--revision", "v9"], "the repo or revision does not exist"),
         ("bad name", [], "bad name"),
     ],
 )
-def test_a_mistake_in_verify_is_one_line(hub, built, capsys, repo, arguments, message):
+def test_user_error_in_verify_gives_a_one_line_error(hub, built, capsys, repo, arguments, message):
     push(built, "org/tiny")
     capsys.readouterr()
     assert main(["verify", repo, *arguments]) == 1
@@ -410,11 +408,11 @@ def test_a_mistake_in_verify_is_one_line(hub, built, capsys, repo, arguments, me
     assert error.count("\n") == 1
 
 
-def test_removing_a_file_that_is_gone_is_no_error(tmp_path):
+def test_removing_a_missing_file_raises_nothing(tmp_path):
     remove_cached(tmp_path / "gone")
 
 
-def test_a_hub_that_cannot_be_reached_is_told(built, monkeypatch, hub):
+def test_unreachable_hub_gives_an_error(built, monkeypatch, hub):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(OSError, match=r"making org/tiny failed: .*To do: run the same command again"):
         push(built, "org/tiny")
@@ -430,7 +428,7 @@ STAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_ctrl_c_leaves_the_repo_as_it_was_or_complete_and_the_next_run_finishes(hub, tmp_path, stage):
+def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(hub, tmp_path, stage):
     command = [COMMAND, "publish", SOURCE, "org/tiny", "--license", "mit"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=tmp_path, preexec_fn=hears_ctrl_c, **pipes)
@@ -457,7 +455,7 @@ def test_ctrl_c_leaves_the_repo_as_it_was_or_complete_and_the_next_run_finishes(
 
 
 @pytest.mark.slow
-def test_with_xet_in_the_client_a_hub_that_takes_files_inline_gets_them(hub, tmp_path):
+def test_client_with_xet_pushes_inline_files(hub, tmp_path):
     hub.inline = True
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_XET"}
     result = subprocess.run(
@@ -478,8 +476,8 @@ def test_with_xet_in_the_client_a_hub_that_takes_files_inline_gets_them(hub, tmp
 # --- branches and tags
 
 
-def test_a_new_branch_takes_what_main_has_otherwise(hub, built):
-    """As the error of a push that would replace other content advises."""
+def test_new_branch_keeps_the_other_files_of_main(hub, built):
+    """The error of a push that would replace other content advises to do this."""
     hub.push("org/tiny", "config.json", b"{}")
     hub.push("org/tiny", "notes.txt", b"mine")
     main_before = hub.repos["org/tiny"].branches["main"]
@@ -495,7 +493,7 @@ def test_a_new_branch_takes_what_main_has_otherwise(hub, built):
         push(built, "org/tiny", revision="v2")
 
 
-def test_a_branch_that_is_there_with_other_content_is_not_replaced(hub, built):
+def test_existing_branch_with_other_content_is_not_replaced(hub, built):
     hub.push("org/tiny", "config.json", b"{}")
     hub.repos["org/tiny"].branches["old"] = hub.repos["org/tiny"].branches["main"]
     before = dict(hub.repos["org/tiny"].branches)
@@ -505,7 +503,7 @@ def test_a_branch_that_is_there_with_other_content_is_not_replaced(hub, built):
 
 
 @pytest.mark.parametrize("stage", ["preupload", "upload", "commit"])
-def test_a_branch_whose_commit_did_not_come_is_not_left(hub, built, stage):
+def test_new_branch_is_removed_if_its_commit_fails(hub, built, stage):
     hub.push("org/tiny", "config.json", b"{}")
     before = dict(hub.repos["org/tiny"].branches)
     paths = {"preupload": ("POST", "/preupload/"), "upload": ("POST", "objects/batch"), "commit": ("POST", "/commit/")}
@@ -524,12 +522,12 @@ def test_a_new_branch_of_the_same_content_is_made_without_a_commit(hub, built):
     assert hub.repos["org/tiny"].branches == {"main": commit, "v2": commit}
 
 
-def test_a_tag_that_another_commit_has_is_told_before_anything_is_pushed(hub, built):
+def test_tag_of_another_commit_gives_an_error_before_the_push(hub, built):
     hub.push("org/tiny", "notes.txt", b"mine")
     repo = hub.repos["org/tiny"]
     repo.tags["v1"] = repo.branches["main"]
     before = dict(repo.branches)
-    with pytest.raises(ValueError, match=r"has the tag v1 at .*, which is not moved: choose another name. Nothing was"):
+    with pytest.raises(ValueError, match=r"has the tag v1 at .*: choose another name for the tag. Nothing was"):
         push(built, "org/tiny", tag="v1", force=True)
     assert repo.branches == before
     commit, _ = push(built, "org/tiny", tag="v2", force=True)
@@ -553,14 +551,14 @@ def test_a_repo_with_other_folders_is_verified_and_published_to(hub, built, caps
     assert "logits as recorded" in capsys.readouterr().out
 
 
-def test_a_repo_whose_weights_are_in_a_folder_alone_has_no_logits_to_compare(hub, built):
+def test_repo_with_weights_only_in_a_subfolder_has_no_logits_to_compare(hub, built):
     for name in FILES:
         hub.push("org/tiny", f"timm/{name}", (built / name).read_bytes())
     assert verify("org/tiny").difference is None
 
 
 @pytest.mark.parametrize("answer", ["y", "n", None])
-def test_ctrl_d_at_the_question_is_a_no(hub, built, capsys, monkeypatch, answer):
+def test_ctrl_d_at_the_question_means_no(hub, built, capsys, monkeypatch, answer):
     push(built, "org/tiny")
     cached = Path(hf_hub_download("org/tiny", "config.json"))
     cached.resolve().write_bytes(b"damaged")

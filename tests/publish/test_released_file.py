@@ -1,6 +1,6 @@
-"""A file of the released F0's format and size becomes a folder, a card and the file again, without a changed bit.
+"""A file with the format and size of the released F0 converts to a folder, gets a card, and converts back exactly.
 
-The file is made by authors_file.py. It has the 285,976,842 bytes of the released one, and other numbers in it.
+authors_file.py writes the file. It has 285,976,842 bytes, as the released one, and other values.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ NAME = "nfnet_f0.dm_in1k"
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """Return the file, and its MD5."""
+    """Return the file and its MD5."""
     path = tmp_path_factory.mktemp("released") / "F0_haiku.npz"
     authors_file.write(golden.tree("nfnet_f0"), path)
     return path, hashlib.md5(path.read_bytes()).hexdigest()
@@ -33,7 +33,7 @@ def released(tmp_path_factory):
 
 @pytest.fixture
 def recorded(released, monkeypatch):
-    """Let the table of hashes have that of the file."""
+    """Record the MD5 of the file as that of the released F0."""
     monkeypatch.setitem(load_published()["checkpoints"][NAME], "md5", released[1])
 
 
@@ -45,13 +45,13 @@ def equal(a, b):
     )
 
 
-def test_its_size_is_the_released_ones(released):
+def test_size_is_that_of_the_released_file(released):
     assert (
         released[0].stat().st_size == authors_file.RELEASED_F0_BYTES == load_published()["checkpoints"][NAME]["bytes"]
     )
 
 
-def test_it_is_converted_loaded_and_converted_back_without_a_changed_bit(released, tmp_path, monkeypatch, capsys):
+def test_file_converts_loads_and_converts_back_exactly(released, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path, md5 = released
     assert main(["convert", str(path), "--out", "nfnet_f0"]) == 0
@@ -68,7 +68,7 @@ def test_it_is_converted_loaded_and_converted_back_without_a_changed_bit(release
     assert np.array_equal(direct.stages[2][0].conv2.weight.detach().numpy(), kernel.transpose(3, 2, 0, 1))
 
 
-def test_by_its_hash_it_is_the_released_file_and_gets_its_figures(released, recorded, tmp_path, monkeypatch, capsys):
+def test_file_with_the_recorded_hash_gets_the_published_accuracy(released, recorded, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "renamed.bin"  # a name decides nothing
     path.hardlink_to(released[0])
@@ -82,7 +82,7 @@ def test_by_its_hash_it_is_the_released_file_and_gets_its_figures(released, reco
     assert "nfnet_f0.dm_in1k was released under apache-2.0; leave the option out" in capsys.readouterr().err
 
 
-def test_its_folder_is_told_by_its_header_and_says_so_until_an_array_is_changed(
+def test_folder_is_identified_by_its_header_until_an_array_is_changed(
     released, recorded, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -109,7 +109,7 @@ def test_its_folder_is_told_by_its_header_and_says_so_until_an_array_is_changed(
     del metadata["arrays_sha256"]
     save_file(arrays, weights, metadata)
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other"]) == 1
-    assert "by its hash this is no released file; weights of your own" in capsys.readouterr().err
+    assert "its hash is not that of a released file; choose one for weights of your own" in capsys.readouterr().err
     assert main(["publish", "f0", "org/f0", "--dry-run", "--out", "other", "--license", "mit"]) == 0
     card = (tmp_path / "other" / "README.md").read_text()
     assert "83.6" not in card
@@ -122,7 +122,7 @@ SMALL = "dm_nf_regnet_b0"
 
 @pytest.fixture
 def small(monkeypatch):
-    """Let a network that is quickly built be a released one, of the MD5 in ``CLAIM``."""
+    """Record a small network as a released one, with the MD5 in ``CLAIM``."""
     entry = {**load_published()["checkpoints"][NAME], "md5": CLAIM["source_md5"]}
     monkeypatch.setitem(load_published()["checkpoints"], f"{SMALL}.dm_in1k", entry)
 
@@ -137,7 +137,7 @@ def small(monkeypatch):
         ("nfnet_f0", golden.TINY),
     ],
 )
-def test_a_header_makes_no_other_network_the_released_file(small, tmp_path, monkeypatch, capsys, name, arguments):
+def test_header_does_not_identify_another_network_as_released(small, tmp_path, monkeypatch, capsys, name, arguments):
     monkeypatch.chdir(tmp_path)
     save_folder(timm.create_model(name, **arguments), "random", arguments, CLAIM)
     assert main(["publish", "random", "org/f0", "--dry-run", "--out", "out"]) == 1
@@ -153,7 +153,7 @@ def test_a_header_makes_no_other_network_the_released_file(small, tmp_path, monk
     assert not {"origin_url", "tag"} & set(config)
 
 
-def test_random_weights_of_the_released_network_get_no_figure_by_a_header(small, tmp_path, monkeypatch, capsys):
+def test_header_alone_gives_no_published_accuracy(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_folder(timm.create_model(SMALL), "random", {}, CLAIM)
     assert main(["publish", "random", "org/f0", "--dry-run", "--out", "out"]) == 0
@@ -175,7 +175,7 @@ def test_random_weights_of_the_released_network_get_no_figure_by_a_header(small,
         {"source": "x" * 1000},
     ],
 )
-def test_what_is_no_file_name_or_hash_in_a_header_is_not_repeated(tiny, tmp_path, monkeypatch, claim):
+def test_malformed_names_and_hashes_in_a_header_are_not_repeated(tiny, tmp_path, monkeypatch, claim):
     monkeypatch.chdir(tmp_path)
     save_folder(tiny(), "folder", golden.TINY, {"source": "mine.npz", **claim})
     assert main(["publish", "folder", "org/f0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
@@ -197,12 +197,12 @@ def test_origin_and_licence_of_a_config_are_not_repeated(tiny, tmp_path, monkeyp
     assert not {"origin_url", "hf_hub_id", "tag"} & set(published)
 
 
-def test_another_content_of_that_name_and_size_is_weights_of_ones_own(released, tmp_path, monkeypatch, capsys):
+def test_other_content_with_the_same_name_and_size_is_own_weights(released, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = str(released[0])
     assert main(["publish", path, "org/f0", "--dry-run", "--out", "out"]) == 1
     error = capsys.readouterr().err
-    assert "by its hash this is no released file" in error
+    assert "its hash is not that of a released file" in error
     assert "--checkpoint nfnet_f0.dm_in1k" in error
     assert main(["publish", path, "org/f0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
     card = ModelCard.load("out/README.md")
@@ -211,7 +211,7 @@ def test_another_content_of_that_name_and_size_is_weights_of_ones_own(released, 
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
 
 
-def test_who_knows_better_says_so_and_the_card_says_that(released, tmp_path, monkeypatch, capsys):
+def test_card_says_that_option_checkpoint_identified_the_weights(released, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = str(released[0])
     assert main(["publish", path, "org/f0", "--dry-run", "--out", "out", "--checkpoint", NAME]) == 0

@@ -1,4 +1,4 @@
-"""What is published of a run of train.py is the network that it trained, with its own figure, and names by consent."""
+"""For a run of train.py, the published network, accuracy and class names are those of the run."""
 
 import argparse
 import html
@@ -19,7 +19,7 @@ from nfnet_timm.cli import main
 from nfnet_timm.publish.train_data import dataset_name
 
 BUILT = Path("hub-repos/tiny")
-# What train.py has where an option is not given, as far as a network, its input or its figure depend on it.
+# Default values in train.py of the options that affect the network, its input or its accuracy.
 DEFAULTS = {
     "model": "nfnet_f0", "pretrained": False, "pretrained_path": None, "initial_checkpoint": "", "num_classes": 10,
     "gp": None, "img_size": None, "in_chans": None, "input_size": None, "crop_pct": None, "mean": None, "std": None,
@@ -31,7 +31,7 @@ DEFAULTS = {
 
 
 def built_by_train_script(args):
-    """Build as train.py does at commit aa4b585, and give every parameter a value that shows."""
+    """Build a network as train.py does at commit aa4b585, and set all parameters to values that affect the output."""
     in_chans = 3
     if args["in_chans"] is not None:
         in_chans = args["in_chans"]
@@ -62,7 +62,10 @@ def built_by_train_script(args):
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch, capsys):
-    """Save a checkpoint of a run with these options and publish it; return status, output, errors and the network."""
+    """Return a function that saves a checkpoint of a run with some options and publishes it.
+
+    It returns the exit status, the output, the errors and the network.
+    """
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, ema=False, metric=87.5, state_dict=None, **options):
@@ -106,7 +109,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
-def test_it_is_the_network_that_train_script_built(publish, options):
+def test_published_network_is_the_one_that_train_script_built(publish, options):
     status, _, error, model = publish(**options)
     assert status == 0, error
     loaded = timm.create_model(f"local-dir:{BUILT}", pretrained=True).eval()
@@ -119,7 +122,7 @@ def test_it_is_the_network_that_train_script_built(publish, options):
 
 
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
-def test_its_preprocessing_is_the_runs(publish, options):
+def test_preprocessing_is_that_of_the_run(publish, options):
     _, _, _, model = publish(**options)
     expected = timm.data.resolve_data_config({**DEFAULTS, **options}, model=model)
     loaded = timm.create_model(f"local-dir:{BUILT}", pretrained=True)
@@ -146,7 +149,7 @@ def test_its_preprocessing_is_the_runs(publish, options):
         ({"in_chans": 1, "img_size": 32, "model_kwargs": {**golden.TINY, "num_features": 0}}, "(2, 96)"),
     ],
 )
-def test_the_code_of_the_card_of_a_grey_network_runs_and_its_comments_are_true(publish, capsys, options, embeddings):
+def test_card_code_of_a_grey_network_runs_and_its_comments_are_right(publish, capsys, options, embeddings):
     from PIL import Image
 
     publish(**options)
@@ -170,8 +173,8 @@ def test_a_network_that_train_script_would_not_build_is_refused(publish):
     assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 1
 
 
-def test_a_run_that_began_with_a_published_folder_is_published(publish, tmp_path, capsys):
-    """What publish makes, ``local-dir:`` and ``hf-hub:``, is what people go on from."""
+def test_run_that_started_from_a_published_folder_is_published(publish, tmp_path, capsys):
+    """Users fine-tune published models, by the prefixes ``local-dir:`` and ``hf-hub:``."""
     publish("--out", "base", gp="max", input_size=[3, 64, 64])
     status, _, error, model = publish(model="local-dir:base", model_kwargs={}, num_classes=7, gp=None)
     assert (status, error) == (0, "")
@@ -182,7 +185,7 @@ def test_a_run_that_began_with_a_published_folder_is_published(publish, tmp_path
     assert tuple(resolve_model_data_config(loaded)["input_size"]) == (3, 64, 64)
 
 
-def test_a_run_whose_beginning_is_gone_is_one_line(publish, capsys):
+def test_missing_start_weights_give_a_one_line_error(publish, capsys):
     publish("--out", "base")
     assert publish(model="local-dir:base", model_kwargs={}, num_classes=7)[0] == 0
     Path("base/config.json").unlink()
@@ -192,7 +195,7 @@ def test_a_run_whose_beginning_is_gone_is_one_line(publish, capsys):
     assert error.count("\n") == 1
 
 
-def test_a_run_that_began_on_the_hub_names_its_beginning(hub, publish, monkeypatch, capsys):
+def test_card_names_the_hub_repo_that_a_run_started_from(hub, publish, monkeypatch, capsys):
     publish()
     assert main(["publish", "run.pth.tar", "org/base", "--license", "mit", "--out", "base"]) == 0
     capsys.readouterr()
@@ -203,7 +206,7 @@ def test_a_run_that_began_on_the_hub_names_its_beginning(hub, publish, monkeypat
     assert ModelCard.load(BUILT / "README.md").data.base_model == "org/base"
 
 
-# --- figures
+# --- accuracies
 
 
 FIGURES = {
@@ -232,7 +235,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize(("options", "name"), FIGURES.values(), ids=FIGURES)
-def test_a_figure_is_on_the_card_only_with_what_it_is_a_figure_of(publish, options, name):
+def test_card_has_an_accuracy_only_if_it_was_measured_on_unseen_images_with_these_weights(publish, options, name):
     images("data/train")
     images("data/val")
     status, out, error, _ = publish(**{"data_dir": "data", **options})
@@ -280,8 +283,8 @@ def images(folder, names="abcdefghij"):
         "another way to it",
     ],
 )
-def test_without_a_validation_folder_of_its_own_there_is_no_accuracy(publish, make, options):
-    """timm reads the data folder itself then, so that the figure is of images that training saw."""
+def test_no_accuracy_without_a_separate_validation_folder(publish, make, options):
+    """Without it, timm reads the whole data folder, so the accuracy is measured on training images."""
     make()
     status, out, error, _ = publish(data_dir="data", **options)
     assert status == 0, error
@@ -308,7 +311,7 @@ def test_without_a_validation_folder_of_its_own_there_is_no_accuracy(publish, ma
         ("wds/birds", "train-{00..99}.tar", "val-{00..09}.tar", True),
     ],
 )
-def test_a_dataset_of_a_library_needs_two_splits_with_nothing_in_common(publish, dataset, train, validation, known):
+def test_library_dataset_needs_two_disjoint_splits(publish, dataset, train, validation, known):
     status, out, error, _ = publish(dataset=dataset, train_split=train, val_split=validation, data_dir="cache")
     assert status == 0, error
     assert bool(ModelCard.load(BUILT / "README.md").data.eval_results) == known
@@ -328,7 +331,7 @@ def names_of():
 
 @pytest.mark.parametrize("dataset", ["hfds/org/data", "torch/cifar10", "tfds/mnist", "hfids/org/data", "wds/x"])
 @pytest.mark.parametrize("data_dir", [None, "data"])
-def test_of_a_data_set_that_is_no_folder_of_folders_no_folder_names_the_classes(publish, dataset, data_dir):
+def test_folder_names_are_not_class_names_of_a_library_dataset(publish, dataset, data_dir):
     folders("train")
     folders("data", "train")
     status, out, error, _ = publish("--yes", dataset=dataset, data_dir=data_dir)
@@ -337,17 +340,17 @@ def test_of_a_data_set_that_is_no_folder_of_folders_no_folder_names_the_classes(
     assert names_of() is None
 
 
-def test_without_a_data_folder_the_folder_one_stands_in_names_nothing(publish):
+def test_current_folder_gives_no_class_names_without_a_data_folder(publish):
     folders("train")
     _, out, _, _ = publish("--yes")
     assert "class names" not in out
 
 
-def test_names_that_were_found_are_shown_with_their_place_and_need_a_yes(publish, monkeypatch):
+def test_found_class_names_are_shown_with_their_place_and_need_a_yes(publish, monkeypatch):
     folders("data", "train")
     _, out, _, _ = publish(data_dir="data")
     assert "class names found in data/train: a, b, c, d, e, f, g, h, i, j" in out
-    assert "they are left out; --yes publishes them, --class-names FILE others" in out
+    assert "they are not published; to publish them pass --yes, to publish others --class-names FILE" in out
     assert names_of() is None
     _, out, _, _ = publish("--yes", "--overwrite", data_dir="data")
     assert "class names from data/train: a, b" in out
@@ -358,8 +361,8 @@ def test_names_that_were_found_are_shown_with_their_place_and_need_a_yes(publish
     assert names_of() == list("klmnopqrst")
 
 
-def test_a_file_that_a_checkpoint_names_is_shown_and_not_published_without_a_yes(publish):
-    """The checkpoint may be somebody else's, and the file a list of anything."""
+def test_file_named_by_a_checkpoint_is_not_published_without_a_yes(publish):
+    """Another person may have written the checkpoint, and the file may contain anything."""
     Path("secrets.txt").write_text("\n".join(f"password{i}" for i in range(10)))
     _, out, _, _ = publish(class_map="secrets.txt")
     assert "class names found in secrets.txt: password0" in out
@@ -367,7 +370,7 @@ def test_a_file_that_a_checkpoint_names_is_shown_and_not_published_without_a_yes
 
 
 def by_timm(**options):
-    """The class of each output, as timm gives it to the images of the training split."""
+    """Return the class name of each output, as timm assigns them to the images of the training split."""
     dataset = create_dataset("", root="data", split="train", **options)
     index = dataset.reader.class_to_idx
     return sorted(index, key=index.get)
@@ -387,7 +390,7 @@ ORDER = "\n".join("jihgfedcba") + "\n"
     ],
     ids=["in the split folders", "here and in the folders", "of Windows", "capitals", "capitals in the folder"],
 )
-def test_the_names_of_a_class_map_are_found_where_timm_finds_it_and_in_its_order(publish, files):
+def test_class_map_is_found_and_ordered_as_by_timm(publish, files):
     folders("data", "train")
     folders("data", "validation")
     for path, text in files.items():
@@ -415,9 +418,7 @@ def test_the_names_of_a_class_map_are_found_where_timm_finds_it_and_in_its_order
     ],
 )
 @pytest.mark.parametrize("place", ["", "data/train"])
-def test_a_run_with_a_class_map_that_does_not_tell_has_no_names_and_never_those_of_the_folders(
-    publish, name, content, place
-):
+def test_run_with_an_unusable_class_map_has_no_class_names(publish, name, content, place):
     folders("data", "train")
     if name is not None:
         Path(place, name).write_bytes(content)
@@ -429,8 +430,8 @@ def test_a_run_with_a_class_map_that_does_not_tell_has_no_names_and_never_those_
     assert not Path("owned").exists()
 
 
-def test_a_class_map_among_the_options_names_the_classes(publish):
-    """As a YAML file of --config can have it."""
+def test_class_map_in_the_options_names_the_classes(publish):
+    """A YAML file for --config can contain one."""
     folders("data", "train")
     publish("--yes", data_dir="data", class_map={name: i for i, name in enumerate("jihgfedcba")})
     assert names_of() == list("jihgfedcba")
@@ -438,7 +439,7 @@ def test_a_class_map_among_the_options_names_the_classes(publish):
     assert names_of() is None
 
 
-def test_datasets_of_torchvision_take_no_class_map(publish):
+def test_torchvision_datasets_have_no_class_map(publish):
     Path("order.txt").write_text(ORDER)
     _, out, _, _ = publish("--yes", dataset="torch/cifar10", class_map="order.txt")
     assert "no class names: " in out
@@ -457,14 +458,14 @@ def test_datasets_of_torchvision_take_no_class_map(publish):
     ],
     ids=["nested", "an empty folder", "numbers", "no split", "a synonym", "a folder without images"],
 )
-def test_without_a_class_map_the_names_are_those_of_the_folders_as_timm_orders_them(publish, make, options):
+def test_folder_names_are_class_names_in_the_order_of_timm(publish, make, options):
     make()
     _, _, error, _ = publish("--yes", data_dir="data", **options)
     assert not error
     assert names_of() == by_timm()
 
 
-def test_folders_of_another_number_than_the_classes_name_nothing(publish):
+def test_wrong_number_of_folders_gives_no_class_names(publish):
     folders("data", "train", names="abc")
     status, out, _, _ = publish("--yes", data_dir="data")
     assert status == 0
@@ -472,7 +473,7 @@ def test_folders_of_another_number_than_the_classes_name_nothing(publish):
     assert names_of() is None
 
 
-def test_images_beside_the_folders_are_a_class_without_a_name(publish):
+def test_images_outside_of_folders_give_no_class_names(publish):
     folders("data", "train", names="abcdefghi")
     Path("data/train/1.png").touch()
     status, out, _, _ = publish("--yes", data_dir="data")
@@ -481,7 +482,7 @@ def test_images_beside_the_folders_are_a_class_without_a_name(publish):
     assert names_of() is None
 
 
-def test_a_folder_whose_name_is_no_utf8_names_nothing(publish):
+def test_folder_name_that_is_not_utf8_gives_no_class_names(publish):
     folders("data", "train", names="abcdefghi")
     path = os.fsencode("data/train") + b"/\xff"
     os.mkdir(path)
@@ -493,7 +494,7 @@ def test_a_folder_whose_name_is_no_utf8_names_nothing(publish):
 
 
 @pytest.mark.parametrize("answer", ["y", "yes", "n", "", None])
-def test_a_question_is_answered_by_yes_alone(publish, monkeypatch, answer):
+def test_only_yes_publishes_the_class_names(publish, monkeypatch, answer):
     folders("data", "train")
 
     def reply(question):
@@ -526,7 +527,7 @@ def test_a_question_is_answered_by_yes_alone(publish, monkeypatch, answer):
         ({"data_dir": "birds/.."}, "a folder of images", None),
     ],
 )
-def test_the_data_set_on_the_card_is_the_runs(publish, tmp_path, options, name, on_the_hub):
+def test_card_has_the_dataset_of_the_run(publish, tmp_path, options, name, on_the_hub):
     for root in ("birds", "."):
         images(f"{root}/train")
         images(f"{root}/validation")
@@ -540,15 +541,15 @@ def test_the_data_set_on_the_card_is_the_runs(publish, tmp_path, options, name, 
 
 
 def rows(text, first):
-    """The cells of the rows of tables that begin with ``first``."""
+    """Return the cells of the table rows that begin with ``first``."""
     return [re.split(r"(?<!\\)\|", line)[2:-1] for line in text.splitlines() if line.startswith(f"| {first} |")]
 
 
 NASTY = "x | y <img src=a onerror=alert(1)> `z` [link](javascript:1) \\| **b** \n| more | cells |\n# title & \ud800"
 
 
-def test_what_a_checkpoint_says_cannot_change_the_card_around_it(publish):
-    """Names, options and the rest may be of others, and may hold Markdown, HTML or the end of a line."""
+def test_text_of_a_checkpoint_cannot_change_the_rest_of_the_card(publish):
+    """Another person may have written names and options. They may contain Markdown, HTML or line breaks."""
     images(f"data {NASTY.encode(errors='ignore').decode().replace('/', '')}/train")
     root = next(str(path) for path in Path().iterdir() if path.name.startswith("data "))
     images(f"{root}/validation")
@@ -568,7 +569,7 @@ def test_what_a_checkpoint_says_cannot_change_the_card_around_it(publish):
     assert [len(cells) for cells in rows(body, "accuracy, measured in training")] == [1]
 
 
-def test_class_names_cannot_change_the_card_around_them(publish):
+def test_class_names_cannot_change_the_rest_of_the_card(publish):
     names = ["a|b", "<script>alert(1)</script>", "`c`", "[d](http://e)", "*f*", "g\\", "h & i", *"jkl"]
     Path("names.txt").write_text("\n".join(names))
     status, _, error, _ = publish("--class-names", "names.txt")
@@ -581,7 +582,7 @@ def test_class_names_cannot_change_the_card_around_them(publish):
     assert html.unescape(cell).strip() == f"10: {', '.join(names)}"
 
 
-def test_a_folder_of_windows_shows_its_last_name_alone():
+def test_only_the_last_part_of_a_windows_path_is_shown():
     assert dataset_name({"data_dir": "C:\\Users\\me\\birds"}) == "birds"
 
 
@@ -591,7 +592,7 @@ def test_every_transform_of_a_published_config_can_be_made(publish):
     assert create_transform(**resolve_model_data_config(loaded)) is not None
 
 
-def test_the_docs_say_of_each_option_of_train_py_what_becomes_of_it():
+def test_docs_explain_every_option_of_train_py():
     rows = [line for line in (golden.ROOT / "docs" / "weights.md").read_text().splitlines() if line.startswith("| `")]
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(listed) == json.loads((golden.DATA / "train_script_options.json").read_text())

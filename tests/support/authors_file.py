@@ -1,7 +1,7 @@
-"""A writer of the format of the released ``F*_haiku.npz``: what dill 0.3.3 wrote under Python 3.7 with NumPy 1.18.
+"""Writes the format of the released ``F*_haiku.npz``, which dill 0.3.3 wrote under Python 3.7 with NumPy 1.18.
 
-A stand-in for files that the tests do not have. It is held against two facts: ``nfnet_tiny_haiku_2021.npz`` was made by
-those very versions, and the released F0 has 285,976,842 bytes.
+It replaces files that the tests do not have. Two facts check it: those versions wrote ``nfnet_tiny_haiku_2021.npz``,
+and the released F0 has 285,976,842 bytes.
 """
 
 import struct
@@ -10,11 +10,11 @@ import numpy as np
 
 RELEASED_F0_BYTES = 285_976_842  # of https://storage.googleapis.com/dm-nfnets/F0_haiku.npz
 
-_RECONSTRUCT, _DTYPE = object(), object()  # results of calls, which are written once
+_RECONSTRUCT, _DTYPE = object(), object()  # memo keys for results of calls, which are written only once
 
 
 def write(tree, path):
-    """Write ``tree`` as the authors did: modules and parameters sorted by name, FlatMappings of FlatMappings."""
+    """Write ``tree`` as the authors did: FlatMappings of FlatMappings, with modules and parameters sorted by name."""
     with open(path, "wb") as file:
         _Writer(file).dump(tree)
 
@@ -22,7 +22,7 @@ def write(tree, path):
 class _Writer:
     def __init__(self, file):
         self.file = file
-        self.memo = {}  # what was written before and is referred to again -> its number
+        self.memo = {}  # a value that was written before -> its number
         self.count = 0
 
     def dump(self, tree):
@@ -103,7 +103,7 @@ class _Writer:
             self.put((module, name))
 
     def call(self, args, key=None):
-        """Call what is below the last ``args`` values with them."""
+        """Call the function below the last ``args`` values on the stack with these values."""
         self.file.write({1: b"\x85", 2: b"\x86", 3: b"\x87"}[args])
         self.put()
         self.file.write(b"R")

@@ -1,4 +1,4 @@
-"""What the tests of other libraries share: images, and the plain training loop that each is compared with."""
+"""Shared by the tests of other libraries: images, and the plain training loop with which each is compared."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from nfnet_timm.optim import create_optimizer
 
 
 def images_and_labels(n, size):
-    """The first ``n`` of scikit-learn's digits, real scans, as (n, 3, size, size), and their classes."""
+    """Return the first ``n`` of scikit-learn's digits (real scans) as (n, 3, size, size), and their classes."""
     digits = load_digits()
     x = torch.tensor(digits.images[:n], dtype=torch.float32)[:, None] / 16
     return F.interpolate(x, size=size, mode="bilinear").expand(-1, 3, -1, -1).contiguous(), torch.tensor(
@@ -17,7 +17,7 @@ def images_and_labels(n, size):
 
 
 def plain_training(model, x, y, batch):
-    """Train ``model`` for an epoch, in order, by the loop that everybody writes, and return it."""
+    """Train ``model`` for one epoch without shuffling, in a plain PyTorch loop, and return it."""
     optimizer = create_optimizer(model, "sgd", lr=0.05, momentum=0.9, clip_factor=0.02)
     model.train()
     for images, labels in zip(x.split(batch), y.split(batch), strict=True):
@@ -28,6 +28,6 @@ def plain_training(model, x, y, batch):
 
 
 def same_weights(ours, plain):
-    """Assert that two networks have the same weights, to the bit."""
+    """Assert that two networks have exactly the same weights."""
     theirs = plain.state_dict()
     assert [name for name, p in ours.state_dict().items() if not p.equal(theirs[name])] == []

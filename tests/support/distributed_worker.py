@@ -1,4 +1,4 @@
-"""One rank of tests/test_distributed.py: three steps, then rank 0 saves the parameters and what it counted."""
+"""One rank of test_distributed.py: takes three steps, then rank 0 saves the parameters and the counts of collectives."""
 
 import os
 import sys
@@ -31,14 +31,14 @@ def build() -> torch.nn.Module:
 
 
 def train(model, optimizer, rank: int, world: int) -> list[int]:
-    """Take three steps on this rank's share of each batch, and return the collectives of each clipping."""
+    """Take three steps on this rank's share of each batch; return the number of collectives of each optimizer step."""
     counts = []
     share = GLOBAL_BATCH // world
     for step in range(STEPS):
         g = torch.Generator().manual_seed(step)
         x, y = torch.randn(GLOBAL_BATCH, 3, 32, 32, generator=g), torch.randint(10, (GLOBAL_BATCH,), generator=g)
         mine = slice(rank * share, (rank + 1) * share)
-        # A loss large enough for most units to be clipped.
+        # The factor makes the gradients so large that most units are clipped.
         (100 * F.cross_entropy(model(x[mine]), y[mine])).backward()
         if dist.is_initialized():
             with CommDebugMode() as comms:
@@ -51,7 +51,7 @@ def train(model, optimizer, rank: int, world: int) -> list[int]:
 
 
 def errors(model, how: str, rank: int, world: int) -> list[str]:
-    """Return what clipping raises on this rank: of a NaN on one rank, in each kind of parameter; or under FSDP1."""
+    """Return the errors of clipping on this rank: for a NaN on one rank in each type of parameter, or under FSDP1."""
     if how == "fsdp1":
         from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -110,7 +110,7 @@ def main() -> None:
         wrapped = fully_shard(model, mesh=mesh)
         if how == "fsdp2":
             optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-        elif how == "fsdp2-wrapped":  # by what shows parameters only
+        elif how == "fsdp2-wrapped":  # the wrapper hides the network
             optimizer = create_optimizer_v2(torch.nn.Sequential(model), "agc-sgd", lr=0.1, weight_decay=1e-4)
         else:
             optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
@@ -121,8 +121,8 @@ def main() -> None:
     if rank == 0:
         torch.save({"parameters": parameters, "collectives": counts}, out)
     dist.destroy_process_group()
-    # Not through the interpreter's shutdown, in which a rank once aborted ("terminate called without an active
-    # exception"), after its work was done.
+    # Skip the interpreter's shutdown: a rank once aborted there after its work ("terminate called without an active
+    # exception").
     os._exit(0)
 
 

@@ -1,9 +1,9 @@
-"""Gives the reader made-up pickles, each in a process of its own with a limit of memory and time.
+"""Fuzzes the reader with generated pickles, each in its own process with limits of memory and time.
 
     python tests/support/fuzz_reader.py SEED COUNT
 
-Prints a line for each that ended in anything but a tree or a ValueError. The pickles have structure: instructions whose
-arguments fit, pieces of real files, values that are kept, recalled, shared and nested, in any order.
+Prints a line for each pickle that gave anything but a tree or a ValueError. The pickles consist of instructions with
+valid arguments and pieces of real files, in any order. They store, recall, share and nest values.
 """
 
 import os
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from nfnet_timm.formats.haiku_reader import read_tree
 
-MEMORY, SECONDS = 160 << 20, 10  # more than a megabyte of instructions can need
-MOST = 1 << 20  # bytes of what is made
+MEMORY, SECONDS = 160 << 20, 10  # a valid reader needs less for a megabyte of instructions
+MOST = 1 << 20  # largest pickle, in bytes
 
 
 def word(value: str) -> bytes:
@@ -50,7 +50,7 @@ EMPTY = name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray")
 
 
 def doubled(times: int) -> bytes:
-    """Pickle a tuple that holds another twice, and so on: 2 ** times values in a few bytes."""
+    """Return instructions for a tuple that contains another tuple twice, and so on: 2 ** times values in few bytes."""
     return b")" + b"q\x00h\x00\x86" * times
 
 
@@ -59,13 +59,13 @@ def nested(times: int) -> bytes:
 
 
 def repeated(times: int) -> bytes:
-    """Pickle dict(mapping) of the same mapping of a hundred items, again and again."""
+    """Return instructions that call dict(mapping) ``times`` times with the same mapping of a hundred items."""
     mapping = b"}(" + b"".join(word(f"k{i}") + b"N" for i in range(100)) + b"uq\x00"
     copies = b"".join(word(f"m{i}") + name("builtins", "dict") + b"h\x00\x85R" for i in range(times))
     return mapping + b"}(" + copies + b"u"
 
 
-# Small files that once hung the reader, crashed it, or took hundreds of megabytes.
+# Small files that once blocked the reader, crashed it, or took hundreds of megabytes.
 BOMBS = {
     "shape": b"\x80\x04" + EMPTY + b"(K\x01" + doubled(30) + DTYPE + b"\x89C\x08" + bytes(8) + b"tb.",
     "arguments": b"\x80\x04" + name("builtins", "dict") + doubled(60) + b"R.",
@@ -83,7 +83,7 @@ BOMBS = {
 
 
 class Maker:
-    """Makes one pickle; ``kept`` counts what is in its memo."""
+    """Generates one pickle. ``kept`` counts the values in its memo."""
 
     def __init__(self, seed: int):
         self.r = random.Random(seed)
@@ -91,9 +91,9 @@ class Maker:
 
     def make(self) -> bytes:
         body = b"".join(self.piece(0) for _ in range(self.r.randint(1, 30)))
-        if self.r.random() < 0.3:  # a loop, as far as a pickle can have one
-            again = self.piece(1)
-            body += again * min(self.r.choice([10, 1000, 20_000]), MOST // len(again) + 1)
+        if self.r.random() < 0.3:  # repeat a piece; pickles have no loops
+            repeated_piece = self.piece(1)
+            body += repeated_piece * min(self.r.choice([10, 1000, 20_000]), MOST // len(repeated_piece) + 1)
         return b"\x80" + self.r.choice([b"\x03", b"\x04", b"\x05"]) + body + b"."
 
     def piece(self, depth: int) -> bytes:
@@ -120,13 +120,13 @@ class Maker:
             case 7:
                 count = r.randint(1, 3)
                 return b"".join(self.piece(depth + 1) for _ in range(count)) + bytes([0x84 + count])
-            case 8:  # a tuple of the same tuple, again and again
+            case 8:  # nested tuples, each of which contains the same tuple twice
                 return b")" + (b"r\0\0\0\0" + b"j\0\0\0\0" * 2 + b"\x87") * r.choice([3, 30, 3000])
             case 9:
                 return b"(" + b"".join(self.piece(depth + 1) for _ in range(r.randrange(12))) + b"t"
             case 10:
                 return r.choice(NAMES) + self.piece(depth + 1) + b"\x85R"
-            case 11:  # a mapping of the same mapping, again and again
+            case 11:  # repeated dict(mapping) of the same mapping
                 return b"}" + (b"r\0\0\0\0" + name("builtins", "dict") + b"j\0\0\0\0\x85R") * r.choice([3, 300])
             case 12:
                 pairs = b"".join(word(f"k{i}") + self.piece(depth + 1) for i in range(r.choice([0, 1, 20])))
@@ -157,7 +157,7 @@ def outcome(content: bytes, path: Path) -> str:
             status = 5
         os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    endings = {0: "", 3: "a message that is no short line", 4: "another exception", 5: "too much memory"}
+    endings = {0: "", 3: "a message that is not one short line", 4: "another exception", 5: "too much memory"}
     return endings.get(status, f"ended by {-status}")
 
 

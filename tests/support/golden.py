@@ -1,4 +1,4 @@
-"""The recipe by which the authors' code and ours are given the same parameters and images (see data/README.md)."""
+"""Generates the same parameters and images for the authors' code and ours (see data/README.md)."""
 
 import json
 import zlib
@@ -10,7 +10,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
 
-# Reference name -> ours.
+# Name of the authors' network -> our name.
 NETWORKS = {
     "nfnet_f0": "nfnet_f0",
     "nfnet_f1": "nfnet_f1",
@@ -59,6 +59,6 @@ def images(spec: np.ndarray) -> torch.Tensor:
 
 
 def relative_error(actual: torch.Tensor, expected: np.ndarray) -> float:
-    """Return the L2 norm of the difference over that of ``expected``."""
+    """Return the L2 norm of the difference divided by that of ``expected``."""
     difference = actual.detach().double().numpy() - expected.astype(np.float64)
     return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))

@@ -1,4 +1,4 @@
-"""A Hub cache as huggingface_hub leaves it, with a repository as timm publishes it."""
+"""Writes a repository to a Hub cache, as huggingface_hub does after a download."""
 
 import torch
 from timm.models import save_for_hf
@@ -7,7 +7,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def fill_hub_cache(home, name: str, model: torch.nn.Module) -> None:
-    """Put a repository as timm publishes it into a Hub cache, with the symbolic links that huggingface_hub makes."""
+    """Write a repository in timm's form to a Hub cache, with the symbolic links that huggingface_hub creates."""
     repo = home / "hub" / f"models--timm--{name.replace('/', '--')}"
     snapshot, blobs = repo / "snapshots" / COMMIT, repo / "blobs"
     for folder in (snapshot, blobs, repo / "refs"):

@@ -1,7 +1,7 @@
 """A small Hugging Face Hub for tests: the part of its HTTP protocol that ``huggingface_hub`` needs for model repos.
 
-Files lie in a folder by their SHA-256; repos, commits, branches and tags in memory. A commit takes effect as a whole or
-not at all. ``Hub.faults`` breaks requests on purpose.
+Files are stored in a folder by their SHA-256; repos, commits, branches and tags in memory. A commit takes effect
+completely or not at all. ``Hub.faults`` breaks requests on purpose.
 """
 
 from __future__ import annotations
@@ -82,12 +82,13 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next ``times`` requests of this method whose path has this pattern.
+    """A fault of the next ``times`` requests that have this method and whose path matches ``pattern``.
 
     Args:
-        action: An error status; "cut" (half of the request is read, then the connection closed), "lost" (the request
-            takes effect and its answer is lost), "half" (the answer stops half-way), "flip" (one bit of the answer's
-            body is wrong), "short" (a well-formed answer, a byte short); or what to call before going on as usual.
+        action: An error status; "cut" (the server reads half of the request and closes the connection), "lost" (the
+            request takes effect and its answer is lost), "half" (the answer stops halfway), "flip" (one bit of the
+            answer's body is wrong), "short" (the answer lacks its last byte); or a function to call before the normal
+            answer.
     """
 
     method: str
@@ -98,7 +99,7 @@ class Fault:
 
 
 class Hub:
-    """The state, the answers, and the thread that serves them."""
+    """The state of the Hub, and the thread that answers requests."""
 
     def __init__(self, folder: Path, listening: socket.socket):
         self.folder = folder
@@ -117,13 +118,13 @@ class Hub:
         self._thread.join()
 
     def reset(self) -> None:
-        """Forget everything; "hf_writer" may write to "org", "hf_reader" may read it."""
+        """Remove everything. The token "hf_writer" can write to "org", "hf_reader" can only read."""
         self.repos: dict[str, Repo] = {}
         self.tokens = {"hf_writer": "write", "hf_reader": "read"}
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str]] = []
-        self.ranges: list[str] = []  # of the requests that asked for a part
-        self.inline = False  # whether every file travels in the commit, so that no LFS or Xet is asked for
+        self.ranges: list[str] = []  # Range headers of requests
+        self.inline = False  # whether every file is sent inside the commit, without LFS or Xet
         self._lock = threading.Lock()
 
     def store(self, content: bytes, lfs: bool) -> File:
@@ -142,7 +143,7 @@ class Hub:
         return repo
 
     def push(self, repo_id: str, name: str, content: bytes, branch: str = "main") -> str:
-        """Commit a file, as somebody else would; the repo is made if it is not there."""
+        """Commit a file as another user. Creates the repo if it does not exist."""
         repo = self.repos[repo_id] if repo_id in self.repos else self.create(repo_id, private=False)
         files = {**repo.resolve(branch).files, name: self.store(content, lfs=name.endswith(".safetensors"))}
         return repo.add(branch, f"add {name}", files).oid
@@ -381,7 +382,7 @@ def _row(name: str, file: File) -> dict:
 
 
 async def _close(send) -> None:
-    """Close the connection: uvicorn does so when an answer breaks off."""
+    """Close the connection, by an incomplete answer."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
     raise ConnectionAbortedError("on purpose")
 

@@ -1,4 +1,4 @@
-"""Two hosts on this machine, by scripts/two_hosts.sh, and torchrun on both."""
+"""Simulates two hosts on this machine with scripts/two_hosts.sh, and starts torchrun on both."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ def two_hosts(*args, check=True):
 
 
 def environment():
-    # An interface's name has at most 15 letters. Without the other one a host that comes back waits for an address that
-    # host 0 publishes in the first round alone (torch 2.14).
+    # The name of a network interface has at most 15 letters. Without the second variable, a restarted host waits for an
+    # address that host 0 publishes only in the first round (torch 2.14).
     return {**os.environ, "TWO_HOSTS": f"t{os.getpid()}", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 @contextmanager
 def hosts():
-    """Make two hosts for as long as this lasts."""
+    """Create two hosts, and remove them at the end."""
     made = two_hosts("up", check=False)
     try:
         if made.returncode:
