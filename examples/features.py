@@ -1,12 +1,12 @@
-"""Turn images into vectors that are close for similar images: the nearest neighbours of handwritten digits.
+"""Compute image embeddings and find the nearest neighbours of handwritten digits.
 
     pip install '.[demo]'     in a clone of nfnet_timm
     nfnet-timm demo
-    python features.py --model local-dir:nfnet-demo/model     a network that was trained on digits
-    python features.py --model nfnet_f0                       one that has never seen any
+    python features.py --model local-dir:nfnet-demo/model     a network trained on digits
+    python features.py --model nfnet_f0                       a network that was not trained on digits
 
-The digits are scikit-learn's, 1,797 scans. Prints for how many of 300 the nearest of the others is the same digit, and
-draws some with their neighbours.
+The digits are scikit-learn's, 1,797 scans. Prints for how many of 300 digits the nearest neighbour is the same digit,
+and draws some digits with their neighbours.
 """
 
 from __future__ import annotations
@@ -55,24 +55,24 @@ def main() -> None:
 
 @torch.no_grad()
 def embeddings(model: nn.Module, images: Tensor) -> Tensor:
-    """Return a vector for each grey image (N, H, W) of 0 to 1, in the form that the network was trained with."""
+    """Return the embedding of each grey image, (N, H, W) in 0 to 1, with the preprocessing of the network."""
     config = resolve_model_data_config(model)
     chans, height, _ = config["input_size"]
-    size = min(height, 64)  # of 8 x 8 pixels more would show no more
+    size = min(height, 64)  # images of 8 x 8 pixels have no more detail
     mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     x = F.interpolate(images[:, None].expand(-1, chans, -1, -1), size=size, mode="bilinear")
     return torch.cat([model(part) for part in tqdm(((x - mean) / std).split(64), desc="embeddings", unit="batch")])
 
 
 def neighbours(vectors: Tensor, queries: Tensor, count: int) -> Tensor:
-    """Return for each query the indices of the ``count`` vectors that are closest to it, itself left out."""
+    """Return, for each query, the indices of the ``count`` closest other vectors."""
     similarity = vectors[queries] @ vectors.T
     similarity[torch.arange(len(queries)), queries] = -1
     return similarity.topk(count).indices
 
 
 def draw(images: Tensor, classes: Tensor, queries: Tensor, near: Tensor, path: Path, title: str) -> None:
-    """Draw a row for each query: itself, and its neighbours with a red frame where they are another digit."""
+    """Draw a row for each query: the query and its neighbours. A red frame marks another digit."""
     figure = Figure(figsize=(6, 8.5), layout="constrained")
     figure.suptitle(title, wrap=True)
     axes = figure.subplots(len(queries), near.shape[1] + 1)

@@ -4,10 +4,10 @@
     python private.py
     python private.py --epsilon 3 --ghost
 
-The digits are scikit-learn's, 1,797 scans. Normalizer-Free networks are the usual choice here, since batch norm mixes
-samples, which forbids saying what one of them did. As in arXiv 2204.13650: large batches, no weight decay, skip gains
-that start at one. Prints the accuracy after each epoch and the privacy that was spent for it: with probability
-1 - delta, what the training run reveals about one image is bounded by epsilon. About a minute on two cores.
+The digits are scikit-learn's, 1,797 scans. DP-SGD needs a gradient for each sample, which batch norm does not
+have, because it mixes samples. The settings are those of arXiv 2204.13650: large batches, no weight decay, skip gains
+that start at one. Prints the accuracy after each epoch and the privacy budget: with probability 1 - delta, epsilon
+bounds what the training run reveals about one image. Takes about a minute on two cores.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ try:
     from torch.utils.data import DataLoader, TensorDataset
     from tqdm import tqdm
 
-    import nfnet_timm.privacy  # noqa: F401  # so that Opacus knows our layers
+    import nfnet_timm.privacy  # noqa: F401  # registers the layers with Opacus
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: `pip install '.[privacy,demo]'` in a clone of nfnet_timm")
 
-# Of torch, about the first layer, whose input needs no gradient; of Opacus, about the random numbers of an example, and
-# that its bound may be a little above the best one.
+# torch warns about the first layer, whose input needs no gradient. Opacus warns that its random numbers are not secure,
+# and that its bound may be slightly above the best one.
 warnings.filterwarnings("ignore", message="Full backward hook is firing|Secure RNG turned off|Optimal order is the")
 
 
 def main() -> None:
-    """Train, and print what it cost in privacy."""
+    """Train, and print the privacy that was spent."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--epsilon", type=float, default=8.0, help="privacy to spend; less is more private (%(default)s)"

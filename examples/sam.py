@@ -3,9 +3,9 @@
     pip install '.[demo]'     in a clone of nfnet_timm
     python sam.py
 
-The digits are scikit-learn's, 1,797 scans, of which few are used, so that there is something to overfit. Three runs:
-without SAM, with its ascent on each whole batch, and with the ascent on a fifth of it, as for the published NFNet-F6
-(arXiv 2102.06171, appendix A.4). Prints the test accuracy of each, of one seed, and how long it took. A minute on two
+The digits are scikit-learn's, 1,797 scans. Few are used for training, so that the network can overfit. Three runs:
+without SAM, with the ascent on the whole batch, and with the ascent on a fifth of it, as for the published NFNet-F6
+(arXiv 2102.06171, appendix A.4). Prints the test accuracy and the time of each run, for one seed. Takes a minute on two
 cores.
 """
 
@@ -33,7 +33,7 @@ Data = tuple[Tensor, Tensor]
 
 
 def main() -> None:
-    """Train three times, and print what came of it."""
+    """Train three times, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=40, help="(%(default)s)")
     parser.add_argument("--images", type=int, default=300, help="to train with, at most 1437 (%(default)s)")
@@ -64,7 +64,7 @@ def run(train: Data, test: Data, epochs: int, rho: float, share: float | None, l
             images, classes = train[0][batch], train[1][batch]
             descent = gradients_of(model, images, classes)
             if sam is not None and share is not None:
-                few = int(len(images) * share)  # of the same images: with others the gain is lost
+                few = int(len(images) * share)  # the same images: with others SAM brings no gain
                 sam.step(descent, ascent=gradients_of(model, images[:few], classes[:few]))
             else:
                 optimizer.zero_grad()

@@ -133,11 +133,11 @@ def test_card_of_f0_with_21_thousand_classes_says_what_is_known_and_unknown(writ
     assert (card.data.license, card.data.datasets, card.data.eval_results) == ("cc-by-4.0", ["imagenet-21k"], None)
     text = " ".join(card.text.split())
     for part in (
-        "as one of the 21,841 kinds of things of the ImageNet-21k data set",
-        "No accuracy of this checkpoint is known to have been published",
+        "21,841 classes of ImageNet-21k",
+        "No published accuracy of this checkpoint is known",
         "google-deepmind/jax_privacy up to commit e3741d2",
-        "that it is the released one is the word of who published this page",
-        "With what recipe, at which image size and with which preprocessing is not known",
+        "The publisher of this page states that it is",
+        "The recipe, the image size and the preprocessing are not known",
         "CC BY 4.0, as the README of google-deepmind/jax_privacy says of its model parameters",
     ):
         assert part in text

@@ -59,7 +59,7 @@ def test_every_result_has_value_resolution_source_and_who_measured(name):
 def test_the_text_is_honest_about_licences_and_measurements(name):
     text = " ".join(card(name).text.split())
     assert "upstream states no separate licence for them" in text
-    assert "not again for this page" in text
+    assert "not measured again for this page" in text
     assert ("sharpness-aware minimization" in text) == CHECKPOINTS[name]["sam"]
     assert ("means of several training runs" in text) == (name != "nfnet_f6.dm_in1k")
     assert "{{" not in text

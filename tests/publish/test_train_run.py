@@ -162,7 +162,7 @@ def test_card_code_of_a_grey_network_runs_and_its_comments_are_right(publish, ca
     assert f"torch.Size([{embeddings.strip('()')}])" in capsys.readouterr().out
     assert f"print(vectors.shape)  # {embeddings}" in text
     height, width = options.get("input_size", [1, 32, 32])[1:]
-    assert f"| image size | {height} x {width} in training, {height} x {width} in use |" in text
+    assert f"| image size | {height} x {width} in training, {height} x {width} in testing |" in text
 
 
 def test_a_network_that_train_script_would_not_build_is_refused(publish):
