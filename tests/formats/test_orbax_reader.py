@@ -61,9 +61,7 @@ def test_what_the_installed_orbax_writes_becomes_a_folder_and_a_file(write, tmp_
     monkeypatch.chdir(tmp_path)
     path = write({"params": mini_tree(), "state": {}}, "mini", ocdbt)
     assert main(["convert", "mini", "--out", "out"]) == 0
-    assert (
-        "weights of your own: no hash identifies mini as a released checkpoint" in capsys.readouterr().out
-    )
+    assert "weights of your own: no hash identifies mini as a released checkpoint" in capsys.readouterr().out
     model = timm.create_model("local-dir:out", pretrained=True)
     assert_equal(to_haiku(model.state_dict()), mini_tree())
     assert main(["convert", "out", "--out", "back.npz"]) == 0
