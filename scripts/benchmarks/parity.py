@@ -31,8 +31,19 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", *TESTS, "-k", args.k, f"--junit-xml={report}"]
-        subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            *TESTS,
+            "-k",
+            args.k,
+            f"--junit-xml={report}",
+            "-o",
+            "junit_family=xunit1",
+        ]
+        subprocess.run(command, cwd=ROOT, check=False)
         if not report.exists():
             raise SystemExit("parity.py: error: pytest did not run, see above; install it with: pip install '.[test]'")
         properties = ElementTree.parse(report).iter("property")

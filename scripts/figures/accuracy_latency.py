@@ -25,7 +25,7 @@ def main() -> None:
     """Draw, and print the paper's ratio."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, default=RESULTS, help="measured times (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("accuracy-latency"), help="folder (%(default)s)")
+    parser.add_argument("--out", type=figures.folder, default=Path("accuracy-latency"), help="folder (%(default)s)")
     args = parser.parse_args()
     record = figures.read(parser, args.json)
     figures.write_picture(parser, draw, record, args.out / "accuracy_latency.png")

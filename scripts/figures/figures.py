@@ -24,7 +24,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: {to_install('demo')}")
 
-__all__ = ["clean", "in_processes", "read", "run", "write_picture"]
+__all__ = ["clean", "folder", "in_processes", "read", "run", "write_picture"]
 
 Record = dict[str, Any]
 
@@ -42,7 +42,7 @@ def run(
     All numbers among the options of ``parser`` must be positive. With --from-json nothing is measured. Ctrl-C ends the
     program, and nothing is written then.
     """
-    parser.add_argument("--out", type=Path, default=Path(name.replace("_", "-")), help="folder (%(default)s)")
+    parser.add_argument("--out", type=folder, default=Path(name.replace("_", "-")), help="folder (%(default)s)")
     parser.add_argument("--from-json", action="store_true", help="draw again from the results of an earlier run")
     args = parser.parse_args()
     for option, values in vars(args).items():
@@ -62,6 +62,14 @@ def run(
         sys.exit("\nstopped; nothing was written")
     print(f"results: {results}")
     return record
+
+
+def folder(text: str) -> Path:
+    """Return the path of a folder, existing or new; the type of an option."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a file: expected a folder")
+    return path
 
 
 def read(parser: argparse.ArgumentParser, results: Path) -> Record:

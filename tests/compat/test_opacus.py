@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from peak_memory import peak_memory
 from compat_table import images_and_labels
+from peak_memory import peak_memory
 from torch import nn
 
 from nfnet_timm.models.block import NormFreeBlock

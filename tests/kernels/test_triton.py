@@ -1,7 +1,7 @@
 """The kernels for GPUs, by Triton: their numbers, on a CPU through its interpreter.
 
 Triton decides when a kernel is defined whether it is interpreted, so that happens in a process of its own, in which
-this file is run once more. On a machine with a GPU ``scripts/benchmarks/benchmark_gpu.sh`` runs these tests there, compiled.
+this file is run once more. ``scripts/benchmarks/benchmark_gpu.sh`` runs these tests, compiled, on a machine with a GPU.
 """
 
 import os

@@ -13,6 +13,8 @@ from golden import ROOT
 from peak_memory import peak_memory
 from timm.optim import create_optimizer_v2
 
+from nfnet_timm.layers.ws_conv import WSConv2d
+
 FOLDER = Path("scripts/benchmarks")
 CONVOLUTIONS = 57  # of F0 that are standardized
 
@@ -29,29 +31,27 @@ def results(run_script, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_standardizes_each_weight_once_and_never_waits_for_the_device(results, dtype):
-    step = results("launches.py", "--dtype", dtype)["this package"]
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_a_step_launches_one_kernel_for_each_weight_never_waits_and_moves_less_than_timms(results, dtype):
+    counted = results("launches.py", "--dtype", dtype)
+    step = counted["this package"]
     by_name = {part: step[part]["by_name"] for part in step}
     assert by_name["forward"]["standardize"][0] == by_name["backward"]["standardize_backward"][0] == CONVOLUTIONS
     assert by_name["clipping"]["clip_"][0] == 1
-    assert [step[part]["host_reads"] for part in step] == [0, 0, 0]
-    weights = [p for key, p in timm.create_model("nfnet_f0", device="meta").named_parameters() if "conv" in key]
-    read = sum(p.numel() for p in weights if p.ndim == 4) + sum(p.numel() for p in weights if p.ndim == 1)
-    assert by_name["forward"]["standardize"][1] <= (8 if dtype == "float32" else 6) * read
-
-
-def test_a_step_moves_fewer_bytes_than_timms(results):
-    counted = results("launches.py", "--pixels", "64")
-    for part, ours in counted["this package"].items():
+    assert [part["host_reads"] for part in step.values()] == [0, 0, 0]
+    for part, ours in step.items():
         assert ours["bytes"] < counted["timm"][part]["bytes"], part
+    # Each weight and gain is read once in float32, and each weight is written once, in bfloat16 under autocast.
+    convolutions = [m for m in timm.create_model("nfnet_f0", device="meta").modules() if isinstance(m, WSConv2d)]
+    read = sum(conv.weight.nbytes + conv.gain.nbytes for conv in convolutions)
+    written = sum(conv.weight.numel() for conv in convolutions) * (2 if dtype == "bfloat16" else 4)
+    assert by_name["forward"]["standardize"][1] == read + written
 
 
 def test_the_peak_of_memory_is_predicted_for_a_batch_that_no_machine_can_hold(results):
-    predicted = results("memory.py", "--batch", 1 << 20, "--pixels", 192)
-    assert predicted["training step, as it is"] > 50 * 2**40
-    assert predicted["training step, set_grad_checkpointing"] < predicted["training step, as it is"]
-    assert predicted["training step, recompute_acts"] < predicted["training step, as it is"]
+    predicted = results("memory.py", "--name", "dm_nf_resnet50", "--batch", 1 << 20, "--pixels", 192)
+    for way in ("set_grad_checkpointing", "recompute_acts"):
+        assert 2**40 < predicted[f"training step, {way}"] <= predicted["training step, as it is"], way
 
 
 @pytest.mark.slow
@@ -92,13 +92,13 @@ def test_the_peak_of_memory_is_predicted_within_a_tenth(results, name):
         ),
     ],
 )
-def test_each_network_is_measured_and_a_later_run_replaces_an_earlier_one(results, command, networks):
-    for _ in range(2):
-        (record,) = results("speed.py", *command, "--repeat", "1")
+def test_each_network_is_measured(results, command, networks):
+    (record,) = results("speed.py", *command, "--repeat", "1")
     assert [row["network"] for row in record["rows"]] == networks
     assert all(len(row["milliseconds"]) == 1 and min(row["milliseconds"]) > 0 for row in record["rows"])
 
 
+@pytest.mark.slow
 def test_an_error_is_collected_from_the_test_that_measures_it(results):
     found = results("parity.py", "-k", "nf_regnet_b0_64x64")
     recorded = json.loads((ROOT / "benchmarks" / "results" / "parity.json").read_text())
@@ -147,6 +147,12 @@ def test_a_mistake_is_an_error_that_names_the_option(run_script, monkeypatch, na
     status, out, error = run_script(FOLDER / name, *arguments)
     assert (status, out) == (2, "")
     assert message in error.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_later_run_with_the_same_settings_replaces_an_earlier_one(results):
+    for _ in range(2):
+        assert len(results("speed.py", "agc", "--repeat", "1")) == 1
 
 
 @pytest.mark.parametrize("content", ["not json", '{"a": 1}'])

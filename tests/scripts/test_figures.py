@@ -20,6 +20,7 @@ def digest(path):
         return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "small"),
     [
@@ -38,7 +39,13 @@ def test_a_run_writes_results_from_which_the_same_picture_is_drawn_again(run_scr
     assert digest(picture) == first
 
 
-@pytest.mark.parametrize("picture", sorted(PICTURES.glob("*.png")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "picture",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem != "accuracy_latency"))
+        for path in sorted(PICTURES.glob("*.png"))
+    ],
+)
 def test_the_pictures_in_docs_are_those_of_the_recorded_results(run_script, picture, tmp_path):
     name, options = picture.stem, ["--from-json"]
     if name == "agc_ablation":

@@ -26,10 +26,13 @@ def run(hub, tmp_path, monkeypatch, run_script):
     return lambda *arguments: run_script("scripts/publish_all.py", ".", "--organization", "org", *arguments)
 
 
-def test_the_cards_of_all_checkpoints_are_printed_without_any_file(run_script):
+def test_the_cards_are_printed_without_any_file(run_script, monkeypatch):
+    facts = load_published()
+    two = {name: facts["checkpoints"][name] for name in ("nfnet_f0.dm_in1k", "nfnet_f1.dm_in1k")}
+    monkeypatch.setitem(facts, "checkpoints", two)
     status, out, _ = run_script("scripts/publish_all.py", "--cards")
     assert status == 0
-    assert out.count("\nlicense: ") == len(load_published()["checkpoints"])
+    assert out.count("\nlicense: ") == 2
     assert (golden.ROOT / "hub" / "cards" / "nfnet_f0.dm_in1k.md").read_text() in out
 
 
