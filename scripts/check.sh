@@ -7,11 +7,11 @@ EXTRAS=dev source "$(dirname "$0")/setup_env.sh"
 if [ -n "${CI:-}" ]; then
     ruff format --check .
     ruff check .
-    python scripts/render_tables.py --check
+    python scripts/benchmarks/render_tables.py --check
 else
     ruff format .
     ruff check --fix .
-    python scripts/render_tables.py
+    python scripts/benchmarks/render_tables.py
 fi
 mypy
 lint-imports

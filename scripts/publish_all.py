@@ -1,9 +1,10 @@
 """Publishes every released checkpoint: the authors' files in a folder, to the organization of hub/checkpoints.toml.
 
-python scripts/publish_all.py FOLDER [--download] [--organization ORG] [--out DIR] [--dry-run] [--force]
+    python scripts/publish_all.py FOLDER [--download] [--organization ORG] [--out DIR] [--dry-run] [--force]
+    python scripts/publish_all.py --cards       print the model card of each, which needs no files
 
-It can be interrupted and started again: what is on the Hub already makes no new commit. A file that is missing or fails
-does not keep the others; the exit status is 1 then.
+After an interruption, run the same command again: a repo with the same content gets no new commit. After a missing file
+or a failure, the script continues with the next checkpoint and ends with exit status 1.
 """
 
 from __future__ import annotations
@@ -12,26 +13,39 @@ import argparse
 import sys
 from pathlib import Path
 
+import timm
 from safetensors import SafetensorError
 
+from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import load_published
 from nfnet_timm.publish.download import download
 from nfnet_timm.publish.folder import build_repo, show_repo
 from nfnet_timm.publish.push import publish
-from nfnet_timm.publish.sources import open_model
+from nfnet_timm.publish.sources import Source, open_model
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> int:
     """Publish them and return the exit status."""
     published = load_published()
     parser = argparse.ArgumentParser(description="Publish every checkpoint of hub/checkpoints.toml.")
-    parser.add_argument("folder", type=Path, help="where the authors' F*_haiku.npz are")
+    parser.add_argument("folder", type=Path, nargs="?", help="where the authors' F*_haiku.npz are")
+    parser.add_argument(
+        "--cards", action="store_true", help="print the model cards and publish nothing; needs no folder"
+    )
     parser.add_argument("--download", action="store_true", help="fetch those that are missing, 7 GB in all")
     parser.add_argument("--organization", default=published["organization"], help="whose repos (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("hub-repos"), help="where to build (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="build, check and show; push nothing")
     parser.add_argument("--force", action="store_true", help="replace what repos have under the same names")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
+    if args.cards:
+        for name in published["checkpoints"]:
+            model = timm.create_model(name.split(".")[0], device="meta").eval()
+            source = Source(model, {}, {}, checkpoint=name, identified_by="MD5")
+            print(render_card(source, f"{args.organization}/{name}"))
+        return 0
+    if args.folder is None:
+        parser.error("FOLDER is missing: name the folder with the authors' files, or pass --cards")
     failed = []
     for number, (name, checkpoint) in enumerate(published["checkpoints"].items(), start=1):
         print(f"[{number}/{len(published['checkpoints'])}] {name}")
@@ -54,10 +68,10 @@ def main(argv: list[str] | None = None) -> int:
             failed.append(name)
             print(f"  error: {error}", file=sys.stderr)
         except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
+            print("interrupted; run the same command again to continue", file=sys.stderr)
             return 130
     if failed:
-        print(f"failed: {', '.join(failed)}. Run the same command again when this is mended", file=sys.stderr)
+        print(f"failed: {', '.join(failed)}. Run the same command again after you have fixed this", file=sys.stderr)
     return bool(failed)
 
 

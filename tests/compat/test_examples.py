@@ -49,7 +49,7 @@ def weights(folder):
 @pytest.mark.library("accelerate")
 def test_fine_tune_goes_on_where_it_stopped(digits, tmp_path):
     """fine_tune.py (Accelerate) that stops after an epoch and goes on ends in the same weights, to the bit."""
-    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
     for name in ("straight", "broken"):
         (tmp_path / name).mkdir()
     out = fine_tune(digits, tmp_path / "straight", "--epochs", 3)
@@ -71,7 +71,7 @@ def test_fine_tune_goes_on_where_it_stopped(digits, tmp_path):
 
 def test_fine_tune_ends_with_the_line_that_publishes(digits, tmp_path):
     """The line that fine_tune.py ends with publishes what it trained, with class names and its figure."""
-    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
     out = fine_tune(digits, tmp_path, "--epochs", 1)
     line = out.splitlines()[-1].split()
     assert line[:2] == ["nfnet-timm", "publish"]
@@ -88,8 +88,8 @@ def test_fine_tune_ends_with_the_line_that_publishes(digits, tmp_path):
 @pytest.mark.library("datasets")
 def test_fine_tune_takes_a_dataset_of_the_hub(digits, tmp_path):
     """fine_tune.py takes a dataset of the Hub's library by its name, in bfloat16."""
-    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
-    pytest.importorskip("datasets", reason="scripts/compat.sh has datasets")
+    pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
+    pytest.importorskip("datasets", reason="scripts/ci/compat.sh has datasets")
     shutil.copytree(digits, tmp_path / "org" / "digits")  # by which datasets knows a name that is a folder, offline
     out = fine_tune("cache", tmp_path, "--dataset", "hfds/org/digits", "--epochs", 1, "--mixed-precision", "bf16")
     assert "Classes: digit 0, digit 1, digit 2" in out
@@ -99,7 +99,7 @@ def test_fine_tune_takes_a_dataset_of_the_hub(digits, tmp_path):
 @pytest.mark.library("accelerate")
 def test_two_processes_of_fine_tune_train_together(digits, tmp_path):
     """fine_tune.py under `accelerate launch` with two processes trains one network."""
-    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
     launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     out = fine_tune(digits, tmp_path, "--epochs", 1, launcher=launcher)
@@ -108,7 +108,7 @@ def test_two_processes_of_fine_tune_train_together(digits, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
-    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
     command = [sys.executable, EXAMPLES / "fine_tune.py", digits, "--model", TINY, "--img-size", "32", "--epochs", "90"]
     process = subprocess.Popen(
         [*map(str, command), "--cpu", "--workers", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -130,7 +130,7 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(args, message, digits, tmp_path):
-    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
     args = [str(digits) if arg == "DIGITS" else arg for arg in args]
     assert message in run("fine_tune.py", *args, cwd=tmp_path, code=2).splitlines()[-1]
 
@@ -138,7 +138,7 @@ def test_mistakes_are_one_line(args, message, digits, tmp_path):
 @pytest.mark.library("opacus")
 def test_private_prints_what_was_spent(tmp_path):
     """private.py (Opacus) trains, in both modes, and prints epsilon and delta."""
-    pytest.importorskip("opacus", reason="scripts/compat.sh has Opacus")
+    pytest.importorskip("opacus", reason="scripts/ci/compat.sh has Opacus")
     for mode in ([], ["--ghost"]):
         out = run("private.py", "--epochs", 6, *mode, cwd=tmp_path)
         assert float(re.search(r"epoch 6: ([\d.]+)%", out)[1]) > 40  # guessing gives 10
@@ -168,7 +168,7 @@ def test_features_finds_neighbours_and_draws_them(tmp_path):
 @pytest.mark.parametrize(("split", "code"), [("validation", 1), ("train", 2)])
 def test_fine_tune_stops_where_validation_has_no_images_of_its_own(digits, tmp_path, split, code):
     """fine_tune.py measures no accuracy on the images of the training."""
-    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train").symlink_to(digits / "train")
     error = fine_tune(tmp_path / "data", tmp_path, "--epochs", 1, "--val-split", split, code=code)

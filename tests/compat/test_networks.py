@@ -33,7 +33,9 @@ def trained(tiny, epochs=20):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_segmentation_models_train_on_its_feature_maps():
     """segmentation_models_pytorch has the networks as encoders, `tu-nfnet_f0`, and trains a U-Net on them."""
-    smp = pytest.importorskip("segmentation_models_pytorch", reason="scripts/compat.sh has segmentation_models_pytorch")
+    smp = pytest.importorskip(
+        "segmentation_models_pytorch", reason="scripts/ci/compat.sh has segmentation_models_pytorch"
+    )
     torch.manual_seed(0)
     model = smp.Unet("tu-dm_nf_regnet_b0", encoder_weights=None, classes=1).train()
     assert type(model.encoder.model).__module__.startswith(("nfnet_timm", "timm.models._features"))
@@ -53,7 +55,7 @@ def test_segmentation_models_train_on_its_feature_maps():
 @pytest.mark.library("peft")
 def test_low_rank_adapters_train_and_merge(tiny):
     """peft's LoRA on the convolutions of a reparameterized network trains, and merges within 1e-5."""
-    peft = pytest.importorskip("peft", reason="scripts/compat.sh has peft")
+    peft = pytest.importorskip("peft", reason="scripts/ci/compat.sh has peft")
     x, y = images_and_labels(32, size=32)
     model = tiny(num_classes=10)
     plain = copy.deepcopy(model)
@@ -82,7 +84,7 @@ def test_low_rank_adapters_train_and_merge(tiny):
 @pytest.mark.library("torchao")
 def test_int8_agrees_on_the_class(tiny):
     """torchao quantizes a reparameterized network to int8 weights; of digits not seen, over 99 % get the same class."""
-    torchao = pytest.importorskip("torchao", reason="scripts/compat.sh has torchao")
+    torchao = pytest.importorskip("torchao", reason="scripts/ci/compat.sh has torchao")
     model, x, _ = trained(tiny)
     with torch.no_grad():
         expected = model(x).argmax(1)
@@ -97,7 +99,7 @@ def test_int8_agrees_on_the_class(tiny):
 @pytest.mark.parametrize("reparameterize", [False, True])
 def test_openvino_gives_the_logits(tiny, reparameterize):
     """OpenVINO converts a network, as trained or reparameterized, and gives its logits in float32 within 1e-4."""
-    openvino = pytest.importorskip("openvino", reason="scripts/compat.sh has OpenVINO")
+    openvino = pytest.importorskip("openvino", reason="scripts/ci/compat.sh has OpenVINO")
     model, x, _ = trained(tiny, epochs=2)
     if reparameterize:
         model = nfnet_timm.reparameterize(model)
@@ -120,7 +122,7 @@ def test_openvino_gives_the_logits(tiny, reparameterize):
 )
 def test_openvino_takes_any_size(name, kwargs, source, tmp_path):
     """OpenVINO runs a network that was traced or exported at one size at every other, odd or even, within 1e-5."""
-    openvino = pytest.importorskip("openvino", reason="scripts/compat.sh has OpenVINO")
+    openvino = pytest.importorskip("openvino", reason="scripts/ci/compat.sh has OpenVINO")
     model = timm.create_model(name, depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), num_classes=10, **kwargs).eval()
     for key, p in model.named_parameters():
         if key.endswith(("gain", "bias")):
@@ -149,8 +151,8 @@ def test_openvino_takes_any_size(name, kwargs, source, tmp_path):
 @pytest.mark.library("onnxruntime")
 def test_onnx_runtime_gives_the_logits(tiny, tmp_path):
     """ONNX Runtime gives the logits of what torch.onnx exports, within 1e-4."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="scripts/compat.sh has ONNX Runtime")
-    pytest.importorskip("onnxscript", reason="scripts/compat.sh has onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="scripts/ci/compat.sh has ONNX Runtime")
+    pytest.importorskip("onnxscript", reason="scripts/ci/compat.sh has onnxscript")
     model, x, _ = trained(tiny, epochs=2)
     x = x[:4]
     with warnings.catch_warnings():

@@ -9,14 +9,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from benchmark_networks import memory
 from compat_table import images_and_labels
+from peak_memory import peak_memory
 from torch import nn
 
 from nfnet_timm.models.block import NormFreeBlock
 from nfnet_timm.optim import create_optimizer
 
-opacus = pytest.importorskip("opacus", reason="scripts/compat.sh has Opacus")
+opacus = pytest.importorskip("opacus", reason="scripts/ci/compat.sh has Opacus")
 
 from opacus import GradSampleModule, PrivacyEngine  # noqa: E402
 from opacus.grad_sample import GradSampleModuleFastGradientClipping as Ghost  # noqa: E402
@@ -201,7 +201,7 @@ def test_memory_of_ghost_clipping_grows_with_the_batch_no_faster_than_without_pr
             wrapped.zero_grad(set_to_none=True)
 
         step(1)
-        once, twice = (memory(partial(step, n), "cpu")["peak_mib"] for n in (12, 24))
+        once, twice = (peak_memory(partial(step, n)) for n in (12, 24))
         growth[label] = twice - once
     assert growth["ghost"] <= 1.02 * growth["plain"]
 

@@ -24,7 +24,7 @@ def loader():
 @pytest.mark.library("accelerate")
 def test_accelerate_ends_in_the_weights_of_a_plain_loop(tiny):
     """Accelerate with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
-    accelerate = pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    accelerate = pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
     model = tiny(num_classes=10).train()
     plain = copy.deepcopy(model)
     accelerator = accelerate.Accelerator(cpu=True)
@@ -43,7 +43,7 @@ def test_accelerate_ends_in_the_weights_of_a_plain_loop(tiny):
 @pytest.mark.filterwarnings("ignore:.*treespec")
 def test_lightning_ends_in_the_weights_of_a_plain_loop(tiny, tmp_path):
     """Lightning with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
-    lightning = pytest.importorskip("lightning", reason="scripts/compat.sh has Lightning")
+    lightning = pytest.importorskip("lightning", reason="scripts/ci/compat.sh has Lightning")
 
     class Module(lightning.LightningModule):
         def __init__(self, model):

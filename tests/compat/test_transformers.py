@@ -18,7 +18,7 @@ from nfnet_timm.cli import main
 from nfnet_timm.optim import create_optimizer
 from nfnet_timm.publish.folder import save_folder
 
-transformers = pytest.importorskip("transformers", reason="scripts/compat.sh has transformers")
+transformers = pytest.importorskip("transformers", reason="scripts/ci/compat.sh has transformers")
 pytestmark = pytest.mark.library("transformers")
 
 WIDTHS = {"depths": (1, 1, 1, 1), "channels": (32, 64, 96, 96), "group_size": 8}

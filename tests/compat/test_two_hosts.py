@@ -7,7 +7,7 @@ import torch
 from test_examples import EXAMPLES, TINY, digits  # noqa: F401  # a fixture
 from two_hosts import hosts, torchrun, two_hosts
 
-pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
 
 
 def fine_tune(host, data, out, restarts=0):

@@ -1,7 +1,7 @@
 """The Triton kernels give the right numbers. On a CPU they run in Triton's interpreter.
 
 Triton decides whether to interpret a kernel when the kernel is defined. So one test runs this file in a second process
-with the interpreter. On a machine with a GPU, ``scripts/benchmark_gpu.sh`` runs these tests with compiled kernels.
+with the interpreter. On a machine with a GPU, ``scripts/benchmarks/benchmark_gpu.sh`` runs these tests, compiled.
 """
 
 import os

@@ -27,7 +27,7 @@ from nfnet_timm.models.variants import VARIANTS
 TOLERANCE = 2e-5  # relative, L2 over L2, float32
 REFERENCES = sorted(path.stem for path in golden.DATA.glob("nf*[0-9]x[0-9]*.npz"))
 LARGE = ("nfnet_f1", "nfnet_f3", "nfnet_f7", "nf_resnet101")
-PARITY = json.loads((golden.ROOT / "benchmarks" / "parity.json").read_text())
+PARITY = json.loads((golden.ROOT / "benchmarks" / "results" / "parity.json").read_text())
 COUNTS = json.loads((golden.DATA / "parameter_counts.json").read_text())
 
 
@@ -46,7 +46,7 @@ def logits_error(model: NormFreeNet, reference: str) -> float:
 @pytest.mark.parametrize(
     "reference", [pytest.param(r, marks=[pytest.mark.slow] * r.startswith(LARGE)) for r in REFERENCES]
 )
-def test_logits_features_and_signal_equal_the_authors(reference):
+def test_logits_features_and_signal_equal_the_authors(reference, record_property):
     expected = np.load(golden.DATA / f"{reference}.npz")
     model = load(reference.rsplit("_", 1)[0])
     x = golden.images(expected["input"])
@@ -55,6 +55,7 @@ def test_logits_features_and_signal_equal_the_authors(reference):
         logits = model(x)
     signal = measure(model, x)
     error = golden.relative_error(logits, expected["logits"])
+    record_property(reference, error)  # scripts/benchmarks/parity.py collects it
     assert error < TOLERANCE
     assert PARITY[reference] / 3 < error < 3 * PARITY[reference]  # rounding differs from processor to processor
     assert golden.relative_error(pool, expected["pool"]) < TOLERANCE
@@ -196,13 +197,14 @@ def test_gains_in_timms_shape_load(tiny):
 
 
 # timm's network differs in two constants. If no variance is small, the difference is as small as a rounding error.
-def test_timms_error_equals_the_documented_one():
+def test_timms_error_equals_the_documented_one(record_property):
     ours = load("nfnet_f0")
     timm_model = timm.create_model("dm_nfnet_f0").eval()
     timm_model.load_state_dict(
         {k: v[:, None, None, None] if k.endswith(".gain") else v for k, v in ours.state_dict().items()}
     )
     error = logits_error(timm_model, "nfnet_f0_64x64")
+    record_property("timm, dm_nfnet_f0_64x64", error)
     assert error == pytest.approx(PARITY["timm, dm_nfnet_f0_64x64"], rel=0.1)
     assert logits_error(ours, "nfnet_f0_64x64") < TOLERANCE
 
@@ -315,7 +317,7 @@ def test_only_activations_and_one_multiply_add_write_maps_besides_convolutions(n
     assert counts == {"convolution": convolutions, act: activations, "addcmul": 5, "mul": gates + 1}
 
 
-# --- timm's interface on a tiny network; scripts/timm_suite.sh runs timm's own tests on every name
+# --- timm's interface on a tiny network; scripts/ci/timm_suite.sh runs timm's own tests on every name
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (33, 65), (64, 64)])

@@ -1,4 +1,4 @@
-"""Simulates two hosts on this machine with scripts/two_hosts.sh, and starts torchrun on both."""
+"""Simulates two hosts on this machine with scripts/ci/two_hosts.sh, and starts torchrun on both."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "two_hosts.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "ci" / "two_hosts.sh"
 
 
 def two_hosts(*args, check=True):

@@ -1,0 +1,142 @@
+"""Measures per-sample gradients with Opacus: time beside plain convolutions, and how memory grows with the batch.
+
+    pip install '.[privacy]'                                in a clone
+    python scripts/benchmarks/privacy.py                    some minutes: dm_nf_resnet50, batch 8, 96 pixels
+    python scripts/benchmarks/privacy.py --name nfnet_f0 --batch 4
+
+"Plain" is the same network with torch's convolutions instead of ours and frozen skip gains. Opacus then uses its own
+grad samplers throughout. Repetitions alternate; ratios are medians with their range. --json adds the results to a file.
+The table in docs/privacy.md is made from benchmarks/results/privacy.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from networks import peak_memory
+from records import add_record, positive, records_file
+from torch import nn
+
+from nfnet_timm.installation import to_install
+from nfnet_timm.layers.squeeze_excite import PixelConv2d
+from nfnet_timm.layers.ws_conv import WSConv2d
+
+try:
+    from opacus import GradSampleModule
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+    import nfnet_timm.privacy  # noqa: F401  # registers
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: {to_install('privacy')}")
+
+# torch warns of its own hooks because the images need no gradient.
+warnings.filterwarnings("ignore", message="Full backward hook is firing")
+
+
+def main() -> None:
+    """Parse the command line, measure, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--name", default="dm_nf_resnet50", help="a network of this package (%(default)s)")
+    parser.add_argument("--batch", type=positive, default=8, help="images (%(default)s)")
+    parser.add_argument("--pixels", type=positive, default=96, help="height and width of the images (%(default)s)")
+    parser.add_argument("--repeat", type=positive, default=21, help="repetitions of each (%(default)s)")
+    parser.add_argument("--json", type=records_file, help="file to add the results to")
+    args = parser.parse_args()
+    if not args.name.startswith(("nfnet_", "dm_nf_")) or not timm.is_model(args.name):
+        parser.error(f"--name {args.name}: expected a network of this package, such as nfnet_f0 or dm_nf_resnet50")
+    what = {key: value for key, value in vars(args).items() if key != "json"}
+    record: dict[str, Any] = {"what": what, "ratios": ratios(args), "growth": growth(args)}
+    for label, (median, low, high) in record["ratios"].items():
+        print(f"{label:38} {median:.2f} ({low:.2f} to {high:.2f}) times as long as plain convolutions with Opacus")
+    for label, mib in record["growth"].items():
+        print(f"{label:38} {mib:6.1f} MiB more at the peak for each image more")
+    if args.json:
+        add_record(args.json, record, lambda earlier: earlier["what"]["name"] == args.name)
+
+
+def ratios(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
+    """Return how many times as long as with plain convolutions each takes: median, least, most."""
+    steps = {
+        "plain": step_of(GradSampleModule(plain_network(args.name))),
+        "per-sample gradients": step_of(GradSampleModule(network(args.name))),
+        "ghost clipping's norms": step_of(GradSampleModuleFastGradientClipping(network(args.name))),
+        "without privacy": step_of(network(args.name)),
+    }
+    seconds: dict[str, list[float]] = {label: [] for label in steps}
+    for turn in range(args.repeat + 1):
+        for label, step in steps.items():
+            start = time.perf_counter()
+            step(args.batch, args.pixels)
+            if turn:  # the first is the warm-up
+                seconds[label].append(time.perf_counter() - start)
+    base = seconds.pop("plain")
+    found = {label: sorted(a / b for a, b in zip(each, base, strict=True)) for label, each in seconds.items()}
+    return {label: (statistics.median(each), each[0], each[-1]) for label, each in found.items()}
+
+
+def growth(args: argparse.Namespace) -> dict[str, float]:
+    """Return how many MiB the peak grows by with each image more, from one to two batches of ``args.batch``."""
+    models: dict[str, Any] = {
+        "without privacy": network(args.name),
+        "ghost clipping's norms": GradSampleModuleFastGradientClipping(network(args.name)),
+        "per-sample gradients": GradSampleModule(network(args.name)),
+    }
+    found = {}
+    for label, model in models.items():
+        step = step_of(model)
+        step(1, args.pixels)
+        once, twice = (
+            peak_memory(partial(step, n, args.pixels), "cpu")["peak_mib"] for n in (args.batch, 2 * args.batch)
+        )
+        found[label] = (twice - once) / args.batch
+    return found
+
+
+def network(name: str) -> nn.Module:
+    """Return a network in training mode whose residual branches are switched on."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10).train()
+    for key, p in model.named_parameters():
+        if key.endswith("skipinit_gain"):
+            nn.init.constant_(p, 0.3)
+    return model
+
+
+def plain_network(name: str) -> nn.Module:
+    """Return the same network of torch's own convolutions, without parameters that no layer of torch has."""
+    model = network(name)
+    for key, p in model.named_parameters():
+        p.requires_grad_(not key.endswith("skipinit_gain"))
+    for parent in list(model.modules()):
+        for key, conv in list(parent.named_children()):
+            if isinstance(conv, (WSConv2d, PixelConv2d)):
+                size, stride, half = conv.kernel_size[0], conv.stride[0], conv.kernel_size[0] // 2
+                plain = nn.Conv2d(conv.in_channels, conv.out_channels, size, stride, half, groups=conv.groups)
+                setattr(parent, key, plain)
+    return model
+
+
+def step_of(model: Any) -> Callable[[int, int], None]:
+    """Return a function of a batch size and an image size that computes gradients."""
+
+    def step(batch: int, pixels: int) -> None:
+        torch.manual_seed(0)
+        x, y = torch.randn(batch, 3, pixels, pixels), torch.randint(0, 10, (batch,))
+        F.cross_entropy(model(x), y).backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

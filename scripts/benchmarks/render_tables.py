@@ -1,0 +1,193 @@
+"""Renders the tables in README.md and docs, and the example card hub/cards/nfnet_f0.dm_in1k.md.
+
+    python scripts/benchmarks/render_tables.py            write them
+    python scripts/benchmarks/render_tables.py --check    fail if any is not up to date
+
+The sources are hub/checkpoints.toml, the networks themselves, and benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+from launches import launches_table
+from records import RESULTS, ROOT
+from speed import ratios
+from tables import table
+
+from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.publish.card import multiply_adds, render_card
+from nfnet_timm.publish.checkpoints import load_published
+from nfnet_timm.publish.sources import Source
+
+BEGIN, END = "<!-- {}: rendered by scripts/benchmarks/render_tables.py -->\n", "<!-- end of {} -->\n"
+# The order in the table of speed, and what a row is called there.
+BENCHMARKS = {"inference": "inference", "train": "training step", "agc": "clipping", "coldstart": "cold start"}
+
+
+def networks_table() -> str:
+    """Return the table of all networks."""
+    checkpoints = {name.split(".")[0]: checkpoint for name, checkpoint in load_published()["checkpoints"].items()}
+    rows = []
+    for name, variant in VARIANTS.items():
+        checkpoint = checkpoints.get(name)
+        parameters = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
+        cost = [f"{parameters / 1e6:.1f} M", f"{multiply_adds(name):.2f} B"]
+        sizes = [str(variant.train_size), str(variant.test_size)]
+        rows.append([f"`{name}`", *cost, *sizes, *(_weights(checkpoint) if checkpoint else ["", "", "none published"])])
+    sizes_of = ["parameters:", "multiply-adds:", "train px:", "test px:"]
+    return table(["name", *sizes_of, "top-1 published:", "top-1 by timm:", "weights"], rows)
+
+
+def weights_table() -> str:
+    """Return the table of the networks that have weights."""
+    rows = []
+    for name, checkpoint in load_published()["checkpoints"].items():
+        variant = VARIANTS[name.split(".")[0]]
+        cost = [f"{checkpoint['parameters']:.1f} M", f"{checkpoint['multiply_adds']:.2f} B", str(variant.test_size)]
+        rows.append([f"`{name.split('.')[0]}`", *cost, *_weights(checkpoint)])
+    columns = ["name", "parameters:", "multiply-adds:", "test px:", "top-1 published:", "top-1 by timm:", "weights"]
+    return table(columns, rows)
+
+
+def _weights(checkpoint: dict[str, Any]) -> list[str]:
+    published = f"{checkpoint['top1']:.1f}{' (SAM)' if checkpoint['sam'] else ''}"
+    link = f"[{checkpoint['hub']}](https://huggingface.co/{checkpoint['hub']})"
+    return [published, f"{checkpoint['timm_top1']:.2f}", link]
+
+
+def parity_table(errors: dict[str, float]) -> str:
+    """Return the table of what parity.py measured."""
+    rows = []
+    for reference, error in errors.items():
+        if reference.startswith("timm"):  # the docs cite it in a sentence
+            continue
+        network, size = reference.rsplit("_", 1)
+        rows.append([f"`{network}`", size.replace("x", " x "), f"{error:.1e}".replace("e-0", "e-")])
+    return table(["network of the authors", "image", "relative error:"], rows)
+
+
+def speed_table(records: list[dict[str, Any]]) -> str:
+    """Return the table of times in float32, contiguous and eager: ours beside timm's and the floor."""
+    rows = []
+    others = ("bfloat16", "channels-last", "compiled")
+    chosen = [r for r in records if not any(word in r["settings"] for word in others)]
+    for record in sorted(chosen, key=lambda r: list(BENCHMARKS).index(r["benchmark"])):
+        size = record["settings"][:2].upper()
+        for row in record["rows"]:
+            if row["network"] in ("timm", "floor"):
+                continue
+            peers = {peer["network"]: peer for peer in record["rows"] if peer["case"] == row["case"]}
+            variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")
+            name = ", ".join(filter(None, [f"{size}, {BENCHMARKS[record['benchmark']]}", row["case"], variant]))
+            times = [
+                f"{statistics.median(peer['milliseconds']):.0f}" if peer else ""
+                for peer in (row, peers["timm"], peers.get("floor"))
+            ]
+            ratio = f"{statistics.median(ratios(peers['timm'], row)):.2f}"
+            memory = [f"{peer.get('kept_mib', peer['peak_mib']):.0f}" for peer in (row, peers["timm"])]
+            rows.append([name, *times, ratio, *memory])
+    times_of = ["this package, ms:", "timm, ms:", "floor, ms:", "timm's time over ours:"]
+    return table(["", *times_of, "memory, MiB:", "timm's memory, MiB:"], rows)
+
+
+def insert(text: str, name: str, content: str) -> str:
+    """Return ``text`` with ``content`` between the comments called ``name``."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected one {begin.strip()} and one {end.strip()}")
+    head, rest = text.split(begin)
+    return head + begin + content + end + rest.split(end)[1]
+
+
+def largest_batch(bytes_of: dict[str, float], gib: float, shards: int = 1) -> int:
+    """Return the largest batch that fits into ``gib`` GiB; FSDP2 spreads the state over ``shards`` processes."""
+    fixed = bytes_of["fixed"] - bytes_of["state"] * (1 - 1 / shards)
+    return max(int((gib * 2**30 - fixed) // bytes_of["each"]), 0)
+
+
+def batches_table(footprints: dict[str, dict[str, float]]) -> str:
+    """Return the table of the largest batches, from what memory.py predicted."""
+    rows = []
+    for name, bytes_of in footprints.items():
+        network, way = name.split(", ")
+        size = VARIANTS[network].train_size
+        fits = [str(largest_batch(bytes_of, gib)) for gib in (24, 40, 80)]
+        rows.append([f"`{network}`, {way}", str(size), *fits, str(largest_batch(bytes_of, 80, shards=8))])
+    return table(["", "train px:", "24 GB:", "40 GB:", "80 GB:", "80 GB, each of 8 with FSDP2:"], rows)
+
+
+def compat_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of what tests/compat showed of other libraries."""
+    cells = [[row["library"], row["version"], "<br>".join(" ".join(c.split()) for c in row["shown"])] for row in rows]
+    return table(["library", "version", "shown"], cells)
+
+
+def privacy_table(records: list[dict[str, Any]]) -> str:
+    """Return the table of what privacy.py measured."""
+    rows = []
+    for record in records:
+        what = record["what"]
+        for label, mib in record["growth"].items():
+            median, low, high = record["ratios"][label]
+            network = f"`{what['name']}`, batch {what['batch']}, {what['pixels']} px"
+            rows.append([network, label, f"{median:.2f} ({low:.2f} to {high:.2f})", f"{mib:.1f}"])
+    return table(["", "", "time, plain with Opacus is 1:", "MiB for each image more:"], rows)
+
+
+def render() -> dict[Path, str]:
+    """Return the text of every file that is rendered."""
+    tables = {
+        "README.md": {"weights": weights_table()},
+        "docs/networks.md": {"networks": networks_table()},
+        "docs/privacy.md": {"privacy": privacy_table(results("privacy"))},
+        "docs/compat.md": {"compat": compat_table(results("compat"))},
+        "docs/speed.md": {
+            "speed": speed_table(results("cpu")),
+            "launches": launches_table(results("launches")),
+            "batches": batches_table(results("memory")),
+        },
+        "docs/fidelity.md": {"parity": parity_table(results("parity"))},
+    }
+    files: dict[Path, str] = {}
+    for page, named in tables.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, content in named.items():
+            text = insert(text, name, content)
+        files[ROOT / page] = text
+    # The example card. scripts/publish_all.py --cards prints all of them.
+    model = timm.create_model("nfnet_f0", device="meta").eval()
+    source = Source(model, {}, {}, checkpoint="nfnet_f0.dm_in1k", identified_by="MD5")
+    card = render_card(source, f"{load_published()['organization']}/nfnet_f0.dm_in1k")
+    files[ROOT / "hub" / "cards" / "nfnet_f0.dm_in1k.md"] = card
+    return files
+
+
+def results(name: str) -> Any:
+    """Return the content of a file in benchmarks/results/."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    """Render, or check, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if any is not up to date")
+    args = parser.parse_args()
+    files = render()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if args.check:
+            print(f"{path.name} is not up to date: run python scripts/benchmarks/render_tables.py", file=sys.stderr)
+        else:
+            path.write_text(files[path], encoding="utf-8")
+    return bool(stale and args.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
