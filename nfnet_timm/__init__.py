@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nfnet_timm.models.reparameterize import reparameterize
     from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
     from nfnet_timm.optim.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
+    from nfnet_timm.publish.push import push_to_hub
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "VARIANTS",
     "adaptive_clip_grad_",
     "clip_stats",
+    "push_to_hub",
     "reparameterize",
     "unitwise_norm",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "VARIANTS": "models.variants",
     "adaptive_clip_grad_": "optim.agc",
     "clip_stats": "optim.agc",
+    "push_to_hub": "publish.push",
     "reparameterize": "models.reparameterize",
     "unitwise_norm": "optim.agc",
 }

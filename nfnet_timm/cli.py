@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -129,10 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         "publish",
         help="put weights on the Hugging Face Hub, with a model card",
         description="Build a Hub repo of one of the authors' files, an Orbax checkpoint of jax_privacy's, a folder "
-        "written by convert, or a checkpoint of timm's train.py; check it, push it in one commit, and verify what "
-        "arrived. The access token is that of `hf auth login` or HF_TOKEN.",
+        "written by convert or timm's save_for_hf, a checkpoint of timm's train.py, or a state dict (safetensors, "
+        "torch.save, Lightning) with --model; check it, push it in one commit, and verify what arrived. "
+        "The access token is that of `hf auth login` or HF_TOKEN.",
     )
-    publish.add_argument("source", type=Path, help="F*_haiku.npz, a directory, or model_best.pth.tar")
+    publish.add_argument("source", type=Path, help="F*_haiku.npz, a directory, model_best.pth.tar, or a state dict")
     publish.add_argument("repo", help="where to: ORG/NAME")
     publish.add_argument("--out", type=Path, help="folder to build in, kept afterwards (hub-repos/NAME)")
     publish.add_argument("--overwrite", action="store_true", help="replace what that folder has")
@@ -141,6 +143,15 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         metavar="NAME",
         help="which released checkpoint it is, such as nfnet_f0.dm_in1k, where its hash does not say so",
+    )
+    publish.add_argument("--model", metavar="NAME", help="the network of a state dict, such as nfnet_f0")
+    publish.add_argument(
+        "--model-kwargs",
+        nargs="*",
+        default=[],
+        type=_key_value,
+        metavar="KEY=VALUE",
+        help="its further arguments, as of train.py",
     )
     publish.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
     publish.add_argument(
@@ -180,6 +191,17 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    """Return the argument that KEY=VALUE spells. Source: ``ParseKwargs`` in timm/utils/misc.py."""
+    key, equals, value = text.partition("=")
+    if not key.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as group_size=8")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return key, value
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -232,7 +254,7 @@ def _publish(args: argparse.Namespace) -> None:
 
     check_destination(args.repo, args.revision, args.tag)
     folder = args.out or Path("hub-repos") / args.repo.split("/")[-1]
-    source = open_model(args.source, args.checkpoint)
+    source = open_model(args.source, args.checkpoint, args.model, dict(args.model_kwargs))
     if source.ema is not None:
         print("weights: " + ("the moving average (EMA)" if source.ema else "as trained; the checkpoint has no average"))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from nfnet_timm.models.multiply_adds import multiply_adds
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
 from nfnet_timm.publish.sources import Source
-from nfnet_timm.publish.train_data import dataset_name, hub_dataset
+from nfnet_timm.publish.train_data import dataset_name, hub_dataset, hub_id, path_name
 from nfnet_timm.recipes import recipe
 
 __all__ = ["render_card"]
@@ -89,7 +90,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         results = _published(published["sources"], figures, test_size)
     else:
         results = _measured(source)
-    on_the_hub = hub_dataset(source.training)
+    on_the_hub = hub_id(source.dataset) if source.dataset else hub_dataset(source.training)
     data = ModelCardData(
         license=released["license"] if released else license,
         library_name="timm",
@@ -98,7 +99,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         datasets=[released["dataset"]] if released else [on_the_hub] if on_the_hub else None,
         base_model=_base_model(source),
         model_name=repo_id.split("/")[-1],
-        eval_results=results or None,
+        eval_results=[*results, *_stated(source)] or None,
     )
     # timm has the same network where the released weights are in one of its repos, timm/dm_nfnet_f0.dm_in1k.
     timms = VARIANTS[name].hf_hub_id
@@ -123,6 +124,8 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         label_names=[_escaped(label) for label in source.label_names or []],
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
         accuracy=_accuracy(results),
+        stated={_escaped(name): value for name, value in source.metrics.items()},
+        stated_dataset=_escaped(_stated_dataset(source)),
         plain_timm=timms.split("/")[1].split(".")[0] if plain and timms else None,
         released=released,
         told_by=source.told_by,
@@ -215,6 +218,29 @@ def _measured(source: Source) -> list[EvalResult]:
             **({} if "script" in source.training else measured_by),
         )
     ]
+
+
+def _stated(source: Source) -> list[EvalResult]:
+    """Return the figures that the owner states, as they were given."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image Classification",
+            dataset_type=hub_id(source.dataset or "") or "imagefolder",
+            dataset_name=_stated_dataset(source),
+            metric_type=_plain(name),
+            metric_name=f"{_plain(name)}, as stated by the owner",
+            metric_value=value,
+        )
+        for name, value in source.metrics.items()
+    ]
+
+
+def _stated_dataset(source: Source) -> str:
+    """Return the name of the owner's dataset, of a folder only its last name."""
+    name = source.dataset or "images of the owner"
+    is_path = name.startswith(("/", "~", ".")) or PureWindowsPath(name).drive or Path(name).exists()
+    return _plain((path_name(name) if is_path else None) or ("images of the owner" if is_path else name))
 
 
 def _plain(text: str) -> str:

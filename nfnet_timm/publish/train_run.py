@@ -19,7 +19,7 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen
 
-__all__ = ["Figure", "figure_of", "network_of"]
+__all__ = ["Figure", "figure_of", "network_of", "published_cfg"]
 
 # How a network was trained, not what it is.
 _TRAINING_KWARGS = ("recompute_acts", "drop_rate", "drop_path_rate")
@@ -64,7 +64,7 @@ def network_of(checkpoint: TrainCheckpoint) -> tuple[Any, dict[str, Any]]:
     # As train.py calls it, whatever the name is; what is published is compared with this.
     model: Any = timm.create_model(args["model"], **own)
     model.load_state_dict(check_state_dict(state_dict, model, name, exact=True))
-    model.pretrained_cfg = _pretrained_cfg(model, args)
+    model.pretrained_cfg = published_cfg(model, args)
     arguments = {**base_arguments, **{key: value for key, value in own.items() if value is not None}}
     return model.eval(), {key: value for key, value in arguments.items() if key not in _TRAINING_KWARGS}
 
@@ -90,7 +90,14 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
-def _pretrained_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+def published_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``pretrained_cfg`` of trained weights: the preprocessing of ``model`` and ``args``, no older origin.
+
+    Args:
+        args: Options of train.py; {} where the model's own ``pretrained_cfg`` has the preprocessing.
+    Raises:
+        ValueError: If timm cannot make transforms of it.
+    """
     chans = model.in_chans  # with --in-chans alone, timm's data configuration goes on having three
     for key in ("mean", "std"):
         if args.get(key) and len(args[key]) not in (1, chans):
