@@ -73,8 +73,8 @@ def exchanged() -> nn.Module:
                     conv.out_channels,
                     conv.kernel_size[0],
                     conv.stride[0],
-                    conv.dilation[0],
-                    conv.groups,
+                    dilation=conv.dilation[0],
+                    groups=conv.groups,
                 )
                 nn.init.kaiming_normal_(plain.weight, nonlinearity="relu")
                 plain.bias = None

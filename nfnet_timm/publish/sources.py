@@ -308,6 +308,7 @@ def open_network(model: nn.Module) -> Source:
             kind = "is on the meta device" if p.is_meta else "is sharded over processes"
             raise ValueError(f"{name} {kind}: expected all of its values; load or gather the state dict first")
     plain: Any = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
+    plain.in_chans = plain.stem[0].in_channels  # also where the stem was exchanged
     vars(plain).pop("forward", None)  # of Accelerate, which computes the forward of ``network`` under autocast
     defaults, stride = asdict(VARIANTS[architecture].cfg), network.feature_info[-1]["reduction"]
     options = {
@@ -316,7 +317,7 @@ def open_network(model: nn.Module) -> Source:
             **{key: value for key, value in asdict(network.cfg).items() if value != defaults[key]},
             **({} if stride == 32 else {"output_stride": stride}),
         },
-        "in_chans": network.in_chans,
+        "in_chans": plain.in_chans,
         "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
     }
     try:
@@ -324,7 +325,8 @@ def open_network(model: nn.Module) -> Source:
         check_logits(logits_of(built), logits_of(plain))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{_CHANGED}: {error}") from None
-    built.pretrained_cfg = published_cfg(network, {})
+    built.pretrained_cfg = network.pretrained_cfg
+    built.pretrained_cfg = published_cfg(built, {})
     return Source(built, arguments, metadata={})
 
 

@@ -49,7 +49,7 @@ def patch_means(x, stride=(2, 2)):
 def test_padding_and_its_gradients_are_those_of_tensorflow(size, kernel, stride, dilation, layer, how, memory_format):
     torch.manual_seed(0)
     dtype = torch.float64 if how == "float64" else torch.float32
-    conv = layer(2, 4, kernel, stride, dilation, groups=2, dtype=dtype).to(memory_format=memory_format)
+    conv = layer(2, 4, kernel, stride, dilation=dilation, groups=2, dtype=dtype).to(memory_format=memory_format)
     x = torch.randn(3, 2, size, size + 1, dtype=dtype).to(memory_format=memory_format).requires_grad_()
     expected = convolved(conv, x)
     assert expected.shape[2:] == (-(-size // stride), -(-(size + 1) // stride))
@@ -113,7 +113,7 @@ def test_padding_follows_attributes_that_are_changed_after_building(layer, built
 )
 @pytest.mark.parametrize("layer", [Conv2dSame, WSConv2d])
 def test_windows_of_any_shape_are_padded_as_by_tensorflow(layer, kernel, stride, dilation):
-    conv = layer(2, 4, kernel, stride, dilation)
+    conv = layer(2, 4, kernel, stride, dilation=dilation)
     for size in SIZES:
         x = torch.randn(1, 2, *size)
         torch.testing.assert_close(conv(x), convolved(conv, x))
@@ -156,7 +156,7 @@ LAYERS = {
     "standardized convolution": lambda: WSConv2d(2, 4, 3, 2),
     "7 x 7": lambda: WSConv2d(2, 4, 7, 2),
     "1 x 1": lambda: WSConv2d(2, 4, 1, 2),
-    "dilated": lambda: WSConv2d(2, 4, 3, 2, 2),
+    "dilated": lambda: WSConv2d(2, 4, 3, 2, dilation=2),
     "smaller than its stride": lambda: WSConv2d(2, 4, 3, 4),
     "without a stride": lambda: WSConv2d(2, 4, 3),
     "average pooling": lambda: AvgPool2dSame(2),

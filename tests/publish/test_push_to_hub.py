@@ -256,3 +256,13 @@ def test_arguments_that_cannot_be_published_are_refused_before_anything_is_sent(
     with pytest.raises(ValueError, match=named):
         push(tiny(), **options)
     assert hub.log == []
+
+
+def test_a_stem_of_more_channels_arrives(hub, tiny):
+    model = tiny()
+    old = model.stem.conv1
+    model.stem.conv1 = type(old)(in_channels=6, out_channels=old.out_channels, kernel_size=3, stride=2)
+    push(model)
+    assert loaded().in_chans == 6
+    assert loaded().pretrained_cfg["input_size"][0] == 6
+    assert loaded().stem.conv1.weight.equal(model.stem.conv1.weight)
