@@ -27,6 +27,7 @@ from nfnet_timm import autoload
 from nfnet_timm.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from nfnet_timm.models.batch_norm import with_batch_norm
     from nfnet_timm.models.block import NormFreeBlock
     from nfnet_timm.models.nfnet import NormFreeNet
     from nfnet_timm.models.reparameterize import reparameterize
@@ -45,6 +46,7 @@ __all__ = [
     "push_to_hub",
     "reparameterize",
     "unitwise_norm",
+    "with_batch_norm",
 ]
 
 _HOMES = {
@@ -57,6 +59,7 @@ _HOMES = {
     "push_to_hub": "publish.push",
     "reparameterize": "models.reparameterize",
     "unitwise_norm": "optim.agc",
+    "with_batch_norm": "models.batch_norm",
 }
 
 if not autoload.torch_is_being_imported():
