@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "the authors' code loads, if OUT ends in .npz.",
     )
     convert.add_argument(
-        "source", type=Path, help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors"
+        "source", help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors; also a URL of fsspec"
     )
     convert.add_argument("--out", type=Path, required=True, help="folder to write, or a file ending in .npz")
     convert.add_argument("--overwrite", action="store_true", help="replace what is there under this name")
@@ -226,23 +226,30 @@ def _download(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     # Not at the top: `nfnet-timm --help` should not wait for torch.
+    from nfnet_timm.formats.authors import fetched
+
+    with fetched(args.source) as path:
+        _convert_at(path, args)
+
+
+def _convert_at(path: Path, args: argparse.Namespace) -> None:
     from nfnet_timm.formats.authors import is_of_authors
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
-    is_folder = args.source.is_dir() and not is_of_authors(args.source)
+    is_folder = path.is_dir() and not is_of_authors(path)
     if is_folder != (args.out.suffix == ".npz"):
         raise ValueError(
             f"cannot convert {args.source} to {args.out}: expected a file or an Orbax checkpoint and a new folder, or "
             "a folder written by `nfnet-timm convert` and a new file whose name ends in .npz"
         )
     if is_folder:
-        tree = convert_to_file(args.source, args.out, args.overwrite)
+        tree = convert_to_file(path, args.out, args.overwrite)
         print(f"wrote {args.out}: {sum(map(len, tree.values()))} arrays in {len(tree)} modules")
         return
-    source = convert_to_folder(args.source, args.out, args.overwrite)
+    source = convert_to_folder(path, args.out, args.overwrite)
     parameters = sum(p.numel() for p in source.model.parameters())
     digest = source.metadata["source_sha256"]
-    print(f"{args.source.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
+    print(f"{path.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
     print(source.origin())
     print(f'wrote {args.out}: timm.create_model("local-dir:{args.out}", pretrained=True)')
 

@@ -50,14 +50,14 @@ def with_batch_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-def _normalized(conv: WSConv2d) -> nn.Sequential:
+def _normalized(conv: Any) -> nn.Sequential:
     dd: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
     plain = Conv2dSame(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
         conv.stride,
-        dilation=(conv.dilation[0], conv.dilation[1]),
+        dilation=conv.dilation,
         groups=conv.groups,
         bias=False,
         padding_mode=conv.padding_mode,
