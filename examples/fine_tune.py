@@ -7,7 +7,8 @@
 DATA is a folder with train/ and val/, in each a folder of images for each class. With --dataset hfds/ORG/NAME it is
 where that dataset of the Hub is kept. Prints, after each epoch, the mean loss and the accuracy of the moving average
 (EMA) of the weights. The folder of --output gets last.pth.tar, from which --resume goes on, and model_best.pth.tar and
-class_names.txt, which the line printed at the end publishes.
+class_names.txt, which the line printed at the end publishes. With --push-to-hub ORG/NAME --license apache-2.0 the
+program publishes the best epoch itself.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ try:
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
+    from nfnet_timm import push_to_hub
     from nfnet_timm.optim import create_optimizer
 except ModuleNotFoundError as error:
     sys.exit(MISSING.format(error.name))
@@ -57,8 +59,9 @@ def main() -> None:
     names = class_names(images[args.train_split])
     # `nfnet-timm publish` reads the options, and says on the card what trained.
     args.num_classes, args.model_ema, args.script = len(names), True, "examples/fine_tune.py of nfnet_timm"
-    model = timm.create_model(args.model, pretrained=args.pretrained, num_classes=len(names), drop_path_rate=0.1)
+    model: Any = timm.create_model(args.model, pretrained=args.pretrained, num_classes=len(names), drop_path_rate=0.1)
     config = resolve_model_data_config(model, {"img_size": args.img_size})
+    model.pretrained_cfg.update(config, test_input_size=None)  # what push_to_hub publishes as the preprocessing
     for split, dataset in images.items():
         dataset.transform = create_transform(**config, is_training=split == args.train_split)
     loaders = [
@@ -85,7 +88,7 @@ def main() -> None:
     if accelerator.is_main_process:
         last.parent.mkdir(parents=True, exist_ok=True)
         last.with_name("class_names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-        saver = CheckpointSaver(bare, optimizer, args, ema, checkpoint_dir=args.output, max_history=1)
+        saver: Any = CheckpointSaver(bare, optimizer, args, ema, checkpoint_dir=args.output, max_history=1)
     for epoch in range(first, args.epochs):
         set_seed(args.seed + epoch)
         train.set_epoch(epoch)
@@ -96,9 +99,20 @@ def main() -> None:
             saver.save_checkpoint(epoch, metric=top1)
     accelerator.print(f"Classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
     best, listed = (Path(args.output) / name for name in ("model_best.pth.tar", "class_names.txt"))
-    accelerator.print(
-        f"To publish the best epoch:\n  nfnet-timm publish {best} ORG/NAME --license apache-2.0 --class-names {listed}"
-    )
+    if not args.push_to_hub:
+        command = f"nfnet-timm publish {best} ORG/NAME --license apache-2.0 --class-names {listed}"
+        accelerator.print(f"To publish the best epoch:\n  {command}")
+    elif accelerator.is_main_process:
+        load_checkpoint(ema.module, str(best), use_ema=True)
+        report = push_to_hub(
+            ema.module,
+            args.push_to_hub,
+            license=args.license,
+            label_names=names,
+            metrics=None if saver.best_metric is None else {"top1": saver.best_metric},
+            dataset=args.dataset.removeprefix("hfds/") or args.data_dir,
+        )
+        print(f"Published as {args.push_to_hub}, commit {report.commit}")
     accelerator.end_training()
 
 
@@ -121,6 +135,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--output", default="fine_tuned", help="folder of the checkpoints (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from last.pth.tar there, if it is")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="publish the best epoch on the Hub, with class names")
+    parser.add_argument("--license", help="of these weights, for --push-to-hub, such as apache-2.0")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     args = parser.parse_args()
     for name, least in (("img_size", 1), ("batch_size", 1), ("epochs", 1), ("workers", 0), ("seed", 0)):
@@ -130,6 +146,8 @@ def parse() -> argparse.Namespace:
     for name in ("lr", "clip_factor"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected a number above 0")
+    if args.push_to_hub and not args.license:
+        parser.error("--push-to-hub needs the licence of the weights: expected --license apache-2.0, or another one")
     if Path(args.output).is_file():
         parser.error(f"--output {args.output} is a file: expected a folder, new or there")
     if args.train_split == args.val_split:

@@ -30,11 +30,13 @@ from nfnet_timm import autoload
 from nfnet_timm.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from nfnet_timm.models.batch_norm import with_batch_norm
     from nfnet_timm.models.block import NormFreeBlock
     from nfnet_timm.models.nfnet import NormFreeNet
     from nfnet_timm.models.reparameterize import reparameterize
     from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
     from nfnet_timm.optim.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
+    from nfnet_timm.publish.push import push_to_hub
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,8 +46,10 @@ __all__ = [
     "VARIANTS",
     "adaptive_clip_grad_",
     "clip_stats",
+    "push_to_hub",
     "reparameterize",
     "unitwise_norm",
+    "with_batch_norm",
 ]
 
 _HOMES = {
@@ -55,8 +59,10 @@ _HOMES = {
     "VARIANTS": "models.variants",
     "adaptive_clip_grad_": "optim.agc",
     "clip_stats": "optim.agc",
+    "push_to_hub": "publish.push",
     "reparameterize": "models.reparameterize",
     "unitwise_norm": "optim.agc",
+    "with_batch_norm": "models.batch_norm",
 }
 
 if not autoload.torch_is_being_imported():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -122,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "folder to a file that the authors' code loads.",
     )
     convert.add_argument(
-        "source", type=Path, help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors"
+        "source", help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors; also a URL of fsspec"
     )
     convert.add_argument("--out", type=Path, required=True, help="folder to write, or a file ending in .npz")
     convert.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
@@ -132,10 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         "publish",
         help="put weights on the Hugging Face Hub, with a model card",
         description="Build a Hub repo from one of the authors' files, an Orbax checkpoint of jax_privacy, a folder "
-        "written by convert, or a checkpoint of timm's train.py. Then check it, push it in one commit, download it "
-        "and verify it. Set the access token with `hf auth login` or HF_TOKEN.",
+        "written by convert or timm's save_for_hf, a checkpoint of timm's train.py, or a state dict (safetensors, "
+        "torch.save, Lightning) with --model. Then check it, push it in one commit, download it and verify it. "
+        "Set the access token with `hf auth login` or HF_TOKEN.",
     )
-    publish.add_argument("source", type=Path, help="F*_haiku.npz, a directory, or model_best.pth.tar")
+    publish.add_argument("source", type=Path, help="F*_haiku.npz, a directory, model_best.pth.tar, or a state dict")
     publish.add_argument("repo", help="Hub repo to push to: ORG/NAME")
     publish.add_argument("--out", type=Path, help="folder to build in, kept afterwards (hub-repos/NAME)")
     publish.add_argument("--overwrite", action="store_true", help="replace the files in that folder")
@@ -144,6 +146,15 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         metavar="NAME",
         help="released checkpoint that the weights are, such as nfnet_f0.dm_in1k, if their hash does not identify it",
+    )
+    publish.add_argument("--model", metavar="NAME", help="network of a state dict, such as nfnet_f0")
+    publish.add_argument(
+        "--model-kwargs",
+        nargs="*",
+        default=[],
+        type=_key_value,
+        metavar="KEY=VALUE",
+        help="further arguments of that network, as in train.py",
     )
     publish.add_argument(
         "--class-names", type=Path, metavar="FILE", help="text file with the names of the classes, one per line"
@@ -187,6 +198,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _key_value(text: str) -> tuple[str, Any]:
+    """Return the argument that KEY=VALUE spells. Source: ``ParseKwargs`` in timm/utils/misc.py."""
+    key, equals, value = text.partition("=")
+    if not key.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as group_size=8")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return key, value
+
+
 def _demo(args: argparse.Namespace) -> None:
     try:
         from nfnet_timm import demo
@@ -208,24 +230,31 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    # Not at the top: these import torch, which would slow down `nfnet-timm --help`.
+    # Not at the top: `nfnet-timm --help` should not wait for torch.
+    from nfnet_timm.formats.authors import fetched
+
+    with fetched(args.source) as path:
+        _convert_at(path, args)
+
+
+def _convert_at(path: Path, args: argparse.Namespace) -> None:
     from nfnet_timm.formats.authors import is_of_authors
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
-    is_folder = args.source.is_dir() and not is_of_authors(args.source)
+    is_folder = path.is_dir() and not is_of_authors(path)
     if is_folder != (args.out.suffix == ".npz"):
         raise ValueError(
             f"cannot convert {args.source} to {args.out}: expected a file or an Orbax checkpoint and a new folder, or "
             "a folder written by `nfnet-timm convert` and a new file whose name ends in .npz"
         )
     if is_folder:
-        tree = convert_to_file(args.source, args.out, args.overwrite)
+        tree = convert_to_file(path, args.out, args.overwrite)
         print(f"wrote {args.out}: {sum(map(len, tree.values()))} arrays in {len(tree)} modules")
         return
-    source = convert_to_folder(args.source, args.out, args.overwrite)
+    source = convert_to_folder(path, args.out, args.overwrite)
     parameters = sum(p.numel() for p in source.model.parameters())
     digest = source.metadata["source_sha256"]
-    print(f"{args.source.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
+    print(f"{path.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
     print(source.origin())
     print(f'wrote {args.out}: timm.create_model("local-dir:{args.out}", pretrained=True)')
 
@@ -237,7 +266,7 @@ def _publish(args: argparse.Namespace) -> None:
 
     check_destination(args.repo, args.revision, args.tag)
     folder = args.out or Path("hub-repos") / args.repo.split("/")[-1]
-    source = open_model(args.source, args.checkpoint)
+    source = open_model(args.source, args.checkpoint, args.model, dict(args.model_kwargs))
     if source.ema is not None:
         print("weights: " + ("the moving average (EMA)" if source.ema else "as trained; the checkpoint has no EMA"))
     else:

@@ -6,8 +6,11 @@ To add a format, write a module with two functions: one recognises the format, o
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import BinaryIO
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from nfnet_timm.formats.haiku_names import from_haiku
 from nfnet_timm.formats.haiku_reader import read_tree
 from nfnet_timm.formats.orbax_reader import is_orbax, read_orbax
 
-__all__ = ["is_of_authors", "load_state_dict"]
+__all__ = ["fetched", "is_of_authors", "is_url", "load_state_dict"]
 
 # Pairs (recognise, read); the first match is used.
 _FORMATS = ((is_orbax, read_orbax), (Path.is_file, read_tree))
@@ -24,6 +27,47 @@ _FORMATS = ((is_orbax, read_orbax), (Path.is_file, read_tree))
 def is_of_authors(path: Path) -> bool:
     """Return whether ``path`` may be in a format of the authors: an Orbax directory, or any single file."""
     return any(recognise(path) for recognise, _ in _FORMATS)
+
+
+def is_url(source: Any) -> bool:
+    """Tell whether ``source`` is a URL of fsspec, such as "s3://bucket/F0_haiku.npz"."""
+    return isinstance(source, str) and "://" in source
+
+
+@contextmanager
+def fetched(source: str | Path | bytes | BinaryIO) -> Iterator[Path]:
+    """Yield the path of a file or directory with the content of ``source``: its own path, or that of a temporary copy.
+
+    Messages of ValueErrors that pass through name ``source``.
+
+    Args:
+        source: A path, a URL of fsspec, the content of a file, or a file that is open for reading bytes.
+    Raises:
+        ValueError: If an open file gives no bytes.
+        ImportError: If a URL takes a package of fsspec that is not installed, such as s3fs.
+        OSError: If there is nothing, or it cannot be read.
+    """
+    if isinstance(source, (str, Path)) and not is_url(source):
+        yield Path(source)
+        return
+    # A file that is still mapped cannot be removed on Windows.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        if isinstance(source, str):
+            from fsspec.core import url_to_fs
+
+            filesystem, place = url_to_fs(source)
+            name, path = source, Path(folder) / (PurePosixPath(place).name or "root")
+            filesystem.get(place.rstrip("/"), str(path), recursive=filesystem.isdir(place))
+        else:
+            content: Any = source.read() if hasattr(source, "read") else source
+            if isinstance(content, str):
+                raise ValueError(f"{source!r} is open for reading text: open it for reading bytes, with mode 'rb'")
+            name, path = str(getattr(source, "name", "the file")), Path(folder) / "F_haiku.npz"
+            path.write_bytes(content)
+        try:
+            yield path
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), name)) from None
 
 
 def load_state_dict(path: str | Path | BinaryIO) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Reads a checkpoint of timm's train.py without running code that it contains.
+"""Reads checkpoints of timm's train.py and other files of ``torch.save``, without running anything that is in them.
 
-Source: ``CheckpointSaver`` in timm/utils/checkpoint_saver.py, ``torch.save``.
+Source: ``CheckpointSaver`` in timm/utils/checkpoint_saver.py, ``load_state_dict`` in timm/models/_helpers.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from torch import Tensor
 from nfnet_timm.formats.progress import bytes_bar
 from nfnet_timm.formats.typed import check_types
 
-__all__ = ["TrainCheckpoint", "is_torch_file", "read_train_checkpoint"]
+__all__ = ["TrainCheckpoint", "is_torch_file", "read_checkpoint"]
 
 # The first bytes of files that torch.save wrote before PyTorch 1.6: torch's magic number as a pickle of protocol 2.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ZIP = b"PK\x03\x04"
 _CHUNK = 1 << 22  # bytes
+# Where timm and others keep the weights of a checkpoint; the moving average first.
+_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 # Options that decide which model is built and published, with their types in train.py. A YAML file for --config may
 # contain a class map as a mapping.
@@ -87,12 +89,14 @@ def is_torch_file(path: Path) -> bool:
     return head.startswith(_LEGACY) or (head.startswith(_ZIP) and b".npy" not in head)
 
 
-def read_train_checkpoint(path: Path) -> TrainCheckpoint:
-    """Return the content of a checkpoint of train.py.
+def read_checkpoint(path: Path) -> TrainCheckpoint | dict[str, Tensor]:
+    """Return the content of a checkpoint of train.py; of any other file of ``torch.save``, the state dict in it.
+
+    Of two state dicts in one file it is the moving average (EMA).
 
     Raises:
-        ValueError: If the file is not such a checkpoint, is damaged, or contains anything but tensors, numbers, strings
-            and the run's options.
+        ValueError: If the file is damaged, contains no state dict, or contains anything but tensors, numbers, strings
+            and the options of a run.
     """
     with path.open("rb") as file:
         is_zip = file.read(4) == _ZIP
@@ -102,22 +106,24 @@ def read_train_checkpoint(path: Path) -> TrainCheckpoint:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # type of the options
             warnings.simplefilter("ignore")  # a broken or hostile file can make torch print warnings
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # a broken or hostile pickle can make torch raise any type of error
-        raise ValueError(f"{path} cannot be read as a checkpoint of timm's train.py: {_reason(error)}") from None
-    if not isinstance(saved, Mapping) or not {"state_dict", "args"} <= set(saved):
-        raise ValueError(f"{path} has no 'state_dict' and 'args': expected a checkpoint that timm's train.py saved")
+    except Exception as error:  # whatever torch raises of a broken or hostile pickle
+        raise ValueError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from None
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"{path} contains {type(saved).__name__}: expected a state dict or a checkpoint with one")
+    if not {"state_dict", "args"} <= set(saved):
+        found = [saved[key] for key in _WEIGHTS if isinstance(saved.get(key), Mapping)]
+        return _arrays((found or [saved])[0], f"{path}: the state dict")
     args, ema = saved["args"], saved.get("state_dict_ema")
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     if not isinstance(args, dict) or "model" not in args:
         raise ValueError(f"{path}: 'args' is {type(args).__name__}, expected the options of timm's train.py")
     check_types(args, _OPTIONS, f"{path}: args")
     weights = saved["state_dict"] if ema is None else ema
-    if not isinstance(weights, Mapping) or not all(isinstance(k, str) and _is_array(v) for k, v in weights.items()):
-        raise ValueError(f"{path}: 'state_dict' has entries that are not arrays with names")
+    arrays = _arrays(weights, f"{path}: 'state_dict'")
     epoch, metric = saved.get("epoch"), saved.get("metric")
     return TrainCheckpoint(
         args,
-        clean_state_dict(dict(weights)),
+        clean_state_dict(arrays),
         ema is not None,
         epoch if isinstance(epoch, int) else None,
         metric if isinstance(metric, int | float) else None,
@@ -146,6 +152,18 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"{path} is damaged: {error}. Copy it again, or use an earlier checkpoint") from None
 
 
+def _arrays(weights: Any, where: str) -> dict[str, Tensor]:
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"{where} has no arrays")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not _is_array(value):
+            raise ValueError(
+                f"{where} has entries that are no arrays with names, such as {str(name)[:80]!r}, which is "
+                f"{type(value).__name__}"
+            )
+    return dict(weights)
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
@@ -153,7 +171,7 @@ def _is_array(value: Any) -> bool:
 def _reason(error: Exception) -> str:
     """Return in one line why torch refuses a file, without its advice on how to load the file in spite of that."""
     text = str(error)
-    if name := re.search(r"Unsupported (?:global|class):? (?:GLOBAL )?(\S+)", text):
+    if name := re.search(r"(?i)unsupported (?:global|class):? (?:GLOBAL )?(\S+)", text):
         reason = f"it contains {name[1]}, which could run code; expected tensors, numbers, strings and options"
     elif isinstance(error, RuntimeError):
         reason = text.split("\n")[0]

@@ -49,40 +49,55 @@ class _Pairs(nn.Module):
 
 
 class Conv2dSame(_Pairs, nn.Conv2d):
-    """Convolution with SAME padding and a bias: (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride)).
+    """Convolution with SAME padding: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
-    The padding depends on ``kernel_size``, ``stride`` and ``dilation`` at the time of the call. The attribute
-    ``padding`` is not used; it describes the module at construction.
+    The padding follows from ``kernel_size``, ``stride`` and ``dilation`` at the time of the call.
 
-    Differs from timm: timm's ``Conv2dSame`` gives the same result, but pads by a separate operation even if torch's own
-        padding is enough.
+    Args:
+        padding: "same", or the number of rows and columns that is SAME padding at every size of the image, if there is
+            one. All other arguments are those of ``nn.Conv2d``.
+    Raises:
+        ValueError: If ``padding`` is another one.
+    Differs from timm: its module of this name computes the same, and pads where torch's own padding would do.
     """
 
     stride: tuple[int, int]
 
     def __init__(
         self,
-        in_chs: int,
-        out_chs: int,
+        in_channels: int,
+        out_channels: int,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = "same",
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(
-            in_chs,
-            out_chs,
+            in_channels,
+            out_channels,
             kernel_size,
             stride=stride,
             dilation=dilation,
             groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,  # type: ignore[arg-type]
             device=device,
             dtype=dtype,
         )
-        if self.stride == (1, 1):
-            self.padding = tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        same = self.symmetric_padding()
+        given = padding.lower() if isinstance(padding, str) else (padding,) * 2 if isinstance(padding, int) else padding
+        if given != "same" and (same is None or tuple(given) != same):
+            raise ValueError(
+                f"padding={padding!r}: expected 'same'{'' if same is None else f' or {same}'}, the only padding "
+                f"of this convolution. For another one with kernel {self.kernel_size} and stride {self.stride}, use "
+                "torch.nn.Conv2d or timm.layers.ScaledStdConv2d"
+            )
+        self.padding = "same" if same is None else same
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``."""
@@ -110,12 +125,16 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         return pad(pad_same, x, self.reach(), self.stride, mode), (0, 0)
 
     def own_padding(self) -> tuple[int, int] | None:
-        """Return the padding of torch's convolution that equals SAME padding at any size, or None if there is none."""
+        """Return the padding of torch's convolution that is SAME at any size, None where there is none."""
+        return self.symmetric_padding() if self.padding_mode == "zeros" else None
+
+    def symmetric_padding(self) -> tuple[int, int] | None:
+        """Return the rows and columns at each side that are SAME padding at any size, None where sizes differ."""
         reach_h, reach_w = self.reach()
         # torch pads the same number of zeros at both ends.
         same_h = reach_h == 1 or (self.stride[0] == 1 and reach_h % 2 == 1)
         same_w = reach_w == 1 or (self.stride[1] == 1 and reach_w % 2 == 1)
-        if same_h and same_w and self.padding_mode == "zeros":
+        if same_h and same_w:
             return reach_h // 2, reach_w // 2
         return None
 

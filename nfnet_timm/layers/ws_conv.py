@@ -20,16 +20,17 @@ __all__ = ["WSConv2d"]
 
 
 class WSConv2d(Conv2dSame):
-    """Convolution whose weight is standardized per output channel, with SAME padding and always a bias.
+    """Convolution whose weight is standardized per output channel, with SAME padding.
 
     ``W_hat = scale * gain * (W - mean) * rsqrt(max(var * fan_in, eps))`` over the fan-in of each output channel. It is
     computed in float64 for float64 weights, and in float32 for all others, also under autocast. With ``scale`` 1 and
     gain 1, the weights of each output channel have zero mean and unit norm.
 
     Args:
-        in_chs: Input channels; forward takes (N, in_chs, H, W), any H and W of at least 1.
-        out_chs: Output channels; forward returns (N, out_chs, ceil(H / stride), ceil(W / stride)).
-        scale: Constant factor of the input (gamma and beta). The weight is multiplied by it.
+        in_channels: Input channels; forward takes (N, in_channels, H, W), any H and W of at least 1.
+        out_channels: Output channels; forward returns (N, out_channels, ceil(H / stride), ceil(W / stride)).
+        padding: "same" or what equals it, see ``Conv2dSame``.
+        scale: Constant factor of the input (gamma and beta), The weight is multiplied by it.
         eps: Lower bound of ``var * fan_in``. All networks here use the authors' 1e-4.
     Raises:
         ValueError: In forward, if the input has another number of channels or no pixels, or the weight is complex.
@@ -41,28 +42,35 @@ class WSConv2d(Conv2dSame):
 
     def __init__(
         self,
-        in_chs: int,
-        out_chs: int,
+        in_channels: int,
+        out_channels: int,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = "same",
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
-        scale: float = 1.0,
-        eps: float = 1e-4,
+        bias: bool = True,
+        padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        scale: float = 1.0,
+        eps: float = 1e-4,
     ):
         super().__init__(
-            in_chs,
-            out_chs,
+            in_channels,
+            out_channels,
             kernel_size,
             stride,
+            padding,
             dilation,
             groups,
-            device=device,
-            dtype=dtype,
+            bias,
+            padding_mode,
+            device,
+            dtype,
         )
-        self.gain = nn.Parameter(torch.ones(out_chs, device=device, dtype=dtype))
+        self.gain = nn.Parameter(torch.ones(out_channels, device=device, dtype=dtype))
         self.scale = scale
         self.eps = eps
 
@@ -87,8 +95,8 @@ class WSConv2d(Conv2dSame):
         return standardize(weight, self.gain, self.scale, self.eps).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (N, in_chs, H, W) to (N, out_chs, ceil(H / stride), ceil(W / stride))."""
-        # Not in tracing: the trace would contain these sizes as constants.
+        """Convolve (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        # A trace would record the sizes that are compared here.
         if x.dim() != 4 or (
             not torch.jit.is_tracing() and (x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0)
         ):

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfnet_timm.formats.authors import load_state_dict
+from nfnet_timm.formats.authors import fetched, is_url, load_state_dict
+from nfnet_timm.formats.orbax_reader import is_orbax
 from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.models.variants import VARIANTS
 
@@ -37,16 +38,24 @@ def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwarg
         model_cfg=VARIANTS[name].cfg,
         feature_cfg={"flatten_sequential": True},
     )
+    model: Any
     if not pretrained:
         return build(**kwargs)
     # On the meta device, because the weights are loaded next. Random weights would cost time and memory.
     device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    of_authors = str(overlay.get("file", "")).endswith(".npz")
+    file = overlay.get("file")
+    if file is not None and (is_url(file) or not isinstance(file, (str, Path))):
+        with fetched(file) as path:
+            local = {**overlay, "file": path}
+            model = build_network(network, name, pretrained, device=device, pretrained_cfg_overlay=local, **kwargs)
+        model.pretrained_cfg["file"] = file if is_url(file) else None
+        return model
+    of_authors = file is not None and (str(file).endswith(".npz") or is_orbax(Path(file)))
     if of_authors:
         overlay["custom_load"] = True  # timm then calls the network's load_pretrained
     strict = kwargs.get("pretrained_strict", True)
-    model: Any = build(
+    model = build(
         device="meta",
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=partial(check_state_dict, name=name) if strict else None,

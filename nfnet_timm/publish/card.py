@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import timm
@@ -21,7 +22,7 @@ from nfnet_timm.installation import PLACE, pip_install
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
 from nfnet_timm.publish.sources import Source
-from nfnet_timm.publish.train_data import dataset_name, hub_dataset
+from nfnet_timm.publish.train_data import dataset_name, hub_dataset, hub_id, path_name
 from nfnet_timm.recipes import recipe
 
 __all__ = ["multiply_adds", "render_card"]
@@ -91,7 +92,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         results = _published(published["sources"], figures, test_size)
     else:
         results = _measured(source)
-    on_the_hub = hub_dataset(source.training)
+    on_the_hub = hub_id(source.dataset) if source.dataset else hub_dataset(source.training)
     data = ModelCardData(
         license=released["license"] if released else license,
         library_name="timm",
@@ -100,7 +101,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         datasets=[released["dataset"]] if released else [on_the_hub] if on_the_hub else None,
         base_model=_base_model(source),
         model_name=repo_id.split("/")[-1],
-        eval_results=results or None,
+        eval_results=[*results, *_stated(source)] or None,
     )
     # If timm has a repo of the released weights, such as timm/dm_nfnet_f0.dm_in1k, it has the same network.
     timm_repo = VARIANTS[name].hf_hub_id
@@ -125,6 +126,8 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         label_names=[_escaped(label) for label in source.label_names or []],
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
         accuracy=_accuracy(results),
+        stated={_escaped(name): value for name, value in source.metrics.items()},
+        stated_dataset=_escaped(_stated_dataset(source)),
         plain_timm=timm_repo.split("/")[1].split(".")[0] if plain and timm_repo else None,
         released=released,
         identified_by=source.identified_by,
@@ -228,6 +231,29 @@ def _measured(source: Source) -> list[EvalResult]:
             **({} if "script" in source.training else measured_by),
         )
     ]
+
+
+def _stated(source: Source) -> list[EvalResult]:
+    """Return the figures that the owner states, as they were given."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image Classification",
+            dataset_type=hub_id(source.dataset or "") or "imagefolder",
+            dataset_name=_stated_dataset(source),
+            metric_type=_plain(name),
+            metric_name=f"{_plain(name)}, as stated by the owner",
+            metric_value=value,
+        )
+        for name, value in source.metrics.items()
+    ]
+
+
+def _stated_dataset(source: Source) -> str:
+    """Return the name of the owner's dataset, of a folder only its last name."""
+    name = source.dataset or "images of the owner"
+    is_path = name.startswith(("/", "~", ".")) or PureWindowsPath(name).drive or Path(name).exists()
+    return _plain((path_name(name) if is_path else None) or ("images of the owner" if is_path else name))
 
 
 def _plain(text: str) -> str:

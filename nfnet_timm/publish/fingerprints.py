@@ -15,7 +15,7 @@ from torch import Tensor
 from nfnet_timm.formats.progress import bytes_bar
 from nfnet_timm.formats.typed import check_types
 
-__all__ = ["RECORDED", "identify", "logits_of", "recorded_logits"]
+__all__ = ["RECORDED", "check_logits", "identify", "logits_of", "recorded_logits"]
 
 # publish writes this many logits, the first ones, to the header of model.safetensors.
 RECORDED = 8
@@ -29,6 +29,16 @@ def logits_of(model: Any) -> Tensor:
     """
     wave = torch.arange(model.in_chans * 64 * 64, dtype=torch.float32).mul_(0.37).sin_()
     return model(wave.view(1, model.in_chans, 64, 64))[0].flatten()
+
+
+def check_logits(ours: Tensor, expected: Tensor) -> None:
+    """Raise ValueError unless two models on one machine gave the same logits, to float32 rounding."""
+    if ours.shape != expected.shape:
+        raise ValueError(f"the logits have shape {list(ours.shape)}, expected {list(expected.shape)}")
+    # Not to the bit: where a tensor lies in memory decides how its products are summed.
+    tolerance = 1e-5 * float(expected.nan_to_num().abs().max())
+    if not torch.allclose(ours, expected, rtol=1e-4, atol=tolerance, equal_nan=True):
+        raise ValueError(f"the logits differ by up to {float((ours - expected).abs().max()):.1e}")
 
 
 def recorded_logits(header: Mapping[str, str]) -> list[float] | None:

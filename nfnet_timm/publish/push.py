@@ -3,19 +3,82 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
+from torch import nn
 
+from nfnet_timm.formats.typed import check_types
+from nfnet_timm.publish.class_names import check_class_names
+from nfnet_timm.publish.folder import build_repo
 from nfnet_timm.publish.hub_errors import hub_errors_explained
 from nfnet_timm.publish.locks import names_in
-from nfnet_timm.publish.sources import Source
+from nfnet_timm.publish.sources import Source, open_network
 from nfnet_timm.publish.verify import Report, verify
 
-__all__ = ["check_destination", "publish", "push", "tag_commit"]
+__all__ = ["check_destination", "publish", "push", "push_to_hub", "tag_commit"]
 
+_GIVEN: dict[str, Any] = {
+    "license": str,
+    "dataset": str | None,
+    "label_names": list[str] | None,
+    "metrics": dict[str, float],
+}
 _REF = r"[A-Za-z0-9_][A-Za-z0-9._/-]*"  # a branch or a tag
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    license: str,
+    label_names: Sequence[str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    dataset: str | None = None,
+    private: bool = False,
+    revision: str = "main",
+    force: bool = False,
+) -> Report:
+    """Publish the network in ``model`` as ``nfnet-timm publish`` does, verify what arrived, and return the report.
+
+    ``model`` stays as it is. The weights arrive in float32, with the preprocessing in the network's
+    ``pretrained_cfg``. Of several processes, call this in one.
+
+    Args:
+        model: A network of this package, or a module that contains one and no other parameters: a LightningModule,
+            ``ModelEmaV3``, ``torch.compile``, DDP.
+        repo_id: ``ORG/NAME``; the repo is made if it does not exist.
+        license: The licence of the weights, by its name on the Hub, such as "apache-2.0".
+        label_names: Names of the classes, in the order of the outputs.
+        metrics: Figures by name, such as ``{"top1": 87.5}``; the card states them as the owner's.
+        dataset: The data of the figures: a dataset's id on the Hub, or any name.
+        private: Whether a new repo is private.
+        revision: The branch, made if it does not exist.
+        force: Whether other content of the repo is replaced.
+    Raises:
+        ValueError: If ``model`` contains no network that ``timm.create_model`` can build again, an argument has another
+            type, or the repo has other content; see ``push`` and ``verify``.
+        OSError: If the Hub cannot be reached or refuses.
+    Differs from timm: its ``push_to_hf_hub`` checks neither what it sends nor what arrives, and writes a pickle, too.
+    """
+    check_destination(repo_id, revision)
+    names: Any = label_names if label_names is None or isinstance(label_names, str) else list(label_names)
+    figures = {name: value.item() if hasattr(value, "item") else value for name, value in (metrics or {}).items()}
+    check_types(
+        {"license": license, "dataset": dataset, "label_names": names, "metrics": figures}, _GIVEN, "push_to_hub"
+    )
+    source = open_network(model)
+    source.metrics, source.dataset = figures, dataset
+    if names is not None:
+        source.label_names = check_class_names(names, source.model.num_classes, "label_names")
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / repo_id.split("/")[-1]
+        build_repo(source, repo_id, folder, license)
+        return publish(source, folder, repo_id, private, revision, force=force)[0]
 
 
 def publish(
@@ -91,7 +154,9 @@ def push(
         head = str(info.sha)
         different = _different(api, repo_id, head, folder)
     if private and not info.private:
-        raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave out --private")
+        raise ValueError(
+            f"{repo_id} exists and is public: make it private in its settings, or do not ask for a private one"
+        )
     tagged = {ref.name: ref.target_commit for ref in refs.tags}.get(tag or "")
     if tagged is not None and (different or tagged != head):
         raise ValueError(
@@ -101,7 +166,7 @@ def push(
     if different and present and not force and not is_new_branch:
         raise ValueError(
             f"{repo_id} has other content at {revision}: {', '.join(different)} would change. Nothing was "
-            "pushed; pass --force to make a commit that replaces them, or --revision to use another branch"
+            "pushed; pass --force (force=True) to make a commit that replaces them, or --revision to use another branch"
         )
     if is_new_branch:
         with hub_errors_explained(f"making the branch {revision} of {repo_id}"):

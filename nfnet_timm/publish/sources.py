@@ -1,29 +1,46 @@
 """Reads the models that can be published, with the facts for their cards.
 
-A source is a file of the authors, an Orbax checkpoint, a folder that ``convert`` wrote, or a checkpoint of timm's
-train.py.
+A source is a file of the authors, an Orbax checkpoint, a folder that ``convert`` or timm's ``save_for_hf`` wrote, a
+checkpoint of timm's train.py, a state dict with the name of its network, or a network in memory.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
 from nfnet_timm.formats.authors import is_of_authors
 from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header
-from nfnet_timm.formats.train_checkpoint import is_torch_file, read_train_checkpoint
+from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
+from nfnet_timm.models.nfnet import NormFreeNet
+from nfnet_timm.models.state_dict import check_state_dict, infer_variant
+from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import load_published, released_checkpoints
 from nfnet_timm.publish.class_names import FoundNames, find_class_names
-from nfnet_timm.publish.config_json import DEFAULTS, load_folder, read_config
-from nfnet_timm.publish.fingerprints import identify, recorded_logits
+from nfnet_timm.publish.config_json import DEFAULTS, described_model, load_folder, read_config
+from nfnet_timm.publish.fingerprints import check_logits, identify, logits_of, recorded_logits
 from nfnet_timm.publish.readme import read_card
-from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
+from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of, published_cfg
 
-__all__ = ["Source", "open_authors", "open_model"]
+__all__ = ["Source", "open_authors", "open_model", "open_network"]
+
+# First arrays of a network.
+_FIRST = ("stem.conv1.weight", "stem.conv.weight")
+_CHANGED = (
+    "the network was changed after timm.create_model built it (reparameterized, other layers or another head), and "
+    "cannot be loaded from the Hub: publish it as it was before the change"
+)
 
 
 @dataclass
@@ -31,13 +48,12 @@ class Source:
     """A model in eval mode, and the facts about it.
 
     Args:
-        model_args: Arguments of ``create_model`` other than the name.
-        metadata: Name, bytes, SHA-256 and MD5 of the file that the weights come from.
-        computed: Whether ``metadata`` was computed from that file. If not, it comes from the header of a folder's
-            weights.
-        checkpoint: The entry in hub/checkpoints.toml, for a released checkpoint.
-        identified_by: The evidence that the weights are that entry: the file's MD5, the header of a folder's weights
-            (which anybody may have written), or the user's word (``--checkpoint``).
+        model_args: Arguments of ``create_model`` beside the name.
+        metadata: Name, bytes, SHA-256 and MD5 of the file that the weights come from; {} for a network in memory.
+        computed: Whether ``metadata`` was computed from that file; else the header of a folder's weights states it.
+        checkpoint: The entry of hub/checkpoints.toml, for a released checkpoint.
+        identified_by: What identifies it: the MD5 of the file, the header of a folder's weights, which anybody may
+            have written, or the word of the publisher.
         logits: The logits in the header of a folder's weights.
         label_names: Names of the classes, in the order of the outputs.
         label_descriptions: A longer description for each name.
@@ -45,9 +61,11 @@ class Source:
         card: The text of the model card, if there is one already.
         training: The options of timm's train.py, if train.py trained the model.
         ema: Whether the weights are the moving average; None if train.py did not train the model.
-        accuracy: The accuracy of these weights that train.py measured after ``epoch``, on images that were not used
-            for training.
-        left_out: Facts that are not published although the run may have had them, and why: one line each.
+        accuracy: The accuracy that train.py measured with these weights at ``epoch``, on images that training did not
+            see.
+        metrics: Figures that the owner states, by name.
+        dataset: The data that the owner measured them on: a dataset's id on the Hub, or any name.
+        left_out: What is not published although the run may have had it, and why, one line each.
     """
 
     model: Any
@@ -65,6 +83,8 @@ class Source:
     ema: bool | None = None
     epoch: int | None = None
     accuracy: Accuracy | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    dataset: str | None = None
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,6 +108,8 @@ class Source:
             )
         if self.identified_by == "word":
             return f"{name} is published as the released {self.checkpoint} on your word; no recorded hash confirms it"
+        if name is None:
+            return "weights of your own, written from a network in memory"
         if not self.computed:
             return (
                 f"weights of your own, made from {name} according to the header written at conversion; this was not "
@@ -103,19 +125,32 @@ class Source:
         return self.model.pretrained_cfg["architecture"]
 
 
-def open_model(path: Path, checkpoint: str | None = None) -> Source:
-    """Return the model at ``path``, which may be any of the four types of sources.
+def open_model(
+    path: Path, checkpoint: str | None = None, model: str | None = None, model_kwargs: Mapping[str, Any] | None = None
+) -> Source:
+    """Return the model at ``path``, a file or a folder of any kind.
 
     For a checkpoint of train.py, this is the moving average (EMA) if there is one, with the preprocessing of the run.
 
     Args:
-        checkpoint: The entry in hub/checkpoints.toml that the weights are, on the user's word. If None, only the MD5
-            of a file identifies it; its name and size do not matter.
+        checkpoint: The entry of hub/checkpoints.toml, on the word of the publisher; without it, the MD5 identifies a
+            file, whatever its name and size.
+        model: The network of a state dict, as train.py's ``--model``; every other source contains its name.
+        model_kwargs: Arguments of ``create_model`` beside that name, as train.py's ``--model-kwargs``.
     Raises:
         ValueError: If it is not one of the four types, or contains another network.
     """
-    if is_torch_file(path):
-        source = _from_training(path)
+    is_safetensors = path.suffix == ".safetensors" and path.is_file()
+    saved = _read_safetensors(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
+    if not isinstance(saved, dict) and (model is not None or model_kwargs):
+        raise ValueError(
+            f"--model {model}: {path} is no state dict, and contains the name and arguments of its network; leave out "
+            "--model and --model-kwargs"
+        )
+    if isinstance(saved, dict):
+        source = _from_state_dict(path, saved, model, model_kwargs or {})
+    elif saved is not None:
+        source = _from_training(path, saved)
     elif path.is_dir() and not is_of_authors(path):
         source = _from_folder(path)
     else:
@@ -139,10 +174,23 @@ def open_authors(path: Path) -> Source:
 
 
 def _from_folder(folder: Path) -> Source:
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).exists():
-            raise ValueError(f"{folder} has no {name}: expected a folder written by `nfnet-timm convert`")
-    config, weights, card = read_config(folder / "config.json"), folder / "model.safetensors", folder / "README.md"
+    weights, pickled, card = (folder / name for name in ("model.safetensors", "pytorch_model.bin", "README.md"))
+    if not (folder / "config.json").exists() or not (weights.exists() or pickled.exists()):
+        missing = "model.safetensors" if (folder / "config.json").exists() else "config.json"
+        raise ValueError(
+            f"{folder} has no {missing}: expected a folder written by `nfnet-timm convert` or timm's save_for_hf"
+        )
+    config = read_config(folder / "config.json")
+    about: dict[str, Any] = {
+        "label_names": config.label_names,
+        "label_descriptions": config.label_descriptions,
+        "card": read_card(card) if card.exists() else None,
+    }
+    arguments = {**config.model_args, "num_classes": config.num_classes}
+    if not weights.exists():
+        return Source(
+            _load_pickled(folder, pickled, config.architecture, arguments), arguments, identify(pickled), **about
+        )
     header = read_header(weights)
     if header.get("arrays_sha256") not in (None, arrays_hash(weights)):
         raise ValueError(
@@ -150,15 +198,15 @@ def _from_folder(folder: Path) -> Source:
             "or copy it again; if you changed the arrays yourself, save them without the entry arrays_sha256"
         )
     stated = _stated(header) if "arrays_sha256" in header else {}
+    # The header of a network that push_to_hub wrote from memory has logits and no source.
+    from_memory = "arrays_sha256" in header and "logits" in header and "source" not in header
     source = Source(
         load_folder(folder),
-        {**config.model_args, "num_classes": config.num_classes},
-        stated or identify(weights),
+        arguments,
+        stated or ({} if from_memory else identify(weights)),
         computed=not stated,
-        logits=recorded_logits(header) if stated else None,
-        label_names=config.label_names,
-        label_descriptions=config.label_descriptions,
-        card=read_card(card) if card.exists() else None,
+        logits=recorded_logits(header) if stated or from_memory else None,
+        **about,
     )
     released = _recorded(stated)
     if released is not None and not _fits(released, source):
@@ -167,6 +215,121 @@ def _from_folder(folder: Path) -> Source:
     elif released is not None:
         source.checkpoint, source.identified_by = released, "header"
     return source
+
+
+def _load_pickled(folder: Path, pickled: Path, architecture: str, arguments: dict[str, Any]) -> Any:
+    """Return the model of a folder that timm's ``save_for_hf`` wrote without safetensors."""
+    described_model(architecture, arguments, str(folder / "config.json"))
+    state_dict = read_checkpoint(pickled) if is_torch_file(pickled) else None
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"{pickled} is no state dict that torch.save wrote: write model.safetensors in its place")
+    model: Any = timm.create_model(f"local-dir:{folder}", device="meta", num_classes=arguments["num_classes"])
+    try:
+        model.load_state_dict(check_state_dict(state_dict, model, architecture, exact=True))
+    except ValueError as error:
+        raise ValueError(f"{folder}: config.json and {pickled.name} are of different networks: {error}") from None
+    return model.eval()
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from None
+
+
+def _from_state_dict(
+    path: Path, state_dict: dict[str, Tensor], name: str | None, model_kwargs: Mapping[str, Any]
+) -> Source:
+    try:
+        arrays = _arrays_of_network(state_dict)
+        if name is None:
+            found, arguments = infer_variant(arrays)
+            kwargs = " ".join(f"{key}={value}".replace(" ", "") for key, value in arguments.items())
+            raise ValueError(
+                "a state dict does not contain the name of its network: pass --model; the shapes are those of "
+                f"--model {found}{f' --model-kwargs {kwargs}' if kwargs else ''}"
+            )
+        chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
+        options = {"model": name, "model_kwargs": dict(model_kwargs), "in_chans": chans[0] if chans else None}
+        model, arguments = network_of(TrainCheckpoint(options, arrays, ema=False, epoch=None, metric=None))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Source(model, arguments, identify(path))
+
+
+def _arrays_of_network(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the arrays without the prefix that Lightning, DDP and torch.compile put before their names.
+
+    Raises:
+        ValueError: If they are of more than one network, or not of that alone.
+    """
+    prefixes = sorted({name.removesuffix(first) for name in state_dict for first in _FIRST if name.endswith(first)})
+    if len(prefixes) > 1:
+        raise ValueError(f"it has {len(prefixes)} networks, {', '.join(map(repr, prefixes))}: save one of them alone")
+    prefix = prefixes[0] if prefixes else ""
+    if others := [name for name in state_dict if not name.startswith(prefix)]:
+        raise ValueError(
+            f"it has arrays beside the network {prefix!r}, such as {others[0]}: save the state dict of the network "
+            "alone, or pass the network to nfnet_timm.push_to_hub"
+        )
+    return {name.removeprefix(prefix): array for name, array in state_dict.items()}
+
+
+def open_network(model: nn.Module) -> Source:
+    """Return a copy of the network in ``model``, on the CPU and in float32; ``model`` stays as it is.
+
+    Args:
+        model: A network of this package, or a module that holds one and no other parameters: a LightningModule, an
+            EMA, ``torch.compile``, DDP.
+    Raises:
+        ValueError: If there is none or more than one, or ``timm.create_model`` cannot build it again: it is
+            reparameterized, sharded, has another head or was changed otherwise.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, NormFreeNet)}
+    if len(found) != 1:
+        names = f": {', '.join(map(repr, found))}; pass one of them" if found else ""
+        raise ValueError(
+            f"{type(model).__name__} contains {len(found)} networks of nfnet_timm, expected one that "
+            f"timm.create_model built{names}"
+        )
+    ((place, network),) = found.items()
+    own = {id(p) for p in network.parameters()}
+    if others := [name for name, p in model.named_parameters() if id(p) not in own]:
+        raise ValueError(
+            f"{type(model).__name__} has parameters beside the network {place!r}, such as {others[0]}, which would be "
+            f"lost: publish the network alone, or give it a classifier with reset_classifier()"
+        )
+    architecture = getattr(network, "pretrained_cfg", {}).get("architecture")
+    if architecture not in VARIANTS:
+        raise ValueError(
+            f"the network's pretrained_cfg names the architecture {architecture!r}: build it with timm.create_model"
+        )
+    for name, p in network.named_parameters():
+        if p.is_meta or hasattr(p, "full_tensor"):
+            kind = "is on the meta device" if p.is_meta else "is sharded over processes"
+            raise ValueError(f"{name} {kind}: expected all of its values; load or gather the state dict first")
+    plain: Any = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
+    plain.in_chans = plain.stem[0].in_channels  # also where the stem was exchanged
+    vars(plain).pop("forward", None)  # of Accelerate, which computes the forward of ``network`` under autocast
+    defaults, stride = asdict(VARIANTS[architecture].cfg), network.feature_info[-1]["reduction"]
+    options = {
+        "model": architecture,
+        "model_kwargs": {
+            **{key: value for key, value in asdict(network.cfg).items() if value != defaults[key]},
+            **({} if stride == 32 else {"output_stride": stride}),
+        },
+        "in_chans": plain.in_chans,
+        "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
+    }
+    try:
+        built, arguments = network_of(TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None))
+        check_logits(logits_of(built), logits_of(plain))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{_CHANGED}: {error}") from None
+    built.pretrained_cfg = network.pretrained_cfg
+    built.pretrained_cfg = published_cfg(built, {})
+    return Source(built, arguments, metadata={})
 
 
 def _stated(header: Mapping[str, str]) -> dict[str, str]:
@@ -182,8 +345,7 @@ def _stated(header: Mapping[str, str]) -> dict[str, str]:
     return found if "source" in found and well_formed else {}
 
 
-def _from_training(path: Path) -> Source:
-    saved = read_train_checkpoint(path)
+def _from_training(path: Path, saved: TrainCheckpoint) -> Source:
     try:
         model, arguments = network_of(saved)
     except ValueError as error:

@@ -16,7 +16,16 @@ from timm.data import get_img_extensions
 
 from nfnet_timm.compat.timm import split_folder
 
-__all__ = ["dataset_name", "hub_dataset", "image_types", "library_of", "reader_root", "why_not_unseen"]
+__all__ = [
+    "dataset_name",
+    "hub_dataset",
+    "hub_id",
+    "image_types",
+    "library_of",
+    "path_name",
+    "reader_root",
+    "why_not_unseen",
+]
 
 # Names of splits that timm maps to the training split of a torchvision dataset, and to its other split.
 _TRAIN = ("train", "training")
@@ -74,16 +83,21 @@ def dataset_name(args: Mapping[str, Any]) -> str | None:
     """Return the name of a run's dataset: on the Hub, in its library, or of its folder without the path."""
     library, name = library_of(args)
     if library in ("hfds", "hfids"):
-        return name if hub_dataset(args) else _last(name)
+        return name if hub_dataset(args) else path_name(name)
     if library in ("torch", "tfds") and not _is_image_folder(name):
-        return name.replace("/", " ")  # a name with a slash would be a dataset of the Hub
-    return _last(args.get("data_dir") or args.get("data") or "")
+        return name.replace("/", " ")  # a name with a stroke is one of the Hub's
+    return path_name(args.get("data_dir") or args.get("data") or "")
 
 
 def hub_dataset(args: Mapping[str, Any]) -> str | None:
     """Return the id of a run's dataset on the Hub; None if it is from elsewhere, or a folder of that name exists."""
     library, name = library_of(args)
-    if library not in ("hfds", "hfids") or "/" not in name or Path(name).exists():
+    return hub_id(name) if library in ("hfds", "hfids") else None
+
+
+def hub_id(name: str) -> str | None:
+    """Return ``name`` if it can be the id of a dataset on the Hub, ORG/NAME, and is no folder that exists here."""
+    if "/" not in name or Path(name).exists():
         return None
     try:
         validate_repo_id(name)
@@ -115,7 +129,7 @@ def _places(root: Path, types: set[str]) -> set[str]:
     }
 
 
-def _last(path: str) -> str | None:
-    """Return the last part of a Linux or Windows path; None if it is not a name."""
+def path_name(path: str) -> str | None:
+    """Return the last name of a path, of Linux or Windows, if that is a name."""
     name = PureWindowsPath(path).name
     return None if name in ("", ".", "..", "~") else name

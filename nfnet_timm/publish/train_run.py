@@ -19,7 +19,7 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen
 
-__all__ = ["Accuracy", "accuracy_of", "network_of"]
+__all__ = ["Accuracy", "accuracy_of", "network_of", "published_cfg"]
 
 # Arguments that affect training only.
 _TRAINING_KWARGS = ("recompute_acts", "drop_rate", "drop_path_rate")
@@ -64,7 +64,7 @@ def network_of(checkpoint: TrainCheckpoint) -> tuple[Any, dict[str, Any]]:
     # The same call as in train.py. check_folder compares the published folder with this model.
     model: Any = timm.create_model(args["model"], **own)
     model.load_state_dict(check_state_dict(state_dict, model, name, exact=True))
-    model.pretrained_cfg = _pretrained_cfg(model, args)
+    model.pretrained_cfg = published_cfg(model, args)
     arguments = {**base_arguments, **{key: value for key, value in own.items() if value is not None}}
     return model.eval(), {key: value for key, value in arguments.items() if key not in _TRAINING_KWARGS}
 
@@ -90,8 +90,15 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
-def _pretrained_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    chans = model.in_chans  # with --in-chans alone, timm's data configuration still has three channels
+def published_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``pretrained_cfg`` of trained weights: the preprocessing of ``model`` and ``args``, no older origin.
+
+    Args:
+        args: Options of train.py; {} where the model's own ``pretrained_cfg`` has the preprocessing.
+    Raises:
+        ValueError: If timm cannot make transforms of it.
+    """
+    chans = model.in_chans  # with --in-chans alone, timm's data configuration goes on having three
     for key in ("mean", "std"):
         if args.get(key) and len(args[key]) not in (1, chans):
             raise ValueError(f"--{key} has {len(args[key])} numbers, expected 1 or {chans}")

@@ -26,10 +26,8 @@ from digits_training import accuracy_after_training
 from matplotlib.figure import Figure
 from torch import nn
 
+from nfnet_timm import with_batch_norm
 from nfnet_timm.demo import load_images
-from nfnet_timm.layers.same_padding import Conv2dSame
-from nfnet_timm.layers.ws_conv import WSConv2d
-from nfnet_timm.models.block import NormFreeBlock
 from nfnet_timm.optim import create_optimizer
 
 # A last feature map of 2 x 2 pixels, as batch norm cannot train on one pixel of one image.
@@ -60,31 +58,6 @@ def norm_free() -> nn.Module:
     return timm.create_model("dm_nf_resnet50", depths=DEPTHS, channels=CHANNELS, **SMALL)
 
 
-def with_batch_norm() -> nn.Module:
-    """Return the same network with batch norm instead of weight standardization, skip gains and scaling factors."""
-    model: Any = norm_free()
-    for parent in list(model.modules()):
-        for name, conv in list(parent.named_children()):
-            if isinstance(conv, WSConv2d):
-                plain = Conv2dSame(
-                    conv.in_channels,
-                    conv.out_channels,
-                    conv.kernel_size[0],
-                    conv.stride[0],
-                    conv.dilation[0],
-                    conv.groups,
-                )
-                nn.init.kaiming_normal_(plain.weight, nonlinearity="relu")
-                plain.bias = None
-                setattr(parent, name, nn.Sequential(plain, nn.BatchNorm2d(conv.out_channels)))
-    blocks: list[Any] = [m for m in model.modules() if isinstance(m, NormFreeBlock)]
-    for block in blocks:
-        block.alpha = 1.0
-        nn.init.ones_(block.skipinit_gain).requires_grad_(False)
-        nn.init.zeros_(block.conv3[1].weight)  # as skip gains do, it starts the branch at zero
-    return model
-
-
 def timm_resnet() -> nn.Module:
     """Return timm's ResNet with the same depths and widths."""
     block: Any = timm.models.resnet.Bottleneck
@@ -95,7 +68,7 @@ def timm_resnet() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "NF-ResNet": norm_free,
     "NF-ResNet, clipped adaptively": norm_free,
-    "the same with batch norm": with_batch_norm,
+    "the same with batch norm": lambda: with_batch_norm(norm_free()),
     "timm's ResNet": timm_resnet,
 }
 

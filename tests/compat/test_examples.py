@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -83,6 +84,20 @@ def test_fine_tune_ends_with_the_line_that_publishes(digits, tmp_path):
     assert "digit 0, digit 1" in card
     assert "By examples/fine_tune.py of nfnet_timm; what is published here is the moving average" in card
     assert re.search(r"Top-1 accuracy in percent at 32 pixels", card)
+
+
+def test_fine_tune_publishes_its_best_epoch_when_asked_to(digits, tmp_path, hub):
+    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    fine_tune(digits, tmp_path, "--epochs", 1, "--push-to-hub", "org/digits", "--license", "mit")
+    model = timm.create_model("hf-hub:org/digits", pretrained=True)
+    assert model.pretrained_cfg["label_names"] == [f"digit {i}" for i in range(10)]
+    assert model.pretrained_cfg["input_size"] == [3, 32, 32]
+    best = torch.load(tmp_path / "fine_tuned" / "model_best.pth.tar", weights_only=False)["state_dict_ema"]
+    assert all(tensor.equal(best[name]) for name, tensor in model.state_dict().items())
+    card = hub.files("org/digits")["README.md"].decode()
+    name = re.escape(digits.name)
+    assert re.search(rf"\| top1, as stated by the owner \| [\d.]+, {name} \|", card)
+    assert "licence" in fine_tune(digits, tmp_path, "--push-to-hub", "org/digits", code=2)
 
 
 @pytest.mark.library("datasets")

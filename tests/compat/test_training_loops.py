@@ -71,3 +71,23 @@ def test_lightning_ends_in_the_weights_of_a_plain_loop(tiny, tmp_path):
     )
     trainer.fit(Module(model), loader())
     same_weights(model, plain_training(plain, *images_and_labels(24, 32), BATCH))
+
+
+@pytest.mark.library("fastai")
+@pytest.mark.filterwarnings("ignore")  # fastai's, of NumPy's, torch's and IPython's older names
+def test_fastai_ends_in_the_weights_of_a_plain_loop(tiny):
+    """fastai with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
+    learner = pytest.importorskip("fastai.learner", reason="scripts/compat.sh has fastai")
+    from fastai.data.core import DataLoaders
+    from fastai.optimizer import OptimWrapper
+
+    model = tiny(num_classes=10).train()
+    plain = copy.deepcopy(model)
+    learn = learner.Learner(
+        DataLoaders(loader(), loader()),
+        model,
+        loss_func=F.cross_entropy,
+        opt_func=lambda params, **_: OptimWrapper(opt=optimizer_of(model)),
+    )
+    learn.fit(1, lr=0.05)
+    same_weights(model, plain_training(plain, *images_and_labels(24, 32), BATCH))

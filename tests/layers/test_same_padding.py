@@ -51,7 +51,7 @@ def test_padding_and_its_gradients_equal_tensorflows_definition(
 ):
     torch.manual_seed(0)
     dtype = torch.float64 if how == "float64" else torch.float32
-    conv = layer(2, 4, kernel, stride, dilation, groups=2, dtype=dtype).to(memory_format=memory_format)
+    conv = layer(2, 4, kernel, stride, dilation=dilation, groups=2, dtype=dtype).to(memory_format=memory_format)
     x = torch.randn(3, 2, size, size + 1, dtype=dtype).to(memory_format=memory_format).requires_grad_()
     expected = convolved(conv, x)
     assert expected.shape[2:] == (-(-size // stride), -(-(size + 1) // stride))
@@ -115,7 +115,7 @@ def test_padding_follows_attributes_changed_after_construction(layer, built_stri
 )
 @pytest.mark.parametrize("layer", [Conv2dSame, WSConv2d])
 def test_windows_of_any_shape_are_padded_as_in_tensorflow(layer, kernel, stride, dilation):
-    conv = layer(2, 4, kernel, stride, dilation)
+    conv = layer(2, 4, kernel, stride, dilation=dilation)
     for size in SIZES:
         x = torch.randn(1, 2, *size)
         torch.testing.assert_close(conv(x), convolved(conv, x))
@@ -160,7 +160,7 @@ LAYERS = {
     "standardized convolution": lambda: WSConv2d(2, 4, 3, 2),
     "7 x 7": lambda: WSConv2d(2, 4, 7, 2),
     "1 x 1": lambda: WSConv2d(2, 4, 1, 2),
-    "dilated": lambda: WSConv2d(2, 4, 3, 2, 2),
+    "dilated": lambda: WSConv2d(2, 4, 3, 2, dilation=2),
     "smaller than its stride": lambda: WSConv2d(2, 4, 3, 4),
     "without a stride": lambda: WSConv2d(2, 4, 3),
     "average pooling": lambda: AvgPool2dSame(2),

@@ -346,7 +346,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
     torch.save({**checkpoint, "extra": Hostile()}, path)
     status, _, error = publish("--dry-run", source=path)
     assert status == 1
-    assert "cannot be read as a checkpoint of timm's train.py" in error
+    assert "posix.mkdir" in error
+    assert "weights_only" not in error
     assert not (tmp_path / "owned").exists()
 
 
@@ -356,7 +357,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
         ({"source": "missing.npz"}, "No such file"),
         ({"source": "text.npz"}, "is not a pickle"),
         ({"source": "."}, "has no config.json"),
-        ({"source": "other.pth.tar"}, "has no 'state_dict' and 'args'"),
+        ({"source": "other.pth.tar"}, "no arrays"),
         ({"repo": "just-a-name"}, "expected ORGANIZATION/NAME"),
         ({"repo": "org/bad name"}, "org/bad name"),
         ({"repo": "/"}, "'/'"),

@@ -1,0 +1,67 @@
+"""The batch-norm twin of a network, to study what normalization changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from nfnet_timm.layers.same_padding import Conv2dSame
+from nfnet_timm.layers.ws_conv import WSConv2d
+from nfnet_timm.models.block import NormFreeBlock
+
+__all__ = ["with_batch_norm"]
+
+
+def with_batch_norm(model: nn.Module) -> nn.Module:
+    """Give the networks in ``model`` batch norm in place of what they have instead, and return the model.
+
+    Exchanged:
+
+    - each ``WSConv2d`` (standardized weight, gain, bias, and the factors beta and gamma that it carries) by a plain
+      convolution without bias and a ``BatchNorm2d``, in an ``nn.Sequential``;
+    - alpha, the scale of the residual branch, by 1;
+    - the skip gain by 1, which is not trained; the weight of the last batch norm of each branch starts at 0, as the
+      skip gain did.
+
+    All else stays: depths and widths, SAME padding, pooling, squeeze-excite with its factor 2, activations, gamma
+    behind the last activation, stochastic depth, classifier. New weights are drawn from N(0, 2 / fan_in), so call this
+    before training. The state dict has other names, and neither loads into the network nor can be published.
+
+    Raises:
+        ValueError: If there is no ``WSConv2d`` in it, as after ``reparameterize()``.
+    """
+    blocks: list[Any] = [module for module in model.modules() if isinstance(module, NormFreeBlock)]
+    found = False
+    for parent in list(model.modules()):
+        for name, conv in list(parent.named_children()):
+            if isinstance(conv, WSConv2d):
+                setattr(parent, name, _normalized(conv))
+                found = True
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} contains no WSConv2d: expected a network of nfnet_timm that has not been "
+            "reparameterized and has no batch norm"
+        )
+    for block in blocks:
+        block.alpha = 1.0
+        nn.init.ones_(block.skipinit_gain).requires_grad_(False)
+        nn.init.zeros_(block.conv3[1].weight)
+    return model
+
+
+def _normalized(conv: Any) -> nn.Sequential:
+    dd: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    plain = Conv2dSame(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=False,
+        padding_mode=conv.padding_mode,
+        **dd,
+    )
+    nn.init.kaiming_normal_(plain.weight, nonlinearity="relu")
+    return nn.Sequential(plain, nn.BatchNorm2d(conv.out_channels, **dd)).train(conv.training)

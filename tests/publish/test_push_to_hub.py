@@ -1,0 +1,268 @@
+"""A network in memory arrives on a Hub as the command would publish it, or is refused before anything is sent."""
+
+import copy
+import math
+import re
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import nfnet_timm
+from nfnet_timm.cli import main
+from nfnet_timm.publish.fingerprints import logits_of
+
+REPO = "org/tiny"
+
+
+class Training(nn.Module):
+    """Stands for a LightningModule, which is a module with the network as an attribute."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.criterion = model, nn.CrossEntropyLoss(weight=torch.ones(10))
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def push(model, **options):
+    return nfnet_timm.push_to_hub(model, REPO, **{"license": "apache-2.0", **options})
+
+
+def card(hub):
+    text = hub.files(REPO)["README.md"].decode()
+    return ModelCard(text), text
+
+
+def loaded():
+    return timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()
+
+
+WRAPPERS = {
+    "itself": lambda model: model,
+    "a training module": Training,
+    "ModelEmaV3": ModelEmaV3,
+    "torch.compile": torch.compile,
+    "compiled in a training module": lambda model: Training(torch.compile(model)),
+    "DDP": DistributedDataParallel,
+    "DDP of a compiled one": lambda model: DistributedDataParallel(torch.compile(model)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_the_network_arrives_from_every_wrapper_and_stays_as_it_is(hub, tiny, one_process, wrap):
+    model = wrap(tiny().train())
+    before = copy.deepcopy(model.state_dict())
+    report = push(model)
+    assert report.commit == hub.repos[REPO].branches["main"]
+    assert {"README.md", "config.json", "model.safetensors"} <= set(report.files)
+    assert report.difference < 1e-6
+    expected = tiny().state_dict()
+    assert all(tensor.equal(expected[name]) for name, tensor in loaded().state_dict().items())
+    torch.testing.assert_close(logits_of(loaded()), logits_of(tiny()))
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    if not isinstance(model, ModelEmaV3):  # whose average is always in eval mode
+        assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_arrive_as_float32_of_the_same_value(hub, tiny, dtype):
+    model = tiny().to(dtype)
+    push(model)
+    for name, tensor in loaded().state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert tensor.equal(model.state_dict()[name].float())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"in_chans": 1},
+        {"num_classes": 0},
+        {"global_pool": "max"},
+        {"output_stride": 16},
+        {"act_layer": "silu", "alpha": 0.3},
+        {"width_factor": 0.5, "rd_ratio": 0.25},
+        {"drop_rate": 0.3, "drop_path_rate": 0.2, "recompute_acts": True},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_network_are_read_off_it(hub, tiny, arguments):
+    model = tiny(**arguments)
+    push(model)
+    torch.testing.assert_close(logits_of(loaded()), logits_of(model))
+    assert loaded().pretrained_cfg["input_size"][0] == arguments.get("in_chans", 3)
+
+
+def test_a_new_classifier_and_preprocessing_are_those_of_the_network(hub, tiny):
+    model = tiny()
+    model.reset_classifier(4, "avg")
+    model.pretrained_cfg.update(input_size=(3, 48, 48), test_input_size=None, mean=(0.5, 0.5, 0.5), crop_pct=1.0)
+    push(model, label_names=["a", "b", "c", "d"])
+    cfg = loaded().pretrained_cfg
+    assert cfg["input_size"] == [3, 48, 48]
+    assert cfg["mean"] == [0.5, 0.5, 0.5]
+    assert cfg["label_names"] == ["a", "b", "c", "d"]
+    assert loaded().num_classes == 4
+    assert logits_of(loaded()).shape == (4,)
+
+
+def test_the_card_has_the_owners_figures_as_the_owners(hub, tiny):
+    metrics = {"top1": 87.5, "f1 | macro": torch.tensor(0.25), "loss": 1}
+    push(tiny(), metrics=metrics, dataset="org/pets", label_names=[f"kind {i}" for i in range(10)])
+    found, text = card(hub)
+    assert found.data.license == "apache-2.0"
+    assert found.data.datasets == ["org/pets"]
+    assert {r.metric_type: r.metric_value for r in found.data.eval_results} == {**metrics, "f1 | macro": 0.25}
+    assert {r.dataset_type for r in found.data.eval_results} == {"org/pets"}
+    assert all("owner" in r.metric_name and not r.verified and not r.source_name for r in found.data.eval_results)
+    rows = [line for line in text.splitlines() if "stated by the owner |" in line]
+    assert [re.search(r"\| ([\d.]+), org/pets", row)[1] for row in rows] == ["87.5", "0.25", "1"]
+    assert "kind 3" in text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        (None, "images of the owner"),
+        ("my pets, test split", "my pets, test split"),
+        ("/home/me/secret/pets", "pets"),
+        ("C:\\Users\\me\\pets", "pets"),
+        ("~/pets", "pets"),
+        ("train / test", "train / test"),
+    ],
+)
+def test_a_folder_is_named_on_the_card_without_its_path(hub, tiny, dataset, name):
+    push(tiny(), metrics={"top1": 50.0}, dataset=dataset)
+    found, text = card(hub)
+    assert found.data.eval_results[0].dataset_name == name
+    assert found.data.datasets is None
+    assert "/home/me" not in text
+    assert "Users" not in text
+
+
+def test_the_header_has_a_hash_and_logits_and_no_made_up_source(hub, tiny, tmp_path):
+    push(tiny())
+    (tmp_path / "w.safetensors").write_bytes(hub.files(REPO)["model.safetensors"])
+    with safe_open(tmp_path / "w.safetensors", "pt") as weights:
+        assert {"arrays_sha256", "logits", "format"} == set(weights.metadata())
+    _, text = card(hub)
+    assert "network in memory" in text
+    assert main(["verify", REPO]) == 0
+
+
+def test_the_same_network_again_makes_no_commit_and_another_one_needs_force_or_a_branch(hub, tiny):
+    model = tiny()
+    commit = push(model).commit
+    assert push(model).commit == commit
+    with torch.no_grad():
+        model.head.fc.bias.add_(1)
+    with pytest.raises(ValueError, match="force=True"):
+        push(model)
+    assert hub.repos[REPO].branches == {"main": commit}
+    on_branch = push(model, revision="later").commit
+    assert hub.repos[REPO].branches == {"main": commit, "later": on_branch}
+    assert push(model, force=True).commit == hub.repos[REPO].branches["main"] != commit
+
+
+def test_a_private_repo_is_made_private(hub, tiny):
+    push(tiny(), private=True)
+    assert hub.repos[REPO].private
+
+
+def test_a_downloaded_folder_is_published_by_the_command_with_the_same_bytes(hub, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    push(tiny())
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    files = {name: hub.files(REPO)[name] for name in ("README.md", "config.json", "model.safetensors")}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    assert main(["publish", "mine", REPO]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "hub-repos" / "tiny").iterdir()} == files
+
+
+def replaced(model, name, module):
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+    return model
+
+
+def sharded(model):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model.vectorize_skip_gains(), mesh=init_device_mesh("cpu", (1,)))
+    return model
+
+
+REFUSED = {
+    "reparameterized": (lambda model: model.reparameterize(), "reparameterized"),
+    "another head": (lambda model: replaced(model, "head", nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), "head"),
+    "another activation": (lambda model: replaced(model, "final_act", nn.ReLU()), "logits"),
+    "a layer less": (lambda model: replaced(model, "stages.1.1", nn.Identity()), "stages.1.1"),
+    "a layer more": (lambda model: replaced(model, "head.drop", nn.Linear(192, 192)), "head.drop"),
+    "a head of its own": (lambda model: nn.Sequential(model, nn.Linear(10, 2)), "1.weight"),
+    "two networks": (lambda model: nn.ModuleDict({"one": model, "ema": copy.deepcopy(model)}), "'ema'"),
+    "no network": (lambda model: nn.Linear(3, 3), "Linear"),
+    "timm's network": (lambda model: timm.create_model("test_nfnet"), "NormFreeNet"),
+    "feature maps": (lambda model: timm.create_model("nfnet_f0", features_only=True, device="meta"), "Feature"),
+    "on the meta device": (lambda model: model.to("meta"), "meta"),
+    "sharded": (sharded, "sharded"),
+    "not finite": (
+        lambda model: replaced(model, "head.fc.bias", nn.Parameter(torch.full((10,), math.nan))),
+        "head.fc.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "named"), REFUSED.values(), ids=REFUSED)
+def test_what_the_hub_could_not_serve_is_refused_before_anything_is_sent(hub, tiny, one_process, change, named):
+    with pytest.raises(ValueError, match=named):
+        push(change(tiny()))
+    assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"label_names": ["cat", "dog"]}, "2 class names for 10"),
+        ({"label_names": "abcdefghij"}, "'abcdefghij'"),
+        ({"label_names": range(10)}, "label_names"),
+        ({"label_names": [*"abcdefghi", "a\nb"]}, r"a\\nb"),
+        ({"metrics": {"top1": "high"}}, "high"),
+        ({"metrics": {"top1": math.nan}}, "nan"),
+        ({"metrics": {1: 2.0}}, "metrics"),
+        ({"dataset": 3}, "dataset"),
+        ({"license": None}, "license"),
+        ({"license": ""}, "license"),
+        ({"revision": "a b"}, "'a b'"),
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_published_are_refused_before_anything_is_sent(hub, tiny, options, named):
+    with pytest.raises(ValueError, match=named):
+        push(tiny(), **options)
+    assert hub.log == []
+
+
+def test_a_stem_of_more_channels_arrives(hub, tiny):
+    model = tiny()
+    old = model.stem.conv1
+    model.stem.conv1 = type(old)(in_channels=6, out_channels=old.out_channels, kernel_size=3, stride=2)
+    push(model)
+    assert loaded().in_chans == 6
+    assert loaded().pretrained_cfg["input_size"][0] == 6
+    assert loaded().stem.conv1.weight.equal(model.stem.conv1.weight)
