@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures everything that docs/speed.md says about speed on a CPU, and counts and predicts what it says about a GPU. Takes
-# half an hour on two idle cores. Writes benchmarks/results/ and renders the tables.
+# Measures everything that docs/speed.md says about speed on a CPU, and counts and predicts what it says about a GPU.
+# Takes half an hour on two idle cores. Writes benchmarks/results/ and renders the tables.
 #   bash scripts/benchmarks/benchmark_cpu.sh
 set -euo pipefail
 [[ $# -eq 0 || $1 = -h || $1 = --help ]] || { echo "error: $0 takes no arguments, got: $*" >&2 && exit 2; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests the kernels on this machine's GPU, then measures this package beside timm and the floor. Needs no network. PYTHON
-# names a Python with torch, timm, pytest and the dependencies of nfnet-timm; the package itself need not be installed.
+# Tests the kernels on this machine's GPU, then measures this package beside timm and the floor. Needs no network.
+# PYTHON names a Python with torch, timm, pytest and the dependencies of nfnet-timm, which itself need not be installed.
 # Stops after ten minutes and says what it left out. Writes benchmarks/results/cuda.json.
 #   bash scripts/benchmarks/benchmark_gpu.sh
 set -euo pipefail

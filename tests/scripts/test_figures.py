@@ -70,6 +70,7 @@ def test_published_accuracies_are_distinguished_from_those_measured_by_timm():
     assert by["tf_efficientnet_b3"][1] == "measured by timm"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_one_line_and_writes_nothing(tmp_path):
     command = [sys.executable, ROOT / FOLDER / "signal_controls.py", "--out", tmp_path / "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
