@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# huggingface_hub reads these variables when it is imported. The port is the one of the Hub of the tests, see ``hub``.
+# huggingface_hub reads these variables when it is imported. The tests' Hub has this port, see ``hub_server``.
 LISTENING = socket.socket()
 LISTENING.bind(("127.0.0.1", 0))
 os.environ.update(

@@ -79,10 +79,10 @@ def converted(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_convert_back(tmp_path, dtype):
-    folder, file, again = converted(tmp_path, dtype), tmp_path / "back.npz", tmp_path / "again"
+    folder, file, second = converted(tmp_path, dtype), tmp_path / "back.npz", tmp_path / "second"
     assert main(["convert", str(folder), "--out", str(file)]) == 0
-    assert main(["convert", str(file), "--out", str(again)]) == 0
-    written, read = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
+    assert main(["convert", str(file), "--out", str(second)]) == 0
+    written, read = load_file(folder / "model.safetensors"), load_file(second / "model.safetensors")
     assert {name: value.float() for name, value in written.items()}.keys() == read.keys()
     for name, value in written.items():
         torch.testing.assert_close(read[name], value.float(), rtol=0, atol=0)

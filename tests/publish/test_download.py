@@ -74,7 +74,7 @@ def server(monkeypatch, tmp_path):
         server.shutdown()
 
 
-def test_a_file_is_fetched_once(server, tmp_path, capsys):
+def test_a_file_is_downloaded_once(server, tmp_path, capsys):
     assert main(["download", "f0", "--to", "files"]) == 0
     assert (tmp_path / "files" / "F0_haiku.npz").read_bytes() == CONTENT
     assert "downloaded, has the recorded MD5" in capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_one_of_two_runs_downloads_and_the_other_waits(server, tmp_path, capsys,
         assert (first.result(), second.result()) == (1 if faults else 0, 0)
     out, err = capsys.readouterr()
     assert out.count("has the recorded MD5") == (1 if faults else 2)
-    assert out.count("fetched") == 1
+    assert out.count(": downloaded, has") == 1
     assert err.count("F0_haiku.npz") >= 1  # the message says for which file it waits
     assert server.log == ([0, len(CONTENT) // 2, len(CONTENT) // 2] if faults else [0])
     assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz"]

@@ -401,7 +401,7 @@ def test_a_run_that_diverged_is_not_published(tiny, tmp_path):
 def test_a_secret_in_the_card_is_found(tmp_path, monkeypatch):
     source = open_model(Path(SOURCE))
     source.metadata["source"] = "hf_" + "a1B2" * 8
-    with pytest.raises(ValueError, match=r"looks like an access token"):
+    with pytest.raises(ValueError, match=r"contains text like an access token"):
         build_repo(source, "org/tiny", tmp_path / "out", "mit")
 
 

@@ -1,4 +1,4 @@
-"""One rank of test_distributed.py: takes three steps; rank 0 saves the parameters and the counts of collectives."""
+"""One rank of test_distributed.py: takes three steps, then rank 0 saves the parameters and collective counts."""
 
 import os
 import sys
