@@ -23,7 +23,7 @@ __all__ = ["install", "torch_is_being_imported", "watch_timm"]
 
 # Each module of timm that is watched, and the module of this package that extends it. The first is also the name of the
 # entry-point group. The second is named here too: a package that is on the path but not installed has no entry points.
-OURS = {"timm.models": "nfnet_timm.models.nfnet", "timm.optim": "nfnet_timm.optim.twins"}
+OURS = {"timm.models": "nfnet_timm.models.nfnet", "timm.optim": "nfnet_timm.optim.agc_optimizer"}
 
 OLDEST_TIMM = "1.0.21"  # the first release whose layers take device= and dtype=
 

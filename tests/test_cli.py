@@ -90,7 +90,7 @@ def test_half_precision_weights_convert_back(tmp_path, dtype):
 
 def test_weights_that_float32_cannot_hold_are_refused(tmp_path, capsys):
     assert main(["convert", str(converted(tmp_path, torch.float64)), "--out", str(tmp_path / "back.npz")]) == 1
-    assert "is float64: expected float32, or bfloat16 or float16" in capsys.readouterr().err
+    assert "is float64: expected float32, bfloat16 or float16" in capsys.readouterr().err
     assert not (tmp_path / "back.npz").exists()
 
 

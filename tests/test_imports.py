@@ -10,7 +10,7 @@ import nfnet_timm
 
 PACKAGE = Path(nfnet_timm.__file__).parent
 # timm imports these modules. They may import timm at their top, but the modules that they import may not.
-ENTRY_POINTS = {"nfnet_timm.models.nfnet", "nfnet_timm.optim.twins"}
+ENTRY_POINTS = {"nfnet_timm.models.nfnet", "nfnet_timm.optim.agc_optimizer"}
 
 
 def modules():

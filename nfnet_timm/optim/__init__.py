@@ -3,7 +3,6 @@
 agc            clip gradients, and measure the effect
 param_groups   choose which parameters are clipped, and which are decayed
 agc_optimizer  make any optimizer clip before each step
-twins          register ``agc-sgd``, ``agc-adamw`` and so on with timm
 factory        create an optimizer from a name and a model
 sam            sharpness-aware minimization around any optimizer
 """

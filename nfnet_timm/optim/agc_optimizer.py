@@ -1,13 +1,19 @@
-"""Add adaptive gradient clipping to any optimizer, before each step."""
+"""Add adaptive gradient clipping to any optimizer, before each step.
+
+Importing this registers ``agc-sgd``, ``agc-adamw`` and so on with timm: each optimizer of timm, with clipping.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, wraps
 from typing import Any
 
+from timm.optim import OptimInfo, list_optimizers
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from nfnet_timm.compat.timm import optimizer_registry
 from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, ClippedParam, Clipping, clip_each_
 from nfnet_timm.optim.param_groups import known_classifier_weights
 
@@ -140,3 +146,25 @@ def _empty(plain: Any) -> Optimizer:
     """Return an instance without state. copy and pickle set the state afterwards."""
     clipping: Any = agc_class(plain)
     return clipping.__new__(clipping)
+
+
+def _register() -> None:
+    registry = optimizer_registry()
+    for name in map(str, list_optimizers()):
+        info: OptimInfo = registry.get_optimizer_info(name)
+        plain: Any = info.opt_class
+        # Not for optimizers that timm imports by name, because they need a GPU. Not for those that differentiate the
+        # gradients.
+        if isinstance(plain, str) or info.second_order or name.startswith("agc-"):
+            continue
+        registry.register(
+            replace(
+                info,
+                name=f"agc-{name}",
+                opt_class=agc_class(plain),
+                description=f"{info.description.rstrip('.')}, with adaptive gradient clipping (nfnet_timm)",
+            )
+        )
+
+
+_register()

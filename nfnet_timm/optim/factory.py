@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
-import nfnet_timm.optim.twins  # noqa: F401  # registers the agc- names
+import nfnet_timm.optim.agc_optimizer  # noqa: F401  # registers the agc- names
 from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR
 from nfnet_timm.optim.agc_optimizer import attach_agc
 from nfnet_timm.optim.param_groups import agc_param_groups

@@ -340,7 +340,7 @@ class Hostile:
         (lambda run: setattr(run["args"], "gp", "magic"), "magic"),
         (lambda run: setattr(run["args"], "interpolation", "magic"), "magic"),
         (lambda run: run.update(state_dict=[1]), "state_dict"),
-        (lambda run: run.update(state_dict={}), "missing"),
+        (lambda run: run.update(state_dict={}), "no arrays"),
         (lambda run: run.update(state_dict={1: torch.ones(1)}), "state_dict"),
         (lambda run: run.update(state_dict_ema={"a": "b"}), "state_dict"),
         (lambda run: run["state_dict"].update({"stem.conv1.weight": torch.eye(3).to_sparse()}), "state_dict"),
