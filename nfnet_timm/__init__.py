@@ -18,9 +18,8 @@ Importing this package registers its models and optimizers with timm. After inst
 
 A second rule prevents circular imports. ``import timm`` imports ``models.nfnet``, and ``import timm.optim`` imports
 ``optim.agc_optimizer``. The modules that these two import must not import timm at their top, only inside functions.
-Example: ``models.nfnet`` imports ``layers.ws_conv``. If ws_conv imported timm at its top, ``import
-nfnet_timm.layers.ws_conv`` would import timm, timm would import ``models.nfnet``, and that would import the half-finished
-ws_conv.
+Example: ``models.nfnet`` imports ``layers.ws_conv``. If ws_conv imported timm at its top, then importing ws_conv would
+import timm, timm would import ``models.nfnet``, and that would import the half-finished ws_conv.
 
 docs/inside.md leads from each formula of the papers to its line.
 """

@@ -170,7 +170,8 @@ class AvgPool2dSame(_Pairs):
                 top, bottom = x.unflatten(2, (-1, 2)).unbind(3)
                 left, right = (top + bottom).unflatten(3, (-1, 2)).unbind(4)
                 return (left + right) * 0.25
-            if is_open(x):  # with ceil_mode, torch.compile would make one graph for even sizes and one for odd
+            # With ceil_mode, torch.compile and torch.export would make a graph for even sizes alone.
+            if is_open(x) or isinstance(x.shape[2], torch.SymInt) or isinstance(x.shape[3], torch.SymInt):
                 return average(x, self.stride)
             with saving_origins(x):
                 return average(x, self.stride, ceil_mode=self.stride == (2, 2))

@@ -148,6 +148,7 @@ def test_openvino_takes_any_size(name, kwargs, source, tmp_path):
             assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected), size
 
 
+@pytest.mark.slow
 @pytest.mark.library("onnxruntime")
 def test_onnx_runtime_gives_the_logits(tiny, tmp_path):
     """ONNX Runtime gives the logits of what torch.onnx exports, within 1e-4."""

@@ -146,6 +146,7 @@ def test_card_of_f0_with_21_thousand_classes_says_what_is_known_and_unknown(writ
     assert loaded.head.fc.weight.equal(model.head.fc.weight)
 
 
+@pytest.mark.slow
 def test_jax_is_imported_for_orbax_checkpoints_only():
     code = "import sys, nfnet_timm.formats.haiku_names, nfnet_timm.publish.sources; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -84,6 +84,7 @@ def test_every_kernel_compiles(target):
         assert clipping(dtypes, target).asm[binary]
 
 
+@pytest.mark.slow
 def test_no_register_is_spilled_on_any_shape_of_the_networks(tmp_path):
     target = ("cuda", 90, 32)
     for options in options_of_the_networks():

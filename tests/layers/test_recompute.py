@@ -276,6 +276,7 @@ def test_a_feature_network_is_checkpointed_too():
     assert kept[1] < 0.5 * kept[0]
 
 
+@pytest.mark.slow
 def test_recomputing_works_with_copies_features_compile_autocast_and_func():
     plain, recomputing = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
     x = torch.randn(2, 3, 32, 32)

@@ -77,7 +77,15 @@ def test_a_traced_network_is_right_at_any_size(build, size):
 @pytest.mark.filterwarnings("ignore:Encountering a list at the output of the tracer")
 @pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("sizes", [SIZES, [(225, 225)], [(97, 65)], [(256, 313)]], ids=["dynamic", "225", "97", "256"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param(SIZES, id="dynamic"),
+        pytest.param([(225, 225)], id="225", marks=pytest.mark.slow),
+        pytest.param([(97, 65)], id="97"),
+        pytest.param([(256, 313)], id="256", marks=pytest.mark.slow),
+    ],
+)
 def test_onnx_runtime_equals_torch_for_the_older_exporter(build, trained, sizes, tmp_path):
     """The exporter is called as in timm's onnx_export.py."""
     pytest.importorskip("onnx")

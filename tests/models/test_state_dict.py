@@ -62,13 +62,16 @@ def create_offline(hub_cache, name: str = "nfnet_f0", **kwargs) -> dict:
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {},
-        {"num_classes": 10},
-        {"num_classes": 0},
-        {"in_chans": 1},
         {"in_chans": 4, "num_classes": 10},
-        {"features_only": True},
-        {"features_only": True, "in_chans": 1, "out_indices": [1, 3]},
+        *(
+            pytest.param(kwargs, marks=pytest.mark.slow)
+            for kwargs in (
+                {},
+                {"num_classes": 0},
+                {"features_only": True},
+                {"features_only": True, "in_chans": 1, "out_indices": [1, 3]},
+            )
+        ),
     ],
     ids=str,
 )
@@ -106,6 +109,7 @@ print(sum(any(a <= p.data_ptr() < b for a, b in mapped) for p in model.parameter
     assert inside == all_of_them
 
 
+@pytest.mark.slow
 def test_the_tagged_name_is_the_default(hub_cache):
     assert create_offline(hub_cache, "nfnet_f0.dm_in1k")["different"] == []
 

@@ -100,6 +100,7 @@ def test_failed_verification_reports_the_commit_and_the_next_run_verifies(hub, p
     assert f"nothing to push, the repo has the same content: commit {commit}" in out
 
 
+@pytest.mark.slow
 def test_cached_repo_loads_without_the_hub(hub, publish, tmp_path, run_python):
     publish()
     load = "import timm; print(timm.create_model('hf-hub:org/tiny', pretrained=True).head.fc.bias.sum().item())"
@@ -119,6 +120,7 @@ def test_published_file_loads_into_plain_timm_as_in_the_card(hub, publish):
     assert all(len(weights[k].shape) == len(shape) for k, shape in gains.items() if k in weights)
 
 
+@pytest.mark.slow
 def test_the_same_source_gives_the_same_bytes_in_every_process(tmp_path):
     code = "import sys; from nfnet_timm.cli import main; sys.exit(main(sys.argv[1:]))"
     contents = set()

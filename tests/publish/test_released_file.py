@@ -82,6 +82,7 @@ def test_file_with_the_recorded_hash_gets_the_published_accuracy(released, recor
     assert "nfnet_f0.dm_in1k was released under apache-2.0; leave the option out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_folder_is_identified_by_its_header_until_an_array_is_changed(
     released, recorded, tmp_path, monkeypatch, capsys
 ):
@@ -211,6 +212,7 @@ def test_other_content_with_the_same_name_and_size_is_own_weights(released, tmp_
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
 
 
+@pytest.mark.slow
 def test_card_says_that_option_checkpoint_identified_the_weights(released, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = str(released[0])

@@ -47,6 +47,7 @@ def test_a_step_launches_one_kernel_for_each_weight_never_waits_and_moves_less_t
     assert by_name["forward"]["standardize"][1] == read + written
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_is_predicted_for_a_batch_that_no_machine_can_hold(results):
     predicted = results("memory.py", "--batch", 1 << 20)
     for way in ("set_grad_checkpointing", "recompute_acts"):
