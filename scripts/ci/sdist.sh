@@ -14,4 +14,4 @@ export NFNET_TIMM_VENV
 cd "$folder"/nfnet_timm-*
 export PYTHONPATH=$PWD # before the installed package
 bash scripts/test.sh --all --collect-only -q | tail -n 1
-bash scripts/test.sh -q tests/test_docs.py tests/test_floors.py tests/publish/test_card.py tests/scripts/test_options.py
+bash scripts/test.sh -q tests/test_docs.py tests/test_imports.py tests/publish/test_card.py tests/scripts/test_options.py
