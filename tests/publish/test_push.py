@@ -33,7 +33,7 @@ FILES = {"README.md", "config.json", "model.safetensors"}
 # In huggingface_hub 1.1 to 1.8 both are errors, and running the command again finishes.
 needs_hub_2 = pytest.mark.skipif(
     Version(huggingface_hub.__version__) < Version("2.0"),
-    reason="huggingface_hub before 2.0 does not repeat these requests",
+    reason="the client before 2.0 does not repeat these requests",
 )
 
 
