@@ -67,18 +67,7 @@ def test_ten_sizes_take_two_graphs(family, training):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "training", "dtype"),
-    [
-        ("NFNet", False, torch.float32),
-        ("NFNet", True, torch.float32),
-        ("NFNet", True, torch.bfloat16),
-        ("recompute_acts", True, torch.float32),
-        ("output_stride", True, torch.float32),
-        ("NF-ResNet", True, torch.float32),
-        ("NF-RegNet", True, torch.float32),
-    ],
-)
-def test_ten_sizes_take_two_inductor_graphs(family, training, dtype):
+@pytest.mark.parametrize("training", [False, True])
+def test_ten_sizes_take_two_inductor_graphs(training):
     """Inductor also guards on the strides of feature maps and of the gradients of inputs."""
-    check(family, training, dtype, "inductor")
+    check("NFNet", training, torch.float32, "inductor")
