@@ -30,7 +30,7 @@ def is_of_authors(path: Path) -> bool:
 
 
 def is_url(source: Any) -> bool:
-    """Tell whether ``source`` is a URL of fsspec, such as "s3://bucket/F0_haiku.npz"."""
+    """Return whether ``source`` is a URL of fsspec, such as "s3://bucket/F0_haiku.npz"."""
     return isinstance(source, str) and "://" in source
 
 
@@ -43,9 +43,9 @@ def fetched(source: str | Path | bytes | BinaryIO) -> Iterator[Path]:
     Args:
         source: A path, a URL of fsspec, the content of a file, or a file that is open for reading bytes.
     Raises:
-        ValueError: If an open file gives no bytes.
-        ImportError: If a URL takes a package of fsspec that is not installed, such as s3fs.
-        OSError: If there is nothing, or it cannot be read.
+        ValueError: If a file is open for reading text.
+        ImportError: If the URL needs a package that is not installed, such as s3fs.
+        OSError: If ``source`` does not exist or cannot be read.
     """
     if isinstance(source, (str, Path)) and not is_url(source):
         yield Path(source)

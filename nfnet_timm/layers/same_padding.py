@@ -51,14 +51,15 @@ class _Pairs(nn.Module):
 class Conv2dSame(_Pairs, nn.Conv2d):
     """Convolution with SAME padding: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
-    The padding follows from ``kernel_size``, ``stride`` and ``dilation`` at the time of the call.
+    The padding depends on ``kernel_size``, ``stride`` and ``dilation`` at the time of the call.
 
     Args:
-        padding: "same", or the number of rows and columns that is SAME padding at every size of the image, if there is
-            one. All other arguments are those of ``nn.Conv2d``.
+        padding: "same", or numbers that equal SAME padding at every image size. All other arguments are those of
+            ``nn.Conv2d``.
     Raises:
-        ValueError: If ``padding`` is another one.
-    Differs from timm: its module of this name computes the same, and pads where torch's own padding would do.
+        ValueError: If ``padding`` is not SAME padding.
+    Differs from timm: timm's ``Conv2dSame`` gives the same result, but pads by a separate operation even if torch's own
+        padding is enough.
     """
 
     stride: tuple[int, int]
@@ -125,11 +126,11 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         return pad(pad_same, x, self.reach(), self.stride, mode), (0, 0)
 
     def own_padding(self) -> tuple[int, int] | None:
-        """Return the padding of torch's convolution that is SAME at any size, None where there is none."""
+        """Return the padding of torch's convolution that equals SAME padding at any size, or None if there is none."""
         return self.symmetric_padding() if self.padding_mode == "zeros" else None
 
     def symmetric_padding(self) -> tuple[int, int] | None:
-        """Return the rows and columns at each side that are SAME padding at any size, None where sizes differ."""
+        """Return the rows and columns of SAME padding at each side; None if both sides or all sizes do not agree."""
         reach_h, reach_w = self.reach()
         # torch pads the same number of zeros at both ends.
         same_h = reach_h == 1 or (self.stride[0] == 1 and reach_h % 2 == 1)

@@ -30,7 +30,7 @@ class WSConv2d(Conv2dSame):
         in_channels: Input channels; forward takes (N, in_channels, H, W), any H and W of at least 1.
         out_channels: Output channels; forward returns (N, out_channels, ceil(H / stride), ceil(W / stride)).
         padding: "same" or what equals it, see ``Conv2dSame``.
-        scale: Constant factor of the input (gamma and beta), The weight is multiplied by it.
+        scale: Constant factor of the input (gamma and beta). The weight is multiplied by it.
         eps: Lower bound of ``var * fan_in``. All networks here use the authors' 1e-4.
     Raises:
         ValueError: In forward, if the input has another number of channels or no pixels, or the weight is complex.

@@ -1,4 +1,4 @@
-"""The batch-norm twin of a network, to study what normalization changes."""
+"""The same network with batch norm, to study the effect of normalization."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ __all__ = ["with_batch_norm"]
 
 
 def with_batch_norm(model: nn.Module) -> nn.Module:
-    """Give the networks in ``model`` batch norm in place of what they have instead, and return the model.
+    """Change the networks in ``model`` to batch norm, and return ``model``.
 
-    Exchanged:
+    Replaced:
 
-    - each ``WSConv2d`` (standardized weight, gain, bias, and the factors beta and gamma that it carries) by a plain
+    - each ``WSConv2d`` (standardized weight, gain, bias, and the factors beta and gamma in its weight) by a plain
       convolution without bias and a ``BatchNorm2d``, in an ``nn.Sequential``;
     - alpha, the scale of the residual branch, by 1;
     - the skip gain by 1, which is not trained; the weight of the last batch norm of each branch starts at 0, as the
       skip gain did.
 
-    All else stays: depths and widths, SAME padding, pooling, squeeze-excite with its factor 2, activations, gamma
-    behind the last activation, stochastic depth, classifier. New weights are drawn from N(0, 2 / fan_in), so call this
-    before training. The state dict has other names, and neither loads into the network nor can be published.
+    Not changed: depths and widths, SAME padding, pooling, squeeze-excite with its factor 2, activations, gamma
+    after the last activation, stochastic depth, classifier. New weights are drawn from N(0, 2 / fan_in), so call this
+    before training. The state dict has other names: the original network does not load it, and it
+    cannot be published.
 
     Raises:
-        ValueError: If there is no ``WSConv2d`` in it, as after ``reparameterize()``.
+        ValueError: If ``model`` contains no ``WSConv2d``, for example after ``reparameterize()``.
     """
     blocks: list[Any] = [module for module in model.modules() if isinstance(module, NormFreeBlock)]
     found = False

@@ -43,27 +43,27 @@ def push_to_hub(
     revision: str = "main",
     force: bool = False,
 ) -> Report:
-    """Publish the network in ``model`` as ``nfnet-timm publish`` does, verify what arrived, and return the report.
+    """Publish the network in ``model`` as ``nfnet-timm publish`` does, verify the repo, and return the report.
 
-    ``model`` stays as it is. The weights arrive in float32, with the preprocessing in the network's
-    ``pretrained_cfg``. Of several processes, call this in one.
+    ``model`` is not changed. The weights are published in float32, with the preprocessing in the network's
+    ``pretrained_cfg``. In distributed training, call this in one process.
 
     Args:
         model: A network of this package, or a module that contains one and no other parameters: a LightningModule,
             ``ModelEmaV3``, ``torch.compile``, DDP.
-        repo_id: ``ORG/NAME``; the repo is made if it does not exist.
-        license: The licence of the weights, by its name on the Hub, such as "apache-2.0".
+        repo_id: ``ORG/NAME``. The repo is created if it does not exist.
+        license: Licence of the weights, by its name on the Hub, such as "apache-2.0".
         label_names: Names of the classes, in the order of the outputs.
-        metrics: Figures by name, such as ``{"top1": 87.5}``; the card states them as the owner's.
-        dataset: The data of the figures: a dataset's id on the Hub, or any name.
+        metrics: Values by name, such as ``{"top1": 87.5}``. The card shows them as stated by the owner.
+        dataset: The data on which the metrics were measured: a dataset's id on the Hub, or any name.
         private: Whether a new repo is private.
-        revision: The branch, made if it does not exist.
-        force: Whether other content of the repo is replaced.
+        revision: The branch. It is created if it does not exist.
+        force: Whether to replace other content of the repo.
     Raises:
-        ValueError: If ``model`` contains no network that ``timm.create_model`` can build again, an argument has another
-            type, or the repo has other content; see ``push`` and ``verify``.
+        ValueError: If ``model`` contains no network that ``timm.create_model`` can build again, an argument has the
+            wrong type, or the repo has other content; see ``push`` and ``verify``.
         OSError: If the Hub cannot be reached or refuses.
-    Differs from timm: its ``push_to_hf_hub`` checks neither what it sends nor what arrives, and writes a pickle, too.
+    Differs from timm: ``push_to_hf_hub`` does not check the files before or after the push, and also writes a pickle.
     """
     check_destination(repo_id, revision)
     names: Any = label_names if label_names is None or isinstance(label_names, str) else list(label_names)

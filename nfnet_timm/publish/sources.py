@@ -63,7 +63,7 @@ class Source:
         ema: Whether the weights are the moving average; None if train.py did not train the model.
         accuracy: The accuracy that train.py measured with these weights at ``epoch``, on images that training did not
             see.
-        metrics: Figures that the owner states, by name.
+        metrics: Values that the owner states, by name.
         dataset: The data that the owner measured them on: a dataset's id on the Hub, or any name.
         left_out: What is not published although the run may have had it, and why, one line each.
     """
@@ -133,10 +133,10 @@ def open_model(
     For a checkpoint of train.py, this is the moving average (EMA) if there is one, with the preprocessing of the run.
 
     Args:
-        checkpoint: The entry of hub/checkpoints.toml, on the word of the publisher; without it, the MD5 identifies a
-            file, whatever its name and size.
-        model: The network of a state dict, as train.py's ``--model``; every other source contains its name.
-        model_kwargs: Arguments of ``create_model`` beside that name, as train.py's ``--model-kwargs``.
+        checkpoint: The entry in hub/checkpoints.toml that the weights are, on the user's word. If None, only the MD5
+            of a file identifies it.
+        model: The network of a state dict, as ``--model`` of train.py. All other sources contain this name.
+        model_kwargs: Further arguments of ``create_model``, as ``--model-kwargs`` of train.py.
     Raises:
         ValueError: If it is not one of the four types, or contains another network.
     """
@@ -144,8 +144,8 @@ def open_model(
     saved = _read_safetensors(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
     if not isinstance(saved, dict) and (model is not None or model_kwargs):
         raise ValueError(
-            f"--model {model}: {path} is no state dict, and contains the name and arguments of its network; leave out "
-            "--model and --model-kwargs"
+            f"--model {model}: {path} is not a state dict, and contains the name and arguments of its network; leave "
+            "out --model and --model-kwargs"
         )
     if isinstance(saved, dict):
         source = _from_state_dict(path, saved, model, model_kwargs or {})
@@ -222,7 +222,7 @@ def _load_pickled(folder: Path, pickled: Path, architecture: str, arguments: dic
     described_model(architecture, arguments, str(folder / "config.json"))
     state_dict = read_checkpoint(pickled) if is_torch_file(pickled) else None
     if not isinstance(state_dict, dict):
-        raise ValueError(f"{pickled} is no state dict that torch.save wrote: write model.safetensors in its place")
+        raise ValueError(f"{pickled} is not a state dict of torch.save: write model.safetensors instead")
     model: Any = timm.create_model(f"local-dir:{folder}", device="meta", num_classes=arguments["num_classes"])
     try:
         model.load_state_dict(check_state_dict(state_dict, model, architecture, exact=True))
@@ -310,7 +310,7 @@ def open_network(model: nn.Module) -> Source:
             kind = "is on the meta device" if p.is_meta else "is sharded over processes"
             raise ValueError(f"{name} {kind}: expected all of its values; load or gather the state dict first")
     plain: Any = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
-    plain.in_chans = plain.stem[0].in_channels  # also where the stem was exchanged
+    plain.in_chans = plain.stem[0].in_channels  # the stem may have been replaced
     vars(plain).pop("forward", None)  # of Accelerate, which computes the forward of ``network`` under autocast
     defaults, stride = asdict(VARIANTS[architecture].cfg), network.feature_info[-1]["reduction"]
     options = {

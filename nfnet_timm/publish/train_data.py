@@ -85,7 +85,7 @@ def dataset_name(args: Mapping[str, Any]) -> str | None:
     if library in ("hfds", "hfids"):
         return name if hub_dataset(args) else path_name(name)
     if library in ("torch", "tfds") and not _is_image_folder(name):
-        return name.replace("/", " ")  # a name with a stroke is one of the Hub's
+        return name.replace("/", " ")  # a name with a slash would be a dataset of the Hub
     return path_name(args.get("data_dir") or args.get("data") or "")
 
 
@@ -96,7 +96,7 @@ def hub_dataset(args: Mapping[str, Any]) -> str | None:
 
 
 def hub_id(name: str) -> str | None:
-    """Return ``name`` if it can be the id of a dataset on the Hub, ORG/NAME, and is no folder that exists here."""
+    """Return ``name`` if it can be the id of a dataset on the Hub, ORG/NAME, and no folder of this name exists here."""
     if "/" not in name or Path(name).exists():
         return None
     try:
@@ -130,6 +130,6 @@ def _places(root: Path, types: set[str]) -> set[str]:
 
 
 def path_name(path: str) -> str | None:
-    """Return the last name of a path, of Linux or Windows, if that is a name."""
+    """Return the last part of a Linux or Windows path; None if it is not a name."""
     name = PureWindowsPath(path).name
     return None if name in ("", ".", "..", "~") else name

@@ -91,14 +91,14 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def published_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``pretrained_cfg`` of trained weights: the preprocessing of ``model`` and ``args``, no older origin.
+    """Return the ``pretrained_cfg`` of trained weights: the preprocessing of ``model`` and ``args``, no origin.
 
     Args:
         args: Options of train.py; {} where the model's own ``pretrained_cfg`` has the preprocessing.
     Raises:
-        ValueError: If timm cannot make transforms of it.
+        ValueError: If timm cannot create transforms from it.
     """
-    chans = model.in_chans  # with --in-chans alone, timm's data configuration goes on having three
+    chans = model.in_chans  # with --in-chans alone, timm's data configuration still has three channels
     for key in ("mean", "std"):
         if args.get(key) and len(args[key]) not in (1, chans):
             raise ValueError(f"--{key} has {len(args[key])} numbers, expected 1 or {chans}")

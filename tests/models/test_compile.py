@@ -3,20 +3,12 @@
 import pytest
 import timm
 import torch
-from golden import TINY
+from families import families
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-SMALL = {**TINY, "depths": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
-FEATURES = {key: value for key, value in SMALL.items() if key != "num_classes"}
-FAMILIES = {
-    "NFNet": ("nfnet_f0", SMALL),
-    "NF-ResNet": ("dm_nf_resnet50", {**SMALL, "group_size": None}),
-    "NF-RegNet": ("dm_nf_regnet_b0", {**SMALL, "width_factor": 1.0}),
-    "output_stride": ("nfnet_f0", {**SMALL, "output_stride": 16}),
-    "features_only": ("nfnet_f0", {**FEATURES, "features_only": True}),
-    "recompute_acts": ("nfnet_f0", {**SMALL, "recompute_acts": True}),
-}
+FAMILIES = families(channels=(16, 16, 32, 32))
+FAMILIES["recompute_acts"] = ("nfnet_f0", {**FAMILIES["NFNet"][1], "recompute_acts": True})
 SIZES = (64, 96, 80, 75, 128, 49, 97, 160, 33, 81)  # more than the number of graphs that torch compiles
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from golden import TINY
+from families import families
 from torch import nn
 from torch.export import Dim
 
@@ -16,15 +16,7 @@ pytestmark = [
 
 SIZES = [(64, 64), (96, 96), (224, 224), (225, 225), (97, 65), (80, 80), (100, 100), (200, 200), (75, 133), (33, 47)]
 
-SMALL = {**TINY, "depths": (1, 1, 1, 1)}
-FEATURES = {key: value for key, value in SMALL.items() if key != "num_classes"}
-FAMILIES = {
-    "NFNet": ("nfnet_f0", SMALL),
-    "NF-ResNet": ("dm_nf_resnet50", {**SMALL, "group_size": None}),
-    "NF-RegNet": ("dm_nf_regnet_b0", {**SMALL, "width_factor": 1.0}),
-    "output_stride": ("nfnet_f0", {**SMALL, "output_stride": 16}),
-    "features_only": ("nfnet_f0", {**FEATURES, "features_only": True}),
-}
+FAMILIES = families()
 
 
 @pytest.fixture(params=FAMILIES)
