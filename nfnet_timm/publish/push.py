@@ -23,6 +23,9 @@ from nfnet_timm.publish.verify import Report, verify
 __all__ = ["check_destination", "publish", "push", "push_to_hub", "tag_commit"]
 
 _GIVEN: dict[str, Any] = {
+    "model": nn.Module,
+    "repo_id": str,
+    "revision": str,
     "license": str,
     "dataset": str | None,
     "label_names": list[str] | None,
@@ -65,12 +68,13 @@ def push_to_hub(
         OSError: If the Hub cannot be reached or refuses.
     Differs from timm: ``push_to_hf_hub`` does not check the files before or after the push, and also writes a pickle.
     """
-    check_destination(repo_id, revision)
     names: Any = label_names if label_names is None or isinstance(label_names, str) else list(label_names)
-    figures = {name: value.item() if hasattr(value, "item") else value for name, value in (metrics or {}).items()}
-    check_types(
-        {"license": license, "dataset": dataset, "label_names": names, "metrics": figures}, _GIVEN, "push_to_hub"
-    )
+    figures: Any = {} if metrics is None else metrics
+    if isinstance(figures, Mapping):
+        figures = {name: value.item() if hasattr(value, "item") else value for name, value in figures.items()}
+    given = {"model": model, "repo_id": repo_id, "revision": revision, "license": license, "dataset": dataset}
+    check_types({**given, "label_names": names, "metrics": figures}, _GIVEN, "push_to_hub")
+    check_destination(repo_id, revision)
     source = open_network(model)
     source.metrics, source.dataset = figures, dataset
     if names is not None:

@@ -142,11 +142,6 @@ def open_model(
     """
     is_safetensors = path.suffix == ".safetensors" and path.is_file()
     saved = _read_safetensors(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
-    if not isinstance(saved, dict) and (model is not None or model_kwargs):
-        raise ValueError(
-            f"--model {model}: {path} is not a state dict, and contains the name and arguments of its network; leave "
-            "out --model and --model-kwargs"
-        )
     if isinstance(saved, dict):
         source = _from_state_dict(path, saved, model, model_kwargs or {})
     elif saved is not None:
@@ -155,6 +150,11 @@ def open_model(
         source = _from_folder(path)
     else:
         source = open_authors(path)
+    if not isinstance(saved, dict) and (model is not None or model_kwargs):
+        raise ValueError(
+            f"--model {model}: {path} is not a state dict, and contains the name and arguments of its network; leave "
+            "out --model and --model-kwargs"
+        )
     if checkpoint is not None and (checkpoint != source.checkpoint or source.identified_by != "MD5"):
         source.checkpoint, source.identified_by = _claimed(checkpoint, source), "word"
     return source
@@ -300,7 +300,7 @@ def open_network(model: nn.Module) -> Source:
             f"{type(model).__name__} has parameters beside the network {place!r}, such as {others[0]}, which would be "
             f"lost: publish the network alone, or give it a classifier with reset_classifier()"
         )
-    architecture = getattr(network, "pretrained_cfg", {}).get("architecture")
+    architecture = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
     if architecture not in VARIANTS:
         raise ValueError(
             f"the network's pretrained_cfg names the architecture {architecture!r}: build it with timm.create_model"

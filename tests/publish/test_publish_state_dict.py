@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import golden
 import pytest
@@ -153,6 +154,7 @@ REFUSED = {
     "code in a folder": (hostile_folder, [], "exec"),
     "cut": (damaged, KWARGS, "damaged"),
     "a header that is no JSON": (lambda sd: header(b"{" * 40), KWARGS, "damaged"),
+    "an image": (lambda sd: Path("photo.jpg").write_bytes(b"\xff\xd8\xff") and "photo.jpg", KWARGS, "not a pickle"),
     "a name for a folder": (
         lambda sd: timm.models.save_for_hf(timm.create_model("nfnet_f0", **golden.TINY), "f") or "f",
         KWARGS,

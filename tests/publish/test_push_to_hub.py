@@ -249,6 +249,9 @@ def test_what_the_hub_could_not_serve_is_refused_before_anything_is_sent(hub, ti
         ({"license": None}, "license"),
         ({"license": ""}, "license"),
         ({"revision": "a b"}, "'a b'"),
+        ({"revision": 3}, "revision is 3"),
+        ({"metrics": 97.5}, "metrics is 97.5"),
+        ({"metrics": [1]}, r"metrics is \[1\]"),
     ],
     ids=str,
 )
@@ -256,6 +259,13 @@ def test_arguments_that_cannot_be_published_are_refused_before_anything_is_sent(
     with pytest.raises(ValueError, match=named):
         push(tiny(), **options)
     assert hub.log == []
+
+
+def test_a_name_in_place_of_a_network_and_a_missing_repo_are_refused(tiny):
+    with pytest.raises(ValueError, match="model is 'nfnet_f0', expected Module"):
+        push("nfnet_f0")
+    with pytest.raises(ValueError, match="repo_id is None, expected str"):
+        nfnet_timm.push_to_hub(tiny(), None, license="mit")
 
 
 def test_a_stem_of_more_channels_arrives(hub, tiny):
