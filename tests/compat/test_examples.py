@@ -87,7 +87,7 @@ def test_fine_tune_ends_with_the_line_that_publishes(digits, tmp_path):
 
 
 def test_fine_tune_publishes_its_best_epoch_when_asked_to(digits, tmp_path, hub):
-    pytest.importorskip("accelerate", reason="scripts/compat.sh has Accelerate")
+    pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
     fine_tune(digits, tmp_path, "--epochs", 1, "--push-to-hub", "org/digits", "--license", "mit")
     model = timm.create_model("hf-hub:org/digits", pretrained=True)
     assert model.pretrained_cfg["label_names"] == [f"digit {i}" for i in range(10)]

@@ -77,7 +77,7 @@ def test_lightning_ends_in_the_weights_of_a_plain_loop(tiny, tmp_path):
 @pytest.mark.filterwarnings("ignore")  # fastai's, of NumPy's, torch's and IPython's older names
 def test_fastai_ends_in_the_weights_of_a_plain_loop(tiny):
     """fastai with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
-    learner = pytest.importorskip("fastai.learner", reason="scripts/compat.sh has fastai")
+    learner = pytest.importorskip("fastai.learner", reason="scripts/ci/compat.sh has fastai")
     from fastai.data.core import DataLoaders
     from fastai.optimizer import OptimWrapper
 

@@ -34,5 +34,7 @@ def test_timms_accuracy_is_within_a_fifth_of_a_point_of_the_papers():
 
 @pytest.mark.slow  # check.sh does it too
 def test_rendered_files_are_up_to_date():
-    result = subprocess.run([sys.executable, ROOT / "scripts" / "render_tables.py", "--check"], capture_output=True)
+    result = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "benchmarks" / "render_tables.py", "--check"], capture_output=True
+    )
     assert result.returncode == 0, result.stderr
