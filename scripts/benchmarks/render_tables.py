@@ -18,7 +18,7 @@ from typing import Any
 import timm
 from launches import launches_table
 from records import RESULTS, ROOT
-from speed import ratios
+from speed import ratios, spread
 from tables import table
 
 from nfnet_timm.models.variants import VARIANTS
@@ -97,6 +97,24 @@ def speed_table(records: list[dict[str, Any]]) -> str:
     return table(["", *times_of, "memory, MiB:", "timm's memory, MiB:"], rows)
 
 
+def gpu_table(records: list[dict[str, Any]]) -> str:
+    """Return the table of times per image on a GPU: ours beside timm's and the floor."""
+    rows = []
+    for record in records:
+        for row in record["rows"]:
+            if row["network"] in ("timm", "floor"):
+                continue
+            peers = {peer["network"]: peer for peer in record["rows"] if peer["case"] == row["case"]}
+            variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")
+            compiled = "compiled" if "compiled" in record["settings"] else ""
+            name = ", ".join(filter(None, [BENCHMARKS[record["benchmark"]], row["case"], compiled, variant]))
+            times = [f"{statistics.median(peer['milliseconds']):.2f}" for peer in (row, peers["timm"], peers["floor"])]
+            memory = [f"{peer.get('kept_mib', peer['peak_mib']):,.0f}" for peer in (row, peers["timm"])]
+            rows.append([name, *times, spread(ratios(peers["timm"], row), ".2f"), *memory])
+    times_of = ["this package, ms:", "timm, ms:", "floor, ms:", "timm's time over ours:"]
+    return table(["", *times_of, "memory, MiB:", "timm's memory, MiB:"], rows)
+
+
 def insert(text: str, name: str, content: str) -> str:
     """Return ``text`` with ``content`` between the comments called ``name``."""
     begin, end = BEGIN.format(name), END.format(name)
@@ -150,6 +168,7 @@ def render() -> dict[Path, str]:
         "docs/compat.md": {"compat": compat_table(results("compat"))},
         "docs/speed.md": {
             "speed": speed_table(results("cpu")),
+            "gpu": gpu_table(results("cuda")),
             "launches": launches_table(results("launches")),
             "batches": batches_table(results("memory")),
         },

@@ -82,7 +82,10 @@ def test_weight_and_gradients_equal_the_formula_in_float64(fan_in, dtype, kind):
     rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
     out = forward(weight, gain, 1.7, EPS, dtype)
     assert out.dtype == dtype
-    assert error(out[[0, 2, 3, 4, 5]], expected[[0, 2, 3, 4, 5]]) < 2e-6 + rounding
+    assert error(out[[0, 3, 4, 5]], expected[[0, 3, 4, 5]]) < 2e-6 + rounding
+    # torch's operations subtract the mean once, so its rounding error remains: for a mean of 3, up to 2 ** -22.
+    remaining = 2**-22 / float((weight[2] - weight[2].mean()).abs().max()) if kind == "torch" else 0
+    assert error(out[2:3], expected[2:3]) < 2e-6 + rounding + remaining
     # In a row without variance, only the rounding error of its mean is left: on a GPU up to 2 units in the last place.
     assert float(out[1].abs().max()) < 1.7 * 1.5 * EPS**-0.5 * 2 * torch.finfo(torch.float32).eps * 0.25
     grad_weight, grad_gain = backward(grad, weight, gain, 1.7, EPS)

@@ -175,7 +175,8 @@ def test_lasting_fault_leaves_the_repo_unchanged_and_the_next_run_finishes(hub, 
     assert len(hub.repos["org/tiny"].commits) == 2
 
 
-@pytest.mark.parametrize("action", [503, "cut"])
+# Older clients do not repeat after httpx.RemoteProtocolError. Whether a cut gives that error or another is a race.
+@pytest.mark.parametrize("action", [503, pytest.param("cut", marks=needs_hub_2)])
 def test_an_upload_that_fails_once_is_repeated(hub, built, action):
     hub.faults.append(Fault("PUT", "/lfs/", action))
     push(built, "org/tiny")
