@@ -10,6 +10,7 @@ The state dict has the same names and shapes as timm's ``dm_nfnet_*``, except th
 
 import warnings
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ from nfnet_timm.optim.param_groups import exempt_classifier
 __all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
 
 Device = torch.device | str | None
+
+
+def _check_count(name: str, count: Any, smallest: int) -> None:
+    if not (isinstance(count, int) and count >= smallest):
+        raise ValueError(f"{name}={count!r}: expected a whole number of at least {smallest}")
 
 
 class NormFreeNet(nn.Module):
@@ -81,11 +87,11 @@ class NormFreeNet(nn.Module):
         cfg = cfg.override(**kwargs)
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={output_stride}: expected 8, 16 or 32")
-        for name, size, smallest in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
-            if not (isinstance(size, int) and size >= smallest):
-                raise ValueError(f"{name}={size!r}: expected a whole number of at least {smallest}")
-        if not 0 <= drop_path_rate <= 1:
-            raise ValueError(f"drop_path_rate={drop_path_rate}: expected a probability, 0 to 1")
+        _check_count("in_chans", in_chans, 1)
+        _check_count("num_classes", num_classes, 0)
+        for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+            if not (isinstance(rate, Real) and 0 <= rate <= 1):
+                raise ValueError(f"{name}={rate!r}: expected a probability, 0 to 1")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype}: expected a floating-point dtype, such as torch.float32 or torch.bfloat16")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -227,6 +233,7 @@ class NormFreeNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of ``num_classes`` classes (0: none), initialised as the authors do."""
+        _check_count("num_classes", num_classes, 0)
         self.num_classes = num_classes
         reference = next(self.parameters())
         training = self.head.training

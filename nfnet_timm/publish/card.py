@@ -77,6 +77,11 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
     published = load_published()
     name, model, cfg = source.architecture, source.model, source.model.pretrained_cfg
     released = released_checkpoints().get(source.checkpoint or "")
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(
+            f"--license {license!r}: expected the name of a licence on the Hub, such as apache-2.0, mit, cc-by-4.0 or "
+            "other; https://huggingface.co/docs/hub/repositories-licenses lists them"
+        )
     if released is not None and license not in (None, released["license"]):
         raise ValueError(
             f"--license {license}: {source.checkpoint} was released under {released['license']}; leave the option out"

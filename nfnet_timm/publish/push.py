@@ -74,6 +74,9 @@ def push_to_hub(
         figures = {name: value.item() if hasattr(value, "item") else value for name, value in figures.items()}
     given = {"model": model, "repo_id": repo_id, "revision": revision, "license": license, "dataset": dataset}
     check_types({**given, "label_names": names, "metrics": figures}, _GIVEN, "push_to_hub")
+    for name in ("top1", "top5"):
+        if not 0 <= figures.get(name, 0) <= 100:
+            raise ValueError(f"metrics: {name} is {figures[name]}, expected a percentage, 0 to 100")
     check_destination(repo_id, revision)
     source = open_network(model)
     source.metrics, source.dataset = figures, dataset

@@ -264,6 +264,14 @@ def test_reset_classifier_restores_a_replaced_head(tiny):
     assert torch.equal(model.forward_head(model.forward_features(x), pre_logits=True), expected)
 
 
+@pytest.mark.parametrize("num_classes", [-3, 2.5, "7"])
+def test_an_invalid_number_of_classes_leaves_the_classifier(tiny, num_classes):
+    model = tiny()
+    with pytest.raises(ValueError, match=rf"num_classes={num_classes!r}: expected a whole number"):
+        model.reset_classifier(num_classes)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, model.num_classes)
+
+
 def test_initial_weights_have_unit_norm_per_output(tiny):
     for module in tiny().modules():
         if isinstance(module, WSConv2d):
@@ -613,7 +621,7 @@ def test_an_unknown_field_is_reported_with_the_known_ones():
         ({"stem_type": "4x4"}, r"stem_type='4x4': expected one of deep_quad, 3x3, 7x7_pool"),
         ({"output_stride": 4}, r"output_stride=4: expected 8, 16 or 32"),
         *(
-            ({name: value}, rf"{name}={value}\b.*expected")
+            ({name: value}, rf"{name}={value!r}:? .*expected")
             for name, values in {
                 "in_chans": (0, -1, 1.5),
                 "num_classes": (-1, 2.5),
@@ -624,7 +632,8 @@ def test_an_unknown_field_is_reported_with_the_known_ones():
                 "bottle_ratio": (0, -0.5),
                 "rd_ratio": (-0.5,),
                 "alpha": (float("nan"), float("inf"), -1),
-                "drop_path_rate": (-0.1, 2, float("nan")),
+                "drop_path_rate": (-0.1, 2, float("nan"), "a"),
+                "drop_rate": (1.5, "a"),
                 "depths": (3,),
                 "dtype": (torch.complex64, torch.int8),
             }.items()

@@ -244,6 +244,8 @@ def test_what_the_hub_could_not_serve_is_refused_before_anything_is_sent(hub, ti
         ({"label_names": [*"abcdefghi", "a\nb"]}, r"a\\nb"),
         ({"metrics": {"top1": "high"}}, "high"),
         ({"metrics": {"top1": math.nan}}, "nan"),
+        ({"metrics": {"top1": 975}}, "top1 is 975, expected a percentage"),
+        ({"license": "Apache 2.0"}, "expected the name of a licence on the Hub"),
         ({"metrics": {1: 2.0}}, "metrics"),
         ({"dataset": 3}, "dataset"),
         ({"license": None}, "license"),
