@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import figures
@@ -46,9 +46,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         rows = sorted((row for row in record["rows"] if row["family"] == family), key=lambda row: row["top1"])
         color = COLORS.get(family, "tab:green" if "NFNet" in family else "tab:grey")
         xs, ys = [median(row["milliseconds"]) for row in rows], [row["top1"] for row in rows]
-        low = [x - min(row["milliseconds"]) for x, row in zip(xs, rows, strict=True)]
-        high = [max(row["milliseconds"]) - x for x, row in zip(xs, rows, strict=True)]
-        axes.errorbar(xs, ys, xerr=[low, high], color=color, linewidth=1.5 if len(rows) > 1 else 0, elinewidth=1)
+        spread = list(zip(*map(_spread, rows), strict=True))
+        axes.errorbar(xs, ys, xerr=spread, color=color, linewidth=1.5 if len(rows) > 1 else 0, elinewidth=1)
         for x, row in zip(xs, rows, strict=True):
             published = row["by"] == "published"
             axes.plot(x, row["top1"], "o", color=color, markerfacecolor=color if published else "white", markersize=7)
@@ -58,7 +57,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes.plot([], [], "o", color="black", markerfacecolor="white", label="top-1 measured by timm")
     axes.set(
         xscale="log",
-        xlabel=f"milliseconds for each image of a training step, batch {record['batch']} (median, range)",
+        xlabel=f"milliseconds for each image of a training step, batch {record['batch']} (median, middle half)",
         ylabel="ImageNet top-1 (%)",
     )
     axes.set_title(
@@ -71,6 +70,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes.margins(x=0.12)
     figures.clean(axes)
     figure.savefig(path)
+
+
+def _spread(row: dict[str, Any]) -> tuple[float, float]:
+    """Return how far the middle half of the times reaches below and above their median."""
+    times = row["milliseconds"]
+    low, middle, high = quantiles(times, method="inclusive") if len(times) > 1 else (times[0],) * 3
+    return middle - low, high - middle
 
 
 def _within(tick: float, record: dict[str, Any]) -> bool:

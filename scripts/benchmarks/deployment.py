@@ -1,0 +1,156 @@
+"""Measures inference on a CPU in the forms in which networks are deployed, of this package and of timm's networks.
+
+    pip install onnx onnxscript onnxruntime openvino
+    python scripts/benchmarks/deployment.py              a quarter of an hour on two cores
+    python scripts/benchmarks/deployment.py --compile    also torch.compile, which takes half an hour more
+
+F0 has the same weights in both packages. timm has no NF-ResNet-50 as published. A form whose library is not installed
+is left out. int8 is the static quantization of ONNX Runtime, calibrated on random images. Repetitions alternate between
+the forms. Prints a Markdown table of medians, ms per image, and the largest difference of the logits from eager mode,
+relative to their norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from networks import same_weights
+from records import RESULTS, new_file, positive, write_json
+from tables import table
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+Form = Callable[[Tensor], Any]
+PIXELS = {"F0": 192, "NF-ResNet-50": 224}
+
+
+def main() -> None:
+    """Measure every form of every network, print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8], help="images at a time (%(default)s)")
+    parser.add_argument("--repeat", type=positive, default=15, help="repetitions of each (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile, for the first batch size")
+    parser.add_argument("--json", type=new_file, default=RESULTS / "deployment.json", help="(%(default)s)")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # of the exporters
+    rows = [row for name in PIXELS for batch in args.batch for row in measured(name, batch, args)]
+    print(table(["", "batch:", "", "ms:", "difference from eager:"], [cells(row) for row in rows]))
+    write_json(args.json, {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows})
+
+
+def networks_of(name: str) -> dict[str, nn.Module]:
+    """Return our network and, for F0, timm's with the same weights."""
+    if name == "F0":
+        return dict(zip(("this package", "timm"), same_weights("f0"), strict=True))
+    torch.manual_seed(0)
+    ours = timm.create_model("dm_nf_resnet50")
+    for key, p in ours.named_parameters():
+        if key.endswith("skipinit_gain"):
+            nn.init.constant_(p, 0.5)
+    return {"this package": ours}
+
+
+def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each form of the networks, timed in turns."""
+    x = torch.randn(batch, 3, PIXELS[name], PIXELS[name])
+    rows, functions = [], []
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for package, network in networks_of(name).items():
+            expected = network.eval()(x)
+            for form, function in forms(network, x, Path(folder), args.compile and batch == args.batch[0]):
+                print(f"{name}, batch {batch}, {package}, {form}", file=sys.stderr)
+                difference = float((torch.as_tensor(np.asarray(function(x))) - expected).norm() / expected.norm())
+                row = {"network": f"{name}, {package}", "batch": batch, "form": form, "difference": difference}
+                rows.append({**row, "milliseconds": []})
+                functions.append(function)
+        for i in range(args.repeat + 2):  # the first two are not counted
+            for row, function in zip(rows, functions, strict=True):
+                start = time.perf_counter()
+                function(x)
+                if i >= 2:
+                    row["milliseconds"].append(1000 * (time.perf_counter() - start) / batch)
+    return rows
+
+
+def forms(network: Any, x: Tensor, folder: Path, compiled: bool) -> Iterator[tuple[str, Form]]:
+    """Yield each form that the installed libraries can make of ``network``, with a function that runs it."""
+    yield "eager", network
+    if compiled:
+        yield "torch.compile", torch.compile(network)
+    if not hasattr(network, "reparameterize"):
+        return
+    plain = reparameterize_model(network)
+    yield "reparameterized", plain
+    if compiled:
+        yield "reparameterized, torch.compile with freezing", torch.compile(plain, options={"freezing": True})
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+        path = folder / "model.onnx"
+        torch.onnx.export(plain, (x,), path, dynamo=True, verbose=False)
+        yield "reparameterized, ONNX Runtime", onnx_runtime(path)
+        yield "reparameterized, ONNX Runtime, int8", onnx_runtime(quantized(path, x))
+    if importlib.util.find_spec("openvino"):
+        yield "reparameterized, OpenVINO", openvino(plain, x)
+
+
+def onnx_runtime(path: Path) -> Form:
+    """Return a function that runs an ONNX file on as many threads as torch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x.numpy()})[0]
+
+
+def quantized(path: Path, x: Tensor) -> Path:
+    """Return the path of the int8 version of an ONNX file, calibrated on four random batches."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quant_pre_process, quantize_static
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter([{"x": torch.randn_like(x).numpy()} for _ in range(4)])
+
+        def get_next(self) -> Any:
+            return next(self.batches, None)
+
+    prepared, result = path.with_name("prepared.onnx"), path.with_name("int8.onnx")
+    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+    quantize_static(str(prepared), str(result), Images(), quant_format=QuantFormat.QDQ, per_channel=True)
+    return result
+
+
+def openvino(network: nn.Module, x: Tensor) -> Form:
+    """Return a function that runs ``network`` in OpenVINO on as many threads as torch uses."""
+    import openvino as ov
+
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = ov.compile_model(ov.convert_model(network, example_input=x), "CPU", settings)
+    return lambda x: compiled(x.numpy())[0]
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return a row of the table."""
+    times = f"{median(row['milliseconds']):.0f}"
+    return [row["network"], str(row["batch"]), row["form"], times, f"{row['difference']:.0e}"]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: no results were written")
