@@ -5,12 +5,14 @@ import io
 import json
 import pickle
 import random
+import shutil
 import struct
 import zipfile
 from pathlib import Path
 
 import golden
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -38,10 +40,16 @@ def refused(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "folder"
+    save_folder(timm.create_model("nfnet_f0", **golden.TINY), folder, golden.TINY, {"source": "mine.npz"})
+    return folder
+
+
 @pytest.fixture
-def folder(tiny, tmp_path):
-    save_folder(tiny(), tmp_path / "folder", golden.TINY, {"source": "mine.npz"})
-    return tmp_path / "folder"
+def folder(saved_once, tmp_path):
+    return Path(shutil.copytree(saved_once, tmp_path / "folder"))
 
 
 def edit(folder, change):
@@ -242,7 +250,7 @@ def test_flipped_bit_in_the_weights_of_a_checkpoint_is_detected(run, tmp_path, r
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         records = [info for info in archive.infolist() if info.file_size > 100]
     rng = random.Random(0)
-    for info in rng.sample(records, 5):
+    for info in rng.sample(records, 3):
         bad = bytearray(good)
         start = good.index(info.filename.encode()) + len(info.filename)
         begin = start + int.from_bytes(good[start - len(info.filename) - 2 : start - len(info.filename)], "little")
@@ -272,7 +280,7 @@ def test_a_checkpoint_of_the_format_before_torch_1_6_is_published(run, tmp_path,
 
 def test_error_for_a_truncated_checkpoint_says_so(run, refused):
     good = saved(run)
-    for size in (4, 30, 100, 1000, len(good) // 2, len(good) - 1):
+    for size in (4, 100, len(good) // 2, len(good) - 1):
         Path("run.pth.tar").write_bytes(good[:size])
         error = refused("run.pth.tar")
         assert "cut off" in error
@@ -282,7 +290,7 @@ def test_error_for_a_truncated_checkpoint_says_so(run, refused):
 def test_damaged_zip_directory_gives_a_one_line_error(run, refused):
     good = saved(run)
     begin, rng = good.index(b"PK\x01\x02"), random.Random(0)
-    for _ in range(40):
+    for _ in range(20):
         bad = bytearray(good)
         bad[rng.randrange(begin, len(good) - 22)] = rng.randrange(256)
         Path("run.pth.tar").write_bytes(bad)
@@ -305,7 +313,7 @@ def test_broken_or_hostile_pickle_gives_a_one_line_error(run, refused):
         b"\x80\x02}q\x00h\x05.",
         b"\x80\x02]a.",
     ]
-    broken += [text[:begin] + b"\xff" + text[begin:] for begin in rng.sample(range(len(text)), 20)]
+    broken += [text[:begin] + b"\xff" + text[begin:] for begin in rng.sample(range(len(text)), 8)]
     for content in broken:
         with zipfile.ZipFile("run.pth.tar", "w") as archive:
             for each, value in {**records, name: content}.items():

@@ -64,6 +64,7 @@ def equal(a, b):
     )
 
 
+@pytest.mark.slow
 def test_file_of_the_released_size_converts_loads_and_converts_back_exactly(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     authors_file.write(golden.tree("nfnet_f0"), "F0_haiku.npz")
