@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hub_server import Fault
+from matplotlib.figure import Figure
 
 from nfnet_timm import demo
 from nfnet_timm.cli import main
@@ -19,14 +21,10 @@ GET = ("GET", r"/resolve/.*/model.safetensors")
 def run(hub, tmp_path, monkeypatch, capfd):
     """Return a function that runs the demo with a few images and returns its exit status and output."""
     digits = demo.load_images()
-    few = replace(
-        digits,
-        train=digits.train[:64],
-        train_classes=digits.train_classes[:64],
-        test=digits.test[:64],
-        test_classes=digits.test_classes[:64],
-    )
+    names = ("train", "train_classes", "test", "test_classes")
+    few = replace(digits, **{name: getattr(digits, name)[:16] for name in names})
     monkeypatch.setattr(demo, "load_images", lambda: few)
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())  # drawing takes a second
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits before it tries again
     monkeypatch.chdir(tmp_path)
 
@@ -46,14 +44,12 @@ def are_complete(folder):
     "fault",
     [
         None,  # a file that is not a safetensors file
-        Fault(*GET, "half", times=99),
         Fault(*GET, "short", times=99),
         Fault(*GET, 500, times=99),
         Fault(*GET, "lost", times=99),
-        Fault("HEAD", ".*", 500, times=99),
         Fault("HEAD", ".*", "lost", times=99),
     ],
-    ids=["garbage", "cut", "short", "error 500", "lost", "no answer to HEAD", "HEAD lost"],
+    ids=["garbage", "short", "error 500", "lost", "HEAD lost"],
 )
 def test_network_errors_do_not_affect_the_results(hub, run, tmp_path, fault):
     hub.push(REPO, "model.safetensors", b"x" * 3_000_000)
