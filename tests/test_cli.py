@@ -77,9 +77,10 @@ def converted(tmp_path, dtype):
     return folder
 
 
-def test_half_precision_weights_convert_back(tmp_path):
-    folder, file, second = converted(tmp_path, torch.bfloat16), tmp_path / "back.npz", tmp_path / "second"
+def test_half_precision_weights_convert_back_to_a_file_in_a_new_folder(tmp_path):
+    folder, file, second = converted(tmp_path, torch.bfloat16), tmp_path / "no" / "such" / "x.npz", tmp_path / "second"
     assert main(["convert", str(folder), "--out", str(file)]) == 0
+    assert [p.name for p in file.parent.iterdir()] == ["x.npz"]
     assert main(["convert", str(file), "--out", str(second)]) == 0
     written, read = load_file(folder / "model.safetensors"), load_file(second / "model.safetensors")
     assert {name: value.float() for name, value in written.items()}.keys() == read.keys()
@@ -189,20 +190,6 @@ def test_failed_output_is_an_error():
     assert result.returncode == 1
     assert "No space left" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_folder_of_a_new_file_is_created(tmp_path):
-    folder = converted(tmp_path, torch.float32)
-    assert main(["convert", str(folder), "--out", str(tmp_path / "no" / "such" / "x.npz")]) == 0
-    assert [p.name for p in (tmp_path / "no" / "such").iterdir()] == ["x.npz"]
-
-
-def test_demo_refuses_to_replace_results_before_it_trains(tmp_path, capsys):
-    (tmp_path / "model").mkdir()
-    assert main(["demo", "--out", str(tmp_path)]) == 1
-    out, error = capsys.readouterr()
-    assert out == ""
-    assert "model would be replaced: pass --overwrite" in error
 
 
 @pytest.mark.parametrize(

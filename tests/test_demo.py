@@ -98,7 +98,7 @@ def test_interrupted_download_does_not_advise_to_run_again(hub, run, tmp_path, h
     are_complete(tmp_path / "nfnet-demo")
 
 
-def test_ctrl_c_while_training_does_not_block_the_next_run(run, tmp_path, monkeypatch):
+def test_ctrl_c_does_not_block_the_next_run_and_results_are_replaced_only_with_overwrite(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
 
         def interrupt(*_, **__):
@@ -108,7 +108,9 @@ def test_ctrl_c_while_training_does_not_block_the_next_run(run, tmp_path, monkey
         assert run()[0] == 130
     assert list((tmp_path / "nfnet-demo").iterdir()) == []
     assert run()[0] == 0
-    assert run()[0] == 1
+    status, out, error = run()
+    assert (status, out) == (1, "")  # nothing is trained
+    assert "model would be replaced: pass --overwrite" in error
     assert run("--overwrite")[0] == 0
 
 

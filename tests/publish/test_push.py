@@ -322,7 +322,6 @@ def pushed_by_others(hub, built, tmp_path, header=None, config=None, arrays=None
     "logits",
     [
         "[1.0]",
-        "[" + "1.0, " * 19 + "1.0]",
         "[NaN" + ", 1.0" * 7 + "]",
         '["a"' + ", 1.0" * 7 + "]",
         "[[1.0]" + ", 1.0" * 7 + "]",
@@ -480,15 +479,6 @@ def test_new_branch_keeps_the_other_files_of_main(hub, built):
     hub.push("org/tiny", "config.json", b"[]", branch="v2")
     with pytest.raises(ValueError, match="has other content at v2: config.json would change"):
         push(built, "org/tiny", revision="v2")
-
-
-def test_existing_branch_with_other_content_is_not_replaced(hub, built):
-    hub.push("org/tiny", "config.json", b"{}")
-    hub.repos["org/tiny"].branches["old"] = hub.repos["org/tiny"].branches["main"]
-    before = dict(hub.repos["org/tiny"].branches)
-    with pytest.raises(ValueError, match="has other content at old"):
-        push(built, "org/tiny", revision="old")
-    assert hub.repos["org/tiny"].branches == before
 
 
 @pytest.mark.parametrize("stage", ["preupload", "upload", "commit"])
