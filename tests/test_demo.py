@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hub_server import Fault
+from matplotlib.figure import Figure
 
 from nfnet_timm import demo
 from nfnet_timm.cli import main
@@ -19,14 +21,10 @@ GET = ("GET", r"/resolve/.*/model.safetensors")
 def run(hub, tmp_path, monkeypatch, capfd):
     """Return a function that runs the demo with a few images and returns its exit status and output."""
     digits = demo.load_images()
-    few = replace(
-        digits,
-        train=digits.train[:64],
-        train_classes=digits.train_classes[:64],
-        test=digits.test[:64],
-        test_classes=digits.test_classes[:64],
-    )
+    names = ("train", "train_classes", "test", "test_classes")
+    few = replace(digits, **{name: getattr(digits, name)[:16] for name in names})
     monkeypatch.setattr(demo, "load_images", lambda: few)
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())  # drawing takes a second
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits before it tries again
     monkeypatch.chdir(tmp_path)
 
@@ -46,14 +44,12 @@ def are_complete(folder):
     "fault",
     [
         None,  # a file that is not a safetensors file
-        Fault(*GET, "half", times=99),
         Fault(*GET, "short", times=99),
         Fault(*GET, 500, times=99),
         Fault(*GET, "lost", times=99),
-        Fault("HEAD", ".*", 500, times=99),
         Fault("HEAD", ".*", "lost", times=99),
     ],
-    ids=["garbage", "cut", "short", "error 500", "lost", "no answer to HEAD", "HEAD lost"],
+    ids=["garbage", "short", "error 500", "lost", "HEAD lost"],
 )
 def test_network_errors_do_not_affect_the_results(hub, run, tmp_path, fault):
     hub.push(REPO, "model.safetensors", b"x" * 3_000_000)
@@ -102,7 +98,7 @@ def test_interrupted_download_does_not_advise_to_run_again(hub, run, tmp_path, h
     are_complete(tmp_path / "nfnet-demo")
 
 
-def test_ctrl_c_while_training_does_not_block_the_next_run(run, tmp_path, monkeypatch):
+def test_ctrl_c_does_not_block_the_next_run_and_results_are_replaced_only_with_overwrite(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
 
         def interrupt(*_, **__):
@@ -112,7 +108,9 @@ def test_ctrl_c_while_training_does_not_block_the_next_run(run, tmp_path, monkey
         assert run()[0] == 130
     assert list((tmp_path / "nfnet-demo").iterdir()) == []
     assert run()[0] == 0
-    assert run()[0] == 1
+    status, out, error = run()
+    assert (status, out) == (1, "")  # nothing is trained
+    assert "model would be replaced: pass --overwrite" in error
     assert run("--overwrite")[0] == 0
 
 

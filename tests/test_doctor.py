@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,22 @@ def environment(tmp_path):
     return make
 
 
-def test_correct_environment_has_no_errors(capsys):
+@pytest.fixture
+def quick(monkeypatch):
+    """Skip the fresh process that imports timm, to save time."""
+    result = subprocess.CompletedProcess([], 0, "nfnet_timm.models.nfnet\n", "")
+    monkeypatch.setattr("nfnet_timm.doctor.subprocess.run", lambda *_, **__: result)
+
+
+def test_correct_environment_has_no_errors_and_the_token_is_not_shown(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("HF_TOKEN", "hf_not_for_everybodys_eyes")
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
+    assert "access token: there" in out
+    assert "hf_not" not in out
+    if find_spec("triton"):
+        assert "no GPU, so nothing to check" in out
     assert "timm's nfnet_f0: ours" in out
     for package in ("torch", "timm", "huggingface-hub"):
         assert f"\n{package}: " in out
@@ -54,6 +68,7 @@ def test_correct_environment_has_no_errors(capsys):
     assert "WRONG" not in out
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("is_right", [True, False])
 def test_the_kernels_are_compared_on_every_gpu(capsys, monkeypatch, is_right):
     asked = []
@@ -71,30 +86,8 @@ def test_the_kernels_are_compared_on_every_gpu(capsys, monkeypatch, is_right):
     assert ("no ptxas" in capsys.readouterr().out) == (not is_right)
 
 
-def test_no_kernel_is_checked_without_a_gpu(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    pytest.importorskip("triton")
-    main(["doctor"])
-    assert "no GPU, so nothing to check" in capsys.readouterr().out
-
-
-def test_the_token_is_not_shown(capsys, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_not_for_everybodys_eyes")
-    assert main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    assert "access token: there" in out
-    assert "hf_not" not in out
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Skip the fresh process that imports timm, to save time."""
-    result = subprocess.CompletedProcess([], 0, "nfnet_timm.models.nfnet\n", "")
-    monkeypatch.setattr("nfnet_timm.doctor.subprocess.run", lambda *_, **__: result)
-
-
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("cache", ["relative/hub", "hub", ""])
+@pytest.mark.parametrize("cache", ["relative/hub", ""])
 def test_a_relative_cache_is_reported_by_its_full_path(capsys, monkeypatch, tmp_path, cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
@@ -115,7 +108,7 @@ def test_a_cache_that_cannot_be_written_is_wrong(capsys, monkeypatch, tmp_path, 
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("endpoint", ["", "garbage", "huggingface.co"])
+@pytest.mark.parametrize("endpoint", ["", "huggingface.co"])
 def test_endpoint_that_is_not_an_address_is_wrong(capsys, monkeypatch, endpoint):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     assert main(["doctor"]) == 1
@@ -178,10 +171,18 @@ def test_another_plugin_that_fails_is_named(environment):
     assert "timm's nfnet_f0: ours" in out
 
 
+@pytest.mark.usefixtures("quick")
+def test_variables_that_switch_the_plugin_off_are_named(capsys, monkeypatch):
+    names = ("NFNET_TIMM_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD")
+    for name in names:
+        monkeypatch.setenv(name, "0")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert all(f"off, by {name}=0\n    WRONG." in out for name in names)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("switch", ["NFNET_TIMM_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"])
-def test_variable_that_switches_the_plugin_off_is_named(environment, switch):
-    status, out, _ = environment()(**{switch: "0"})
+def test_torchs_switch_leaves_timm_its_own_networks(environment):
+    status, out, _ = environment()(TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert status == 1
-    assert f"off, by {switch}=0" in out
     assert "timm's nfnet_f0: not ours, but of timm.models.nfnet" in out

@@ -5,6 +5,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+from fresh_process import run_fresh
 
 import nfnet_timm
 
@@ -58,10 +59,10 @@ def imported_with(names):
 IMPORTED_WHILE_TIMM_IS = sorted(imported_with(ENTRY_POINTS))
 
 
-def test_computed_imports_are_those_of_python(run_python):
+def test_computed_imports_are_those_of_python():
     ours = "sorted(name for name in sys.modules if name.split('.')[0] == 'nfnet_timm')"
     code = f"import sys, timm, timm.optim; print(*{ours})"
-    assert run_python(code).split() == IMPORTED_WHILE_TIMM_IS
+    assert run_fresh(code).split() == IMPORTED_WHILE_TIMM_IS
 
 
 def test_modules_that_timm_imports_import_timm_in_functions_only():

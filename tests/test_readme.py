@@ -12,6 +12,7 @@ from pathlib import Path
 import authors_file
 import golden
 import pytest
+from fresh_process import run_fresh
 from hub_cache import fill_hub_cache
 
 from nfnet_timm.cli import _parser
@@ -73,13 +74,10 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("page", [page for page, found in BLOCKS.items() if any(kind == "python" for kind, _ in found)])
 def test_the_python_blocks_of_a_page_run_in_order(folder, page):
     code = "\n".join(block for kind, block in BLOCKS[page] if kind == "python")
-    env = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=folder, env=env, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    code = f"import os; os.chdir({str(folder)!r})\n{code}"
+    out = run_fresh(code, warnings="error", HF_HOME=str(folder / "hf"), HF_HUB_OFFLINE="1")
     if page == "networks.md":
-        assert "torch.Size([1, 512, 24, 24])" in result.stdout
+        assert "torch.Size([1, 512, 24, 24])" in out
     if page == "inside.md":
         assert (folder / "signal_propagation.png").exists()
 

@@ -4,14 +4,13 @@ import hashlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning  # Python 3.11's own from there on
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from fresh_process import run_fresh
 from huggingface_hub import constants
 
 from nfnet_timm.cli import main
@@ -193,32 +192,40 @@ def test_one_of_two_runs_downloads_and_the_other_waits(server, tmp_path, capsys,
     assert (tmp_path / "F0_haiku.npz").read_bytes() == CONTENT
 
 
-def in_another_process(before="pass"):
-    """Return the arguments of subprocess for `nfnet-timm download f0` from the test server."""
+def in_another_process(folder, before="pass"):
+    """Return code that runs `nfnet-timm download f0` from the test server in a child, and prints how this ends."""
     released = {key: load_published()["checkpoints"]["nfnet_f0.dm_in1k"][key] for key in ("url", "md5", "bytes")}
-    code = (
-        "import resource, sys; from huggingface_hub import constants; from nfnet_timm.cli import main\n"
-        "from nfnet_timm.publish.checkpoints import load_published\n"
-        f"load_published()['checkpoints']['nfnet_f0.dm_in1k'].update({released!r})\n"
-        "constants.DOWNLOAD_CHUNK_SIZE = 1 << 16\n"
-        f"{before}\nsys.exit(main(['download', 'f0']))"
-    )
-    env = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
-    return [sys.executable, "-c", code], {**env, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "PATH": ""}
+    return f"""
+import os, resource
+from huggingface_hub import constants
+from nfnet_timm.cli import main
+from nfnet_timm.publish.checkpoints import load_published
+os.chdir({str(folder)!r})
+if child := os.fork():
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    open("child", "w").write(str(os.getpid()))
+    load_published()["checkpoints"]["nfnet_f0.dm_in1k"].update({released!r})
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
+    constants.HF_HUB_OFFLINE = False
+    {before}
+    os._exit(main(["download", "f0"]))
+"""
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_next_run_continues_after_a_killed_run_and_leaves_only_the_file(server, tmp_path, how):
     server.go_on.clear()
-    command, env = in_another_process()
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
-    assert server.half_sent.wait(60)
     partial = tmp_path / "F0_haiku.npz.part"
-    while not partial.exists() or not partial.stat().st_size:
-        server.half_sent.wait()
-    process.send_signal(how)
-    assert process.wait(60) == (-9 if how == signal.SIGKILL else 143)
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(run_fresh, in_another_process(tmp_path))
+        assert server.half_sent.wait(60)
+        while not partial.exists() or not partial.stat().st_size:
+            pass
+        os.kill(int((tmp_path / "child").read_text()), how)
+        assert run.result().splitlines()[-1] == ("-9" if how == signal.SIGKILL else "143")
     server.go_on.set()
+    (tmp_path / "child").unlink()
     arrived = partial.stat().st_size
     assert main(["download", "f0"]) == 0
     assert server.log == [0, arrived]
@@ -226,11 +233,11 @@ def test_next_run_continues_after_a_killed_run_and_leaves_only_the_file(server, 
 
 
 def test_full_disk_gives_an_error_and_the_next_run_continues(server, tmp_path):
-    command, env = in_another_process("resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))")
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert "File too large" in result.stderr
+    out = run_fresh(in_another_process(tmp_path, "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))"))
+    assert out.splitlines()[-1] == "1"
+    assert "Traceback" not in out
+    assert "File too large" in out
+    (tmp_path / "child").unlink()
     assert [p.name for p in tmp_path.iterdir()] == ["F0_haiku.npz.part"]
     assert main(["download", "f0"]) == 0
     assert server.log[-1] > 0

@@ -5,12 +5,14 @@ import io
 import json
 import pickle
 import random
+import shutil
 import struct
 import zipfile
 from pathlib import Path
 
 import golden
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -38,10 +40,16 @@ def refused(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "folder"
+    save_folder(timm.create_model("nfnet_f0", **golden.TINY), folder, golden.TINY, {"source": "mine.npz"})
+    return folder
+
+
 @pytest.fixture
-def folder(tiny, tmp_path):
-    save_folder(tiny(), tmp_path / "folder", golden.TINY, {"source": "mine.npz"})
-    return tmp_path / "folder"
+def folder(saved_once, tmp_path):
+    return Path(shutil.copytree(saved_once, tmp_path / "folder"))
 
 
 def edit(folder, change):
@@ -70,22 +78,17 @@ def argument(name, value):
     ("change", "expected"),
     [
         (entry("model_args", None), "model_args"),
-        (entry("model_args", [1]), "model_args"),
         (entry("pretrained_cfg", None), "pretrained_cfg"),
         (entry("architecture", ["nfnet_f0"]), "nfnet_f0"),
         (entry("architecture", "resnet50"), "resnet50"),
         (lambda config: config.pop("architecture"), "None"),
         (entry("num_classes", "10"), "'10'"),
-        (entry("num_classes", None), "num_classes"),
         (entry("num_classes", True), "True"),
         (entry("num_classes", -1), "num_classes=-1"),
-        (entry("num_classes", 0), "head.fc"),
         (entry("num_classes", 7), "head.fc"),
         (entry("label_names", list(range(10))), "label_names"),
         (entry("label_names", "abcdefghij"), "label_names"),
-        (entry("label_names", {"0": "a"}), "label_names"),
         (entry("label_names", ["cat", "dog"]), "2 class names for 10"),
-        (entry("label_names", []), "0 class names for 10"),
         (entry("label_names", [*"abcdefghi", ""]), "''"),
         (entry("label_names", [*"abcdefghi", "a\nb"]), r"'a\nb'"),
         (entry("label_names", ["\ufeffa", *"bcdefghij"]), r"\ufeff"),
@@ -93,7 +96,6 @@ def argument(name, value):
         (entry("label_descriptions", [1]), "label_descriptions"),
         (entry("label_descriptions", {"a": 1}), "label_descriptions"),
         (cfg("no_such_entry", 1), "no_such_entry"),
-        (cfg("input_size", 192), "192"),
         (cfg("input_size", [3, 192]), "[3, 192]"),
         (cfg("input_size", [3, 0, 192]), "[3, 0, 192]"),
         (cfg("input_size", [3, 1.5, 192]), "1.5"),
@@ -103,14 +105,11 @@ def argument(name, value):
         (cfg("std", [float("nan")] * 3), "nan"),
         (cfg("crop_pct", -1), "-1"),
         (cfg("interpolation", "magic"), "'magic'"),
-        (cfg("interpolation", 5), "5"),
         (cfg("license", {"a": 1}), "license"),
         (cfg("architecture", "nfnet_f6"), "nfnet_f6"),
         (cfg("num_classes", []), "num_classes"),
         (argument("depths", "many"), "'many'"),
-        (argument("depths", [1, 1]), "[1, 1]"),
         (argument("depths", [1, 1, 1, 2]), "stages.3.1"),
-        (argument("channels", None), "channels"),
         (argument("alpha", "big"), "'big'"),
         (argument("num_features", -3), "-3"),
         (argument("in_chans", 1), "stem.conv1"),
@@ -145,13 +144,10 @@ def test_config_that_is_not_an_object_gives_a_one_line_error(folder, refused, te
         (HEAD.replace("mit", "[mit"), "README.md"),
         (HEAD.replace("license: mit", "license: mit: more"), "line 1"),
         (HEAD.replace("license: mit", "license: 5"), "5"),
-        (HEAD.replace("license: mit", "license:"), "license"),
         (HEAD.replace("- timm", "- 1"), "tags"),
         (HEAD.replace("tags:\n- timm", "tags: timm"), "tags"),
         (HEAD.replace("license: mit", "1: 2"), "README.md"),
-        (HEAD.replace("license: mit", "? [a]\n: b"), "README.md"),
         (HEAD.replace("license: mit", "a: !!python/object:os.system {}"), "README.md"),
-        (HEAD.replace("license: mit", "model-index: 5\nlicense: mit"), "model_index"),
         (HEAD.replace("license: mit", "model-index:\n- name: a\n  results: [b]\nlicense: mit"), "model_index"),
         ("---\n- a\n---\n", "README.md"),
         ("# No metadata\n", "license"),
@@ -189,10 +185,8 @@ def test_card_with_other_keys_of_the_hub_is_accepted(folder, tmp_path, monkeypat
         (lambda arrays: arrays.pop("final_conv.gain"), "final_conv.gain"),
         (lambda arrays: arrays.update({"more": torch.zeros(1)}), "more"),
         (lambda arrays: arrays.update({"stem.conv1.weight": torch.zeros(16, 1, 3, 3)}), "stem.conv1.weight"),
-        (lambda arrays: arrays.update({"stages.3.0.conv2.weight": torch.zeros(3)}), "stages.3.0.conv2.weight"),
         (lambda arrays: arrays.update({"stages.0.0.conv3.weight": torch.zeros(())}), "stages.0.0.conv3.weight"),
         (lambda arrays: arrays["head.fc.bias"].fill_(float("nan")), "head.fc.bias"),
-        (lambda arrays: arrays["stem.conv2.weight"].fill_(float("inf")), "stem.conv2.weight"),
         (lambda arrays: arrays.clear(), "missing"),
     ],
 )
@@ -231,9 +225,9 @@ def run(tiny):
     return {"epoch": 2, "args": args, "metric": 87.5, "state_dict": dict(tiny().state_dict())}
 
 
-def saved(run, **options):
+def saved(run):
     buffer = io.BytesIO()
-    torch.save(run, buffer, **options)
+    torch.save(run, buffer)
     return buffer.getvalue()
 
 
@@ -242,7 +236,7 @@ def test_flipped_bit_in_the_weights_of_a_checkpoint_is_detected(run, tmp_path, r
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         records = [info for info in archive.infolist() if info.file_size > 100]
     rng = random.Random(0)
-    for info in rng.sample(records, 5):
+    for info in rng.sample(records, 3):
         bad = bytearray(good)
         start = good.index(info.filename.encode()) + len(info.filename)
         begin = start + int.from_bytes(good[start - len(info.filename) - 2 : start - len(info.filename)], "little")
@@ -253,26 +247,31 @@ def test_flipped_bit_in_the_weights_of_a_checkpoint_is_detected(run, tmp_path, r
         assert info.filename in error
 
 
-def test_a_checkpoint_without_crcs_is_published(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torch.serialization.get_crc32_options", lambda: False)
+def save_without_crcs(run):
     torch.serialization.set_crc32_options(False)
     try:
-        Path("run.pth.tar").write_bytes(saved(run))
+        torch.save(run, "run.pth.tar")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 0
 
 
-def test_a_checkpoint_of_the_format_before_torch_1_6_is_published(run, tmp_path, monkeypatch):
+ACCEPTED = {
+    "without CRCs": save_without_crcs,
+    "before torch 1.6": lambda run: torch.save(run, "run.pth.tar", _use_new_zipfile_serialization=False),
+    "options in a dict": lambda run: torch.save({**run, "args": vars(run["args"])}, "run.pth.tar"),
+}
+
+
+@pytest.mark.parametrize("save", ACCEPTED.values(), ids=ACCEPTED)
+def test_other_forms_of_a_checkpoint_are_published(run, tmp_path, monkeypatch, save):
     monkeypatch.chdir(tmp_path)
-    Path("run.pth.tar").write_bytes(saved(run, _use_new_zipfile_serialization=False))
+    save(run)
     assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 0
 
 
 def test_error_for_a_truncated_checkpoint_says_so(run, refused):
     good = saved(run)
-    for size in (4, 30, 100, 1000, len(good) // 2, len(good) - 1):
+    for size in (4, 100, len(good) // 2, len(good) - 1):
         Path("run.pth.tar").write_bytes(good[:size])
         error = refused("run.pth.tar")
         assert "cut off" in error
@@ -282,7 +281,7 @@ def test_error_for_a_truncated_checkpoint_says_so(run, refused):
 def test_damaged_zip_directory_gives_a_one_line_error(run, refused):
     good = saved(run)
     begin, rng = good.index(b"PK\x01\x02"), random.Random(0)
-    for _ in range(40):
+    for _ in range(20):
         bad = bytearray(good)
         bad[rng.randrange(begin, len(good) - 22)] = rng.randrange(256)
         Path("run.pth.tar").write_bytes(bad)
@@ -305,7 +304,7 @@ def test_broken_or_hostile_pickle_gives_a_one_line_error(run, refused):
         b"\x80\x02}q\x00h\x05.",
         b"\x80\x02]a.",
     ]
-    broken += [text[:begin] + b"\xff" + text[begin:] for begin in rng.sample(range(len(text)), 20)]
+    broken += [text[:begin] + b"\xff" + text[begin:] for begin in rng.sample(range(len(text)), 8)]
     for content in broken:
         with zipfile.ZipFile("run.pth.tar", "w") as archive:
             for each, value in {**records, name: content}.items():
@@ -322,12 +321,10 @@ class Hostile:
     ("change", "expected"),
     [
         (lambda run: run.update(args=3), "int"),
-        (lambda run: run.update(args=None), "NoneType"),
         (lambda run: run.update(args=argparse.Namespace()), "args"),
         (lambda run: run.update(args={1: 2}), "args"),
         (lambda run: setattr(run["args"], "model", 3), "model is 3"),
         (lambda run: setattr(run["args"], "model", "resnet50"), "resnet50"),
-        (lambda run: setattr(run["args"], "model_kwargs", [1]), "model_kwargs"),
         (lambda run: setattr(run["args"], "model_kwargs", {"depths": "many"}), "many"),
         (lambda run: setattr(run["args"], "model_kwargs", {"checkpoint_path": "x"}), "checkpoint_path"),
         (lambda run: setattr(run["args"], "class_map", 5), "class_map"),
@@ -338,23 +335,13 @@ class Hostile:
         (lambda run: setattr(run["args"], "mean", [0.5, 0.5]), "--mean"),
         (lambda run: setattr(run["args"], "std", [0.0]), "std"),
         (lambda run: setattr(run["args"], "gp", "magic"), "magic"),
-        (lambda run: setattr(run["args"], "interpolation", "magic"), "magic"),
         (lambda run: run.update(state_dict=[1]), "state_dict"),
         (lambda run: run.update(state_dict={}), "no arrays"),
         (lambda run: run.update(state_dict={1: torch.ones(1)}), "state_dict"),
         (lambda run: run.update(state_dict_ema={"a": "b"}), "state_dict"),
         (lambda run: run["state_dict"].update({"stem.conv1.weight": torch.eye(3).to_sparse()}), "state_dict"),
         (lambda run: run["state_dict"].update({"head.fc.bias": torch.tensor(1.0)}), "head.fc.bias"),
-        (
-            lambda run: run["state_dict"].update(
-                {"head.fc.bias": torch.zeros(0), "head.fc.weight": torch.zeros(0, 192)}
-            ),
-            "0 classes",
-        ),
-        (
-            lambda run: run["state_dict"].update({"stages.1.0.conv3.weight": torch.tensor(1.0)}),
-            "stages.1.0.conv3.weight",
-        ),
+        (lambda run: run["state_dict"].update(dict.fromkeys(("head.fc.bias", "head.fc.weight"), torch.zeros(0))), "0"),
         (lambda run: run["state_dict"].pop("head.fc.bias"), "head.fc.weight"),
         (lambda run: run["state_dict"]["head.fc.bias"].fill_(float("nan")), "run.pth.tar has NaN"),
         (lambda run: run.update(more=Hostile()), "open"),
@@ -367,12 +354,6 @@ def test_checkpoint_with_wrong_types_or_shapes_gives_a_one_line_error_with_the_v
     torch.save(run, "run.pth.tar")
     assert expected in refused("run.pth.tar")
     assert not Path("owned").exists()
-
-
-def test_options_in_a_dict_are_read(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({**run, "args": vars(run["args"])}, "run.pth.tar")
-    assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 0
 
 
 def test_other_file_of_torch_save_gives_a_one_line_error(refused):

@@ -3,19 +3,18 @@
 import argparse
 import json
 import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import golden
 import pytest
 import timm
 import torch
+from fresh_process import run_fresh
 from hub_server import Fault
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_cli import COMMAND
 
 from nfnet_timm.cli import main
 from nfnet_timm.publish.fingerprints import logits_of
@@ -44,6 +43,19 @@ def publish(tmp_path, monkeypatch, capsys):
         return status, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built") / "tiny"
+    build_repo(open_model(Path(SOURCE)), "org/tiny", folder, "apache-2.0")
+    return folder
+
+
+@pytest.fixture
+def built(built_once, tmp_path):
+    """Return a folder as `nfnet-timm publish SOURCE org/tiny` builds it, where it builds it."""
+    return Path(shutil.copytree(built_once, tmp_path / BUILT))
 
 
 @pytest.fixture
@@ -100,14 +112,12 @@ def test_failed_verification_reports_the_commit_and_the_next_run_verifies(hub, p
     assert f"nothing to push, the repo has the same content: commit {commit}" in out
 
 
-@pytest.mark.slow
-def test_cached_repo_loads_without_the_hub(hub, publish, tmp_path, run_python):
+def test_cached_repo_loads_without_the_hub(hub, publish, monkeypatch):
     publish()
-    load = "import timm; print(timm.create_model('hf-hub:org/tiny', pretrained=True).head.fc.bias.sum().item())"
-    env = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.endpoint}
-    online = run_python(load, HF_HUB_OFFLINE="0", **env)
+    online = timm.create_model("hf-hub:org/tiny", pretrained=True)
     hub.log.clear()
-    assert run_python(load, HF_HUB_OFFLINE="1", **env) == online
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    same_network(timm.create_model("hf-hub:org/tiny", pretrained=True).eval(), online.eval())
     assert hub.log == []
 
 
@@ -121,15 +131,13 @@ def test_published_file_loads_into_plain_timm_as_in_the_card(hub, publish):
 
 
 @pytest.mark.slow
-def test_the_same_source_gives_the_same_bytes_in_every_process(tmp_path):
-    code = "import sys; from nfnet_timm.cli import main; sys.exit(main(sys.argv[1:]))"
-    contents = set()
-    for i in range(4):  # safetensors' save_file orders the metadata differently in each process
-        out = tmp_path / str(i)
-        command = ["publish", SOURCE, "org/tiny", "--license", "mit", "--dry-run", "--out", str(out)]
-        subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True)
-        contents.add(tuple((out / name).read_bytes() for name in sorted(FILES)))
-    assert len(contents) == 1
+def test_the_same_source_gives_the_same_bytes_in_every_process(built):
+    """safetensors' save_file orders the metadata differently in each process."""
+    before = contents(built)
+    for i in range(3):
+        command = ["publish", SOURCE, "org/tiny", "--license", "apache-2.0", "--dry-run", "--out", str(built) + str(i)]
+        run_fresh(f"from nfnet_timm.cli import main; assert main({command!r}) == 0")
+        assert contents(Path(command[-1])) == before
 
 
 def test_a_dry_run_shows_all_and_sends_nothing(hub, publish, tmp_path):
@@ -141,21 +149,20 @@ def test_a_dry_run_shows_all_and_sends_nothing(hub, publish, tmp_path):
     assert hub.log == []
 
 
-def test_header_identifies_the_source(publish, tmp_path):
-    publish("--dry-run")
-    with safe_open(tmp_path / BUILT / "model.safetensors", "pt") as weights:
+def test_header_identifies_the_source(built):
+    with safe_open(built / "model.safetensors", "pt") as weights:
         metadata = weights.metadata()
     assert metadata["format"] == "pt"
     assert metadata["source"] == "nfnet_tiny_haiku_2021.npz"
     assert metadata["source_bytes"] == str(Path(SOURCE).stat().st_size)
     assert len(metadata["source_sha256"]) == 64
-    model = timm.create_model(f"local-dir:{tmp_path / BUILT}", pretrained=True).eval()
+    model = timm.create_model(f"local-dir:{built}", pretrained=True).eval()
     assert torch.allclose(torch.tensor(json.loads(metadata["logits"])), logits_of(model)[:8], rtol=1e-5)
 
 
-def test_converted_folder_publishes_the_same_as_its_file_and_says_its_hash_is_not_recomputed(publish, tmp_path):
+def test_converted_folder_publishes_the_same_as_its_file_and_says_its_hash_is_not_recomputed(publish, built, tmp_path):
     assert main(["convert", SOURCE, "--out", str(tmp_path / "converted")]) == 0
-    assert publish("--dry-run", "--out", "a")[0] == 0
+    built.rename(tmp_path / "a")
     _, out, _ = publish("--dry-run", "--out", "b", source="converted")
     assert "not recomputed" in out
     assert (tmp_path / "a" / "config.json").read_text() == (tmp_path / "b" / "config.json").read_text()
@@ -175,18 +182,16 @@ def contents(folder):
 def test_published_folder_is_not_changed(publish, tmp_path):
     assert main(["convert", SOURCE, "--out", str(tmp_path / "tiny")]) == 0
     before = contents(tmp_path / "tiny")
-    for _ in range(2):
-        assert publish("--dry-run", source="tiny")[0] == 0
-        assert contents(tmp_path / "tiny") == before
+    assert publish("--dry-run", source="tiny")[0] == 0
+    assert contents(tmp_path / "tiny") == before
     assert set(contents(tmp_path / BUILT)) == FILES
-    assert (
-        publish("--dry-run", "--out", "tiny", source="tiny")[0] == 1
-    )  # the folder of the source is replaced only with --overwrite
+    # The folder of the source is replaced only with --overwrite.
+    assert publish("--dry-run", "--out", "tiny", source="tiny")[0] == 1
     assert contents(tmp_path / "tiny") == before
 
 
-def test_existing_card_and_class_descriptions_are_kept(publish, tmp_path):
-    assert publish("--dry-run", "--out", "mine")[0] == 0
+def test_existing_card_and_class_descriptions_are_kept(publish, built, tmp_path):
+    built.rename(tmp_path / "mine")
     card = tmp_path / "mine" / "README.md"
     card.write_text(card.read_text() + "\nWritten by hand.\n")
     config = tmp_path / "mine" / "config.json"
@@ -210,54 +215,49 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("rebuilt_from", ["the source", "the folder", "the folder elsewhere"])
-@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_next_run_pushes_an_edited_card(hub, publish, tmp_path, edit, rebuilt_from):
-    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
-    names = ("--class-names", "names.txt")
-    assert publish("--dry-run", *names)[0] == 0
-    card = tmp_path / BUILT / "README.md"
-    card.write_bytes(edit(card.read_bytes()))
-    before = contents(tmp_path / BUILT)
-    if rebuilt_from == "the folder elsewhere":
-        (tmp_path / BUILT).rename(tmp_path / "mine")
-    source, options = (
-        (SOURCE, names) if rebuilt_from == "the source" else ("mine" if "elsewhere" in rebuilt_from else BUILT, ())
-    )
-    status, out, error = publish(*options, source=source)
+@pytest.mark.parametrize(
+    ("edit", "source"),
+    [*((edit, SOURCE) for edit in EDITS), ("line endings", BUILT), ("metadata", BUILT), ("rewritten", "mine")],
+    ids=lambda value: {SOURCE: "of the source", BUILT: "of the folder", "mine": "elsewhere"}.get(value, value),
+)
+def test_next_run_pushes_an_edited_card(hub, publish, built, tmp_path, edit, source):
+    card = built / "README.md"
+    card.write_bytes(EDITS[edit](card.read_bytes()))
+    before = contents(built)
+    if source == "mine":
+        built.rename(tmp_path / "mine")
+    status, out, error = publish(source=source)
     assert status == 0, error
-    assert contents(tmp_path / BUILT) == before
+    assert contents(built) == before
     assert before.items() <= hub.files("org/tiny").items()
-    assert ("kept" in out) == (rebuilt_from == "the source")
+    assert ("kept" in out) == (source == SOURCE)
     head = hub.repos["org/tiny"].branches["main"]
-    assert publish(*options, "--overwrite", source=source)[0] == 0
-    assert contents(tmp_path / BUILT) == before
+    assert publish("--overwrite", source=source)[0] == 0
+    assert contents(built) == before
     assert hub.repos["org/tiny"].branches["main"] == head
 
 
-def test_edited_licence_is_kept_or_gives_an_error(publish, tmp_path):
-    assert publish("--dry-run")[0] == 0
-    card = tmp_path / BUILT / "README.md"
+def test_edited_licence_is_kept_or_gives_an_error(publish, built):
+    card = built / "README.md"
     card.write_text(card.read_text().replace("license: apache-2.0", "license: mit"))
-    before = contents(tmp_path / BUILT)
+    before = contents(built)
     for source in (SOURCE, BUILT):
         for options in ((), ("--overwrite",)):
             status, _, error = publish("--dry-run", *options, source=source)
             assert status == 1
             assert "--license apache-2.0" in error
-            assert contents(tmp_path / BUILT) == before
+            assert contents(built) == before
     for source in (BUILT, SOURCE):
         assert publish("--dry-run", source=source, license="mit")[0] == 0
-        assert contents(tmp_path / BUILT)["README.md"] == before["README.md"]
-        assert json.loads((tmp_path / BUILT / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
+        assert contents(built)["README.md"] == before["README.md"]
+        assert json.loads((built / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
 
 
 @pytest.mark.parametrize("change", ["weights", "names", "repo"])
-def test_a_card_of_another_model_or_repo_is_not_kept(publish, tmp_path, change):
-    assert publish("--dry-run")[0] == 0
-    card = tmp_path / BUILT / "README.md"
+def test_a_card_of_another_model_or_repo_is_not_kept(publish, built, tmp_path, change):
+    card = built / "README.md"
     card.write_text(card.read_text() + "Mine.")
-    before = contents(tmp_path / BUILT)
+    before = contents(built)
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
     model = open_model(Path(SOURCE)).model
     model.head.fc.bias.data += 1
@@ -272,9 +272,9 @@ def test_a_card_of_another_model_or_repo_is_not_kept(publish, tmp_path, change):
     assert status == 1
     assert "README.md" in error
     assert "--overwrite" in error
-    assert contents(tmp_path / BUILT) == before
+    assert contents(built) == before
     assert publish("--dry-run", "--overwrite", *options, **more)[0] == 0
-    assert b"Mine." not in contents(tmp_path / BUILT)["README.md"]
+    assert b"Mine." not in contents(built)["README.md"]
 
 
 def test_folder_of_an_earlier_version_loses_its_repeated_names(publish, tmp_path):
@@ -289,17 +289,16 @@ def test_folder_of_an_earlier_version_loses_its_repeated_names(publish, tmp_path
     assert config.read_text() == good
 
 
-def test_built_folder_that_was_edited_is_not_replaced(publish, tmp_path):
-    assert publish("--dry-run")[0] == 0
-    config = tmp_path / BUILT / "config.json"
+def test_built_folder_that_was_edited_is_not_replaced(publish, built):
+    config = built / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "mine": 1}))
-    before = contents(tmp_path / BUILT)
+    before = contents(built)
     status, _, error = publish("--dry-run")
     assert status == 1
     assert f"{BUILT} exists, and config.json would change: pass --overwrite" in error
-    assert contents(tmp_path / BUILT) == before
+    assert contents(built) == before
     assert publish("--dry-run", "--overwrite")[0] == 0
-    assert contents(tmp_path / BUILT) != before
+    assert contents(built) != before
 
 
 def test_training_checkpoint_keeps_its_average_classes_and_preprocessing(publish, training, tmp_path):
@@ -372,18 +371,17 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
         ({"names": "few.txt"}, "few.txt has 2 class names for 10 classes"),
     ],
 )
-@pytest.mark.parametrize("dry_run", [False, True])
-def test_user_error_gives_a_one_line_error_and_sends_nothing(hub, publish, tmp_path, arguments, message, dry_run):
+def test_user_error_gives_a_one_line_error_and_sends_nothing(hub, publish, tmp_path, arguments, message):
     arguments = dict(arguments)
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "few.txt").write_text("cat\ndog\n")
     torch.save({"model": 1}, tmp_path / "other.pth.tar")
     more = ("--class-names", arguments.pop("names")) if "names" in arguments else arguments.pop("options", ())
-    status, _, error = publish(*more, *(["--dry-run"] if dry_run else []), **arguments)
+    status, _, error = publish(*more, **arguments)
     assert status == 1
     assert message in error
     assert error.count("\n") == 1
-    assert hub.repos == {}
+    assert hub.log == []
 
 
 def test_own_weights_need_a_licence(capsys, tmp_path, monkeypatch):
@@ -407,9 +405,8 @@ def test_a_secret_in_the_card_is_found(tmp_path, monkeypatch):
         build_repo(source, "org/tiny", tmp_path / "out", "mit")
 
 
-def test_ctrl_c_while_building_leaves_the_folder_unchanged(publish, tmp_path, monkeypatch):
-    publish("--dry-run")
-    before = {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()}
+def test_ctrl_c_while_building_leaves_the_folder_unchanged(publish, built, tmp_path, monkeypatch):
+    before = contents(built)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt  # not a signal: background jobs of a shell ignore SIGINT
@@ -418,21 +415,18 @@ def test_ctrl_c_while_building_leaves_the_folder_unchanged(publish, tmp_path, mo
         patch.setattr("nfnet_timm.publish.folder.save_config", interrupt)
         status, _, error = publish("--dry-run", "--overwrite", license="mit")
     assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to continue\n")
-    assert {path: path.read_bytes() for path in (tmp_path / BUILT).iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert contents(built) == before
+    assert [path.name for path in tmp_path.rglob(".*")] == []
     assert publish("--dry-run", "--overwrite")[0] == 0
 
 
 @pytest.mark.slow
-def test_full_disk_while_building_leaves_the_folder_unchanged(tmp_path):
-    command = [COMMAND, "publish", SOURCE, "org/tiny", "--license", "mit", "--dry-run", "--out", "out"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
-    limited = f"{limit}sys.argv = {list(map(str, command))!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    result = subprocess.run([sys.executable, "-c", limited], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "cannot write out" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+def test_full_disk_while_building_leaves_the_folder_unchanged(built):
+    before = contents(built)
+    command = ["publish", SOURCE, "org/tiny", "--license", "mit", "--overwrite", "--dry-run", "--out", str(built)]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
+    error = run_fresh(f"{limit}; from nfnet_timm.cli import main; assert main({command!r}) == 1")
+    assert f"cannot write {built}" in error
+    assert "Traceback" not in error
+    assert contents(built) == before
+    assert list(built.parent.iterdir()) == [built]

@@ -134,7 +134,7 @@ def header(text):
 REFUSED = {
     "no name": (tensors, [], "--model nfnet_f0 --model-kwargs depths=(1,2,2,1) channels=(32,64,96,96)"),
     "unknown name": (tensors, ["--model", "resnet50"], "resnet50"),
-    "other shapes": (tensors, ["--model", "nfnet_f0"], "stages.2"),
+    "other shapes": (tensors, [*KWARGS, "depths=(1,2,3,1)"], "stages.2"),
     "unknown argument": (tensors, [*KWARGS, "width=3"], "width"),
     "argument of another type": (tensors, [*KWARGS, "alpha=big"], "'big'"),
     "wrong classes": (tensors, [*KWARGS, "num_classes=7"], "head.fc"),

@@ -13,11 +13,11 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from fresh_process import run_fresh
 from hub_server import Fault
 from huggingface_hub import hf_hub_download
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
-from test_cli import COMMAND, hears_ctrl_c
 
 from nfnet_timm.cli import main
 from nfnet_timm.formats.safetensors_writer import read_header
@@ -25,7 +25,7 @@ from nfnet_timm.publish.folder import build_repo, show_repo
 from nfnet_timm.publish.push import push
 from nfnet_timm.publish.push import tag_commit as tag
 from nfnet_timm.publish.sources import open_model
-from nfnet_timm.publish.verify import remove_cached, verify
+from nfnet_timm.publish.verify import verify
 
 SOURCE = golden.DATA / "nfnet_tiny_haiku_2021.npz"
 FILES = {"README.md", "config.json", "model.safetensors"}
@@ -74,33 +74,21 @@ def test_files_of_a_killed_run_are_not_pushed(hub, built, tmp_path):
     assert set(hub.files("org/tiny")) == {".gitattributes", *FILES}
 
 
-def test_pushing_the_same_again_makes_no_commit(hub, built):
-    first, new = push(built, "org/tiny")
+def test_all_files_arrive_in_one_commit_with_its_message_and_a_second_push_makes_none(hub, built):
+    first, new = push(built, "org/tiny", message="weights of Monday")
     assert new
     assert push(built, "org/tiny") == (first, False)
-    assert len(hub.repos["org/tiny"].commits) == 2
-
-
-def test_all_files_arrive_in_one_commit_with_its_message(hub, built):
-    push(built, "org/tiny", message="weights of Monday")
     assert [c.title for c in hub.repos["org/tiny"].history("main")] == ["weights of Monday", "initial commit"]
     assert is_complete(hub, built)
 
 
-def test_other_content_is_not_overwritten_without_force(hub, built):
+def test_other_content_is_overwritten_only_with_force_which_leaves_files_of_other_names(hub, built):
     push(built, "org/tiny")
+    hub.push("org/tiny", "notes.txt", b"mine")
     theirs = hub.push("org/tiny", "config.json", b"{}")
     with pytest.raises(ValueError, match=r"has other content at main: config.json would change.*--force"):
         push(built, "org/tiny")
     assert hub.repos["org/tiny"].branches["main"] == theirs
-    push(built, "org/tiny", force=True)
-    assert is_complete(hub, built)
-
-
-def test_force_leaves_files_of_other_names(hub, built):
-    push(built, "org/tiny")
-    hub.push("org/tiny", "notes.txt", b"mine")
-    hub.push("org/tiny", "README.md", b"changed")
     push(built, "org/tiny", force=True)
     assert hub.files("org/tiny")["notes.txt"] == b"mine"
     assert is_complete(hub, built)
@@ -158,7 +146,7 @@ BEFORE_THE_COMMIT = {
 }
 
 
-@pytest.mark.parametrize("action", [500, 503, "cut"])
+@pytest.mark.parametrize("action", [500, "cut"])
 @pytest.mark.parametrize("stage", BEFORE_THE_COMMIT)
 def test_lasting_fault_leaves_the_repo_unchanged_and_the_next_run_finishes(hub, built, stage, action):
     before = contents(built)
@@ -269,16 +257,6 @@ def test_a_download_that_is_too_short_is_refused(hub, built):
     assert verify("org/tiny").difference < 1e-6
 
 
-def test_interrupted_download_is_resumed_or_gives_an_error(hub, built):
-    push(built, "org/tiny")
-    hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "half"))
-    try:
-        verify("org/tiny")
-    except OSError as error:
-        assert "To do: run the same command again" in str(error)
-    assert verify("org/tiny").difference < 1e-6
-
-
 @needs_hub_2
 def test_large_interrupted_download_is_resumed(hub, built):
     push(built, "org/tiny")
@@ -343,15 +321,11 @@ def pushed_by_others(hub, built, tmp_path, header=None, config=None, arrays=None
 @pytest.mark.parametrize(
     "logits",
     [
-        "[]",
         "[1.0]",
-        "[" + "1.0, " * 19 + "1.0]",
         "[NaN" + ", 1.0" * 7 + "]",
         '["a"' + ", 1.0" * 7 + "]",
         "[[1.0]" + ", 1.0" * 7 + "]",
         "{}",
-        "null",
-        "1.0",
         "",
         "[" * 100_000,
     ],
@@ -418,10 +392,6 @@ def test_user_error_in_verify_gives_a_one_line_error(hub, built, capsys, repo, a
     assert error.count("\n") == 1
 
 
-def test_removing_a_missing_file_raises_nothing(tmp_path):
-    remove_cached(tmp_path / "gone")
-
-
 def test_unreachable_hub_gives_an_error(built, monkeypatch, hub):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(OSError, match=r"making org/tiny failed: .*To do: run the same command again"):
@@ -438,29 +408,41 @@ STAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(hub, tmp_path, stage):
-    command = [COMMAND, "publish", SOURCE, "org/tiny", "--license", "mit"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=tmp_path, preexec_fn=hears_ctrl_c, **pipes)
+def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(hub, tmp_path, monkeypatch, stage):
+    monkeypatch.chdir(tmp_path)
+    command = ["publish", str(SOURCE), "org/tiny", "--license", "mit"]
+    code = f"""
+import os, signal
+from huggingface_hub import constants
+from nfnet_timm.cli import main
+os.chdir({str(tmp_path)!r})
+os.environ["HF_TOKEN"] = "hf_writer"
+constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE = False, "hf"
+if child := os.fork():
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    open("child", "w").write(str(os.getpid()))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os._exit(main({command!r}))
+"""
     answer = threading.Event()
 
     def interrupt():
-        process.send_signal(signal.SIGINT)
+        os.kill(int(Path("child").read_text()), signal.SIGINT)
         answer.wait(20)  # the request is on its way until the client is gone
 
     hub.faults.append(Fault(*STAGES[stage], interrupt))
-    _, error = process.communicate(timeout=120)
+    out = run_fresh(code)
     answer.set()
-    assert process.returncode == 130
-    assert "nfnet-timm: interrupted; run the same command again" in error
-    assert "Traceback" not in error
+    assert out.splitlines()[-1] == "130"
+    assert "nfnet-timm: interrupted; run the same command again" in out
+    assert "Traceback" not in out
     if "org/tiny" in hub.repos:
         names = set(hub.files("org/tiny")) - {".gitattributes"}
         assert names in (set(), FILES)
     assert {path.name for path in (tmp_path / "hub-repos" / "tiny").iterdir()} == FILES
     hub.faults.clear()
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    assert main(command) == 0
     assert is_complete(hub, tmp_path / "hub-repos" / "tiny")
 
 
@@ -468,18 +450,14 @@ def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(
 def test_client_with_xet_pushes_inline_files(hub, tmp_path):
     hub.inline = True
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_XET"}
-    result = subprocess.run(
-        [COMMAND, "publish", SOURCE, "org/tiny", "--license", "mit"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = ["publish", str(SOURCE), "org/tiny", "--license", "mit"]
+    code = f"from nfnet_timm.cli import main; assert main({command!r}) == 0\n"
+    code += "import timm; timm.create_model('hf-hub:org/tiny', pretrained=True)"
+    run = [sys.executable, "-c", code]
+    result = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert is_complete(hub, tmp_path / "hub-repos" / "tiny")
     assert not any("/lfs/" in path or "xet" in path for _, path in hub.log)
-    load = "import timm; timm.create_model('hf-hub:org/tiny', pretrained=True)"
-    subprocess.run([sys.executable, "-c", load], env=environment, check=True)
     assert timm.create_model("hf-hub:org/tiny", pretrained=True).num_classes == 10
 
 
@@ -501,15 +479,6 @@ def test_new_branch_keeps_the_other_files_of_main(hub, built):
     hub.push("org/tiny", "config.json", b"[]", branch="v2")
     with pytest.raises(ValueError, match="has other content at v2: config.json would change"):
         push(built, "org/tiny", revision="v2")
-
-
-def test_existing_branch_with_other_content_is_not_replaced(hub, built):
-    hub.push("org/tiny", "config.json", b"{}")
-    hub.repos["org/tiny"].branches["old"] = hub.repos["org/tiny"].branches["main"]
-    before = dict(hub.repos["org/tiny"].branches)
-    with pytest.raises(ValueError, match="has other content at old"):
-        push(built, "org/tiny", revision="old")
-    assert hub.repos["org/tiny"].branches == before
 
 
 @pytest.mark.parametrize("stage", ["preupload", "upload", "commit"])

@@ -51,11 +51,8 @@ def loaded():
 
 WRAPPERS = {
     "itself": lambda model: model,
-    "a training module": Training,
     "ModelEmaV3": ModelEmaV3,
-    "torch.compile": torch.compile,
     "compiled in a training module": lambda model: Training(torch.compile(model)),
-    "DDP": DistributedDataParallel,
     "DDP of a compiled one": lambda model: DistributedDataParallel(torch.compile(model)),
 }
 
@@ -69,40 +66,40 @@ def test_the_network_arrives_from_every_wrapper_and_stays_as_it_is(hub, tiny, on
     assert {"README.md", "config.json", "model.safetensors"} <= set(report.files)
     assert report.difference < 1e-6
     expected = tiny().state_dict()
-    assert all(tensor.equal(expected[name]) for name, tensor in loaded().state_dict().items())
-    torch.testing.assert_close(logits_of(loaded()), logits_of(tiny()))
+    found = loaded()
+    assert all(tensor.equal(expected[name]) for name, tensor in found.state_dict().items())
+    torch.testing.assert_close(logits_of(found), logits_of(tiny()))
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
     if not isinstance(model, ModelEmaV3):  # whose average is always in eval mode
         assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_arrive_as_float32_of_the_same_value(hub, tiny, dtype):
     model = tiny().to(dtype)
     push(model)
+    expected = model.float().state_dict()
     for name, tensor in loaded().state_dict().items():
         assert tensor.dtype == torch.float32
-        assert tensor.equal(model.state_dict()[name].float())
+        assert tensor.equal(expected[name])
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"in_chans": 1},
+        {"in_chans": 1, "global_pool": "max"},
         {"num_classes": 0},
-        {"global_pool": "max"},
-        {"output_stride": 16},
-        {"act_layer": "silu", "alpha": 0.3},
-        {"width_factor": 0.5, "rd_ratio": 0.25},
-        {"drop_rate": 0.3, "drop_path_rate": 0.2, "recompute_acts": True},
+        {"output_stride": 16, "act_layer": "silu", "alpha": 0.3},
+        {"width_factor": 0.5, "rd_ratio": 0.25, "drop_rate": 0.3, "drop_path_rate": 0.2, "recompute_acts": True},
     ],
     ids=str,
 )
 def test_arguments_of_the_network_are_read_off_it(hub, tiny, arguments):
     model = tiny(**arguments)
     push(model)
-    torch.testing.assert_close(logits_of(loaded()), logits_of(model))
-    assert loaded().pretrained_cfg["input_size"][0] == arguments.get("in_chans", 3)
+    found = loaded()
+    torch.testing.assert_close(logits_of(found), logits_of(model))
+    assert found.pretrained_cfg["input_size"][0] == arguments.get("in_chans", 3)
 
 
 def test_a_new_classifier_and_preprocessing_are_those_of_the_network(hub, tiny):
@@ -110,12 +107,13 @@ def test_a_new_classifier_and_preprocessing_are_those_of_the_network(hub, tiny):
     model.reset_classifier(4, "avg")
     model.pretrained_cfg.update(input_size=(3, 48, 48), test_input_size=None, mean=(0.5, 0.5, 0.5), crop_pct=1.0)
     push(model, label_names=["a", "b", "c", "d"])
-    cfg = loaded().pretrained_cfg
+    found = loaded()
+    cfg = found.pretrained_cfg
     assert cfg["input_size"] == [3, 48, 48]
     assert cfg["mean"] == [0.5, 0.5, 0.5]
     assert cfg["label_names"] == ["a", "b", "c", "d"]
-    assert loaded().num_classes == 4
-    assert logits_of(loaded()).shape == (4,)
+    assert found.num_classes == 4
+    assert logits_of(found).shape == (4,)
 
 
 def test_the_card_has_the_owners_figures_as_the_owners(hub, tiny):
@@ -137,10 +135,8 @@ def test_the_card_has_the_owners_figures_as_the_owners(hub, tiny):
     ("dataset", "name"),
     [
         (None, "images of the owner"),
-        ("my pets, test split", "my pets, test split"),
         ("/home/me/secret/pets", "pets"),
         ("C:\\Users\\me\\pets", "pets"),
-        ("~/pets", "pets"),
         ("train / test", "train / test"),
     ],
 )
@@ -153,8 +149,9 @@ def test_a_folder_is_named_on_the_card_without_its_path(hub, tiny, dataset, name
     assert "Users" not in text
 
 
-def test_the_header_has_a_hash_and_logits_and_no_made_up_source(hub, tiny, tmp_path):
-    push(tiny())
+def test_a_private_repo_is_made_whose_header_has_a_hash_and_logits_and_no_made_up_source(hub, tiny, tmp_path):
+    push(tiny(), private=True)
+    assert hub.repos[REPO].private
     (tmp_path / "w.safetensors").write_bytes(hub.files(REPO)["model.safetensors"])
     with safe_open(tmp_path / "w.safetensors", "pt") as weights:
         assert {"arrays_sha256", "logits", "format"} == set(weights.metadata())
@@ -175,11 +172,6 @@ def test_the_same_network_again_makes_no_commit_and_another_one_needs_force_or_a
     on_branch = push(model, revision="later").commit
     assert hub.repos[REPO].branches == {"main": commit, "later": on_branch}
     assert push(model, force=True).commit == hub.repos[REPO].branches["main"] != commit
-
-
-def test_a_private_repo_is_made_private(hub, tiny):
-    push(tiny(), private=True)
-    assert hub.repos[REPO].private
 
 
 def test_a_downloaded_folder_is_published_by_the_command_with_the_same_bytes(hub, tiny, tmp_path, monkeypatch):
@@ -247,13 +239,12 @@ def test_what_the_hub_could_not_serve_is_refused_before_anything_is_sent(hub, ti
         ({"metrics": {"top1": 975}}, "top1 is 975, expected a percentage"),
         ({"license": "Apache 2.0"}, "expected the name of a licence on the Hub"),
         ({"metrics": {1: 2.0}}, "metrics"),
+        ({"metrics": 97.5}, "metrics is 97.5"),
         ({"dataset": 3}, "dataset"),
         ({"license": None}, "license"),
         ({"license": ""}, "license"),
         ({"revision": "a b"}, "'a b'"),
         ({"revision": 3}, "revision is 3"),
-        ({"metrics": 97.5}, "metrics is 97.5"),
-        ({"metrics": [1]}, r"metrics is \[1\]"),
     ],
     ids=str,
 )
@@ -275,6 +266,7 @@ def test_a_stem_of_more_channels_arrives(hub, tiny):
     old = model.stem.conv1
     model.stem.conv1 = type(old)(in_channels=6, out_channels=old.out_channels, kernel_size=3, stride=2)
     push(model)
-    assert loaded().in_chans == 6
-    assert loaded().pretrained_cfg["input_size"][0] == 6
-    assert loaded().stem.conv1.weight.equal(model.stem.conv1.weight)
+    found = loaded()
+    assert found.in_chans == 6
+    assert found.pretrained_cfg["input_size"][0] == 6
+    assert found.stem.conv1.weight.equal(model.stem.conv1.weight)

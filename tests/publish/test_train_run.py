@@ -16,9 +16,13 @@ from huggingface_hub import ModelCard
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 
 from nfnet_timm.cli import main
-from nfnet_timm.publish.train_data import dataset_name
+from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
+from nfnet_timm.publish.class_names import FoundNames, find_class_names
+from nfnet_timm.publish.train_data import dataset_name, hub_dataset
+from nfnet_timm.publish.train_run import Accuracy, accuracy_of
 
 BUILT = Path("hub-repos/tiny")
+SMALL = {"depths": (1, 1, 1, 1), "channels": (32, 64, 96, 96), "group_size": 8}
 # Default values in train.py of the options that affect the network, its input or its accuracy.
 DEFAULTS = {
     "model": "nfnet_f0", "pretrained": False, "pretrained_path": None, "initial_checkpoint": "", "num_classes": 10,
@@ -69,8 +73,7 @@ def publish(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, ema=False, metric=87.5, state_dict=None, **options):
-        args = {**DEFAULTS, "model_kwargs": dict(golden.TINY, num_classes=None), **options}
-        args["model_kwargs"].pop("num_classes", None)
+        args = {**DEFAULTS, "model_kwargs": dict(SMALL), **options}
         model = built_by_train_script(args)
         checkpoint = {"epoch": 2, "arch": args["model"], "version": 2, "args": argparse.Namespace(**args)}
         checkpoint |= {"metric": metric, "optimizer": {}, "state_dict": state_dict or model.state_dict()}
@@ -86,8 +89,6 @@ def publish(tmp_path, monkeypatch, capsys):
 
 NETWORKS = {
     "as it is": {},
-    "max": {"gp": "max"},
-    "avgmax": {"gp": "avgmax"},
     "catavgmax": {"gp": "catavgmax"},
     "grey": {"in_chans": 1, "mean": (0.5,), "std": (0.25,)},
     "grey by its size": {"input_size": [1, 32, 32], "mean": (0.5,), "std": (0.25,)},
@@ -97,11 +98,10 @@ NETWORKS = {
     "oblong": {"input_size": [3, 64, 96]},
     "one class": {"num_classes": 1},
     "dropout": {"drop": 0.2, "drop_path": 0.1},
-    "another activation": {"model_kwargs": {**golden.TINY, "act_layer": "silu"}},
-    "another alpha": {"model_kwargs": {**golden.TINY, "alpha": 0.5}},
-    "dilated": {"model_kwargs": {**golden.TINY, "output_stride": 16}},
-    "recomputed": {"model_kwargs": {**golden.TINY, "recompute_acts": True}},
-    "without squeeze-excite": {"model_kwargs": {**golden.TINY, "rd_ratio": 0.0}},
+    "another activation and alpha": {"model_kwargs": {**SMALL, "act_layer": "silu", "alpha": 0.5}},
+    "dilated": {"model_kwargs": {**SMALL, "output_stride": 16}},
+    "recomputed": {"model_kwargs": {**SMALL, "recompute_acts": True}},
+    "without squeeze-excite": {"model_kwargs": {**SMALL, "rd_ratio": 0.0}},
     "a tag": {"model": "nfnet_f0.dm_in1k"},
     "another network": {"model": "dm_nf_regnet_b0", "model_kwargs": {"depths": (1, 1, 1, 1)}, "gp": "max"},
     "all at once": {"gp": "avgmax", "input_size": [1, 48, 48], "mean": (0.1,), "std": (0.3,), "num_classes": 4},
@@ -109,7 +109,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
-def test_published_network_is_the_one_that_train_script_built(publish, options):
+def test_published_network_and_preprocessing_are_those_of_the_run(publish, options):
     status, _, error, model = publish(**options)
     assert status == 0, error
     loaded = timm.create_model(f"local-dir:{BUILT}", pretrained=True).eval()
@@ -119,13 +119,7 @@ def test_published_network_is_the_one_that_train_script_built(publish, options):
     assert loaded.num_classes == model.num_classes
     arguments = json.loads((BUILT / "config.json").read_text()).get("model_args", {})
     assert not {"num_classes", "recompute_acts", "drop_rate", "drop_path_rate"} & set(arguments)
-
-
-@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
-def test_preprocessing_is_that_of_the_run(publish, options):
-    _, _, _, model = publish(**options)
     expected = timm.data.resolve_data_config({**DEFAULTS, **options}, model=model)
-    loaded = timm.create_model(f"local-dir:{BUILT}", pretrained=True)
     found = resolve_model_data_config(loaded)
     chans = model.in_chans
     assert tuple(found["input_size"]) == (chans, *expected["input_size"][1:])
@@ -138,6 +132,7 @@ def test_preprocessing_is_that_of_the_run(publish, options):
     if "input_size" in options or "img_size" in options:
         test_size = resolve_model_data_config(loaded, use_test_size=True)["input_size"]
         assert tuple(test_size) == tuple(found["input_size"])
+    assert create_transform(**found) is not None
 
 
 @pytest.mark.parametrize(
@@ -145,8 +140,7 @@ def test_preprocessing_is_that_of_the_run(publish, options):
     [
         ({"input_size": [1, 32, 32], "mean": (0.5,), "std": (0.25,)}, "(2, 192)"),
         ({"input_size": [1, 32, 32], "gp": "catavgmax"}, "(2, 384)"),
-        ({"input_size": [1, 64, 96], "gp": "avgmax"}, "(2, 192)"),
-        ({"in_chans": 1, "img_size": 32, "model_kwargs": {**golden.TINY, "num_features": 0}}, "(2, 96)"),
+        ({"in_chans": 1, "img_size": 32, "model_kwargs": {**SMALL, "num_features": 0}}, "(2, 96)"),
     ],
 )
 def test_card_code_of_a_grey_network_runs_and_its_comments_are_right(publish, capsys, options, embeddings):
@@ -165,12 +159,13 @@ def test_card_code_of_a_grey_network_runs_and_its_comments_are_right(publish, ca
     assert f"| image size | {height} x {width} in training, {height} x {width} in testing |" in text
 
 
-def test_a_network_that_train_script_would_not_build_is_refused(publish):
+def test_a_network_that_train_script_would_not_build_is_refused(publish, capsys):
     publish()
     checkpoint = torch.load("run.pth.tar", weights_only=False)
-    checkpoint["args"].model_kwargs = {**golden.TINY, "no_such_argument": 3}
+    checkpoint["args"].model_kwargs = {**SMALL, "no_such_argument": 3}
     torch.save(checkpoint, "run.pth.tar")
     assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 1
+    assert "no_such_argument" in capsys.readouterr().err
 
 
 def test_run_that_started_from_a_published_folder_is_published(publish, tmp_path, capsys):
@@ -215,22 +210,7 @@ FIGURES = {
     "another size": ({"input_size": [3, 64, 64]}, "Top-1 accuracy in percent at 64 pixels, measured in training"),
     "the average": ({"ema": True, "model_ema": True}, "Top-1 accuracy in percent at 192 pixels, measured in training"),
     "the average on the CPU": ({"ema": True, "model_ema": True, "model_ema_force_cpu": True}, None),
-    "no validation": ({"val_split": "", "metric": 2.31}, None),
-    "the loss": ({"eval_metric": "loss", "metric": 2.31}, None),
-    "augmented": ({"tta": 3}, None),
-    "nothing measured": ({"metric": None}, None),
-    "no number": ({"metric": float("nan")}, None),
-    "no percentage": ({"metric": 1234.5}, None),
-    "a part of the split": ({"val_num_samples": 100}, None),
-    "the data folder is gone": ({"data_dir": "elsewhere"}, None),
-    "no data folder": ({"data_dir": None}, None),
     "the training split": ({"val_split": "train"}, None),
-    "the training split by another name": ({"train_split": "training", "val_split": "train"}, None),
-    "a part of the training split": ({"val_split": "train[:10%]"}, None),
-    "a split without a folder": ({"val_split": "test"}, None),
-    "training on everything": ({"train_split": "all"}, None),
-    "a synonym": ({"val_split": "eval"}, "Top-1 accuracy in percent at 192 pixels, measured in training"),
-    "one tar for both": ({"data_dir": "data.tar"}, None),
 }
 
 
@@ -245,6 +225,7 @@ def test_card_has_an_accuracy_only_if_it_was_measured_on_unseen_images_with_thes
     results = card.data.eval_results or []
     assert [result.metric_name for result in results] == ([name] if name else [])
     assert ("% top-" in card.text) == bool(name)
+    assert ("87.5" in str(card)) == bool(name)
     assert ("No accuracy of these on images that training did not see is known" in card.text) == (name is None)
     if name:
         pixels = int(re.search(r"at (\d+) pixels", name)[1])
@@ -260,6 +241,49 @@ def images(folder, names="abcdefghij"):
         Path(folder, name, "1.png").touch()
 
 
+@pytest.fixture
+def has_accuracy(tmp_path, monkeypatch):
+    """Return a function: whether a run with some options has an accuracy for the card; else it has a reason."""
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("nfnet_f0", device="meta")
+
+    def has_accuracy(metric=87.5, **options):
+        run = TrainCheckpoint({**DEFAULTS, **options}, {}, ema=False, epoch=2, metric=metric)
+        found = accuracy_of(run, model)
+        assert isinstance(found, Accuracy) or found
+        return isinstance(found, Accuracy)
+
+    return has_accuracy
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, True),
+        ({"val_split": "eval"}, True),  # a synonym
+        ({"val_split": "", "metric": 2.31}, False),
+        ({"eval_metric": "loss", "metric": 2.31}, False),
+        ({"tta": 3}, False),
+        ({"metric": None}, False),
+        ({"metric": float("nan")}, False),
+        ({"metric": 1234.5}, False),
+        ({"val_num_samples": 100}, False),  # a part of the split
+        ({"data_dir": "elsewhere"}, False),
+        ({"data_dir": None}, False),
+        ({"train_split": "training", "val_split": "train"}, False),  # the same by another name
+        ({"val_split": "train[:10%]"}, False),
+        ({"val_split": "test"}, False),  # has no folder
+        ({"train_split": "all"}, False),
+        ({"data_dir": "data.tar"}, False),  # one tar for both
+    ],
+    ids=str,
+)
+def test_accuracy_is_known_only_for_the_whole_of_a_split_that_training_did_not_see(has_accuracy, options, known):
+    images("data/train")
+    images("data/val")
+    assert has_accuracy(**{"data_dir": "data", **options}) == known
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [
@@ -272,24 +296,12 @@ def images(folder, names="abcdefghij"):
         (lambda: (images("data/train"), images("data/train/val")), {"val_split": "train/val"}),
         (lambda: (images("data/train"), Path("data/validation").touch()), {"val_split": "train/."}),
     ],
-    ids=[
-        "no splits",
-        "no validation",
-        "a link",
-        "a link in it",
-        "no images",
-        "no training",
-        "within training",
-        "another way to it",
-    ],
+    ids=["no splits", "no validation", "link", "link in it", "no images", "no training", "within", "another way to it"],
 )
-def test_no_accuracy_without_a_separate_validation_folder(publish, make, options):
+def test_no_accuracy_without_a_separate_validation_folder(has_accuracy, make, options):
     """Without it, timm reads the whole data folder, so the accuracy is measured on training images."""
     make()
-    status, out, error, _ = publish(data_dir="data", **options)
-    assert status == 0, error
-    assert "no accuracy on the card: " in out
-    assert "87.5" not in (BUILT / "README.md").read_text()
+    assert not has_accuracy(data_dir="data", **options)
 
 
 @pytest.mark.parametrize(
@@ -299,55 +311,54 @@ def test_no_accuracy_without_a_separate_validation_folder(publish, make, options
         ("torch/cifar10", "train", "test", True),
         ("torch/cifar10", "train", "training", False),
         ("torch/cifar10", "everything", "validation", False),  # torchvision's test images in both
-        ("torch/imagenet", "train", "val", True),
         ("hfds/org/birds", "train", "validation", True),
         ("HFDS/org/birds", "train", "train", False),
         ("hfds/org/birds", "train+validation", "validation", False),
         ("hfids/org/birds", "train", "test[:50%]", True),
         ("tfds/mnist", "train[:90%]", "train[90%:]", False),
         ("tfds/mnist", "all", "test", False),
-        ("wds/birds", "train", "validation", True),
         ("wds/birds", "birds-{00..99}.tar", "birds-{90..99}.tar|1000", False),
         ("wds/birds", "train-{00..99}.tar", "val-{00..09}.tar", True),
     ],
 )
-def test_library_dataset_needs_two_disjoint_splits(publish, dataset, train, validation, known):
-    status, out, error, _ = publish(dataset=dataset, train_split=train, val_split=validation, data_dir="cache")
-    assert status == 0, error
-    assert bool(ModelCard.load(BUILT / "README.md").data.eval_results) == known
-    assert ("no accuracy on the card: " in out) == (not known)
+def test_library_dataset_needs_two_disjoint_splits(has_accuracy, dataset, train, validation, known):
+    assert has_accuracy(dataset=dataset, train_split=train, val_split=validation, data_dir="cache") == known
 
 
 # --- names of classes
-
-
-def folders(*path, names="abcdefghij"):
-    images(Path(*path), names)
 
 
 def names_of():
     return json.loads((BUILT / "config.json").read_text()).get("label_names")
 
 
+@pytest.fixture
+def found(tmp_path, monkeypatch):
+    """Return a function that returns the class names of a run with some options, or why there are none."""
+    monkeypatch.chdir(tmp_path)
+
+    def found(**options):
+        names = find_class_names({**DEFAULTS, "data_dir": "data", **options}, 10)
+        return names.names if isinstance(names, FoundNames) else names
+
+    return found
+
+
 @pytest.mark.parametrize("dataset", ["hfds/org/data", "torch/cifar10", "tfds/mnist", "hfids/org/data", "wds/x"])
-@pytest.mark.parametrize("data_dir", [None, "data"])
-def test_folder_names_are_not_class_names_of_a_library_dataset(publish, dataset, data_dir):
-    folders("train")
-    folders("data", "train")
-    status, out, error, _ = publish("--yes", dataset=dataset, data_dir=data_dir)
-    assert status == 0, error
-    assert "class names" not in out
-    assert names_of() is None
+def test_folder_names_are_not_class_names_of_a_library_dataset(found, dataset):
+    images("train")
+    images("data/train")
+    assert found(dataset=dataset) is None
+    assert found(dataset=dataset, data_dir=None) is None
 
 
-def test_current_folder_gives_no_class_names_without_a_data_folder(publish):
-    folders("train")
-    _, out, _, _ = publish("--yes")
-    assert "class names" not in out
+def test_current_folder_gives_no_class_names_without_a_data_folder(found):
+    images("train")
+    assert found(data_dir=None) is None
 
 
 def test_found_class_names_are_shown_with_their_place_and_need_a_yes(publish, monkeypatch):
-    folders("data", "train")
+    images("data/train")
     _, out, _, _ = publish(data_dir="data")
     assert "class names found in data/train: a, b, c, d, e, f, g, h, i, j" in out
     assert "they are not published; to publish them pass --yes, to publish others --class-names FILE" in out
@@ -385,21 +396,17 @@ ORDER = "\n".join("jihgfedcba") + "\n"
         {"data/train/order.txt": ORDER, "data/validation/order.txt": ORDER},
         {"order.txt": ORDER, "data/train/order.txt": "\n".join("abcdefghij")},
         {"order.txt": "\r\n".join("cdefghijab")},
-        {"order.TXT": ORDER},
         {"data/train/order.TXT": ORDER},
     ],
-    ids=["in the split folders", "here and in the folders", "of Windows", "capitals", "capitals in the folder"],
+    ids=["in the split folders", "here and in the folders", "of Windows", "capitals"],
 )
-def test_class_map_is_found_and_ordered_as_by_timm(publish, files):
-    folders("data", "train")
-    folders("data", "validation")
+def test_class_map_is_found_and_ordered_as_by_timm(found, files):
+    images("data/train")
+    images("data/validation")
     for path, text in files.items():
         Path(path).write_bytes(text.encode())
     class_map = "order.TXT" if any(path.endswith("TXT") for path in files) else "order.txt"
-    _, _, error, _ = publish("--yes", data_dir="data", class_map=class_map)
-    assert not error
-    assert names_of() == by_timm(class_map=class_map)
-    assert names_of() != sorted(names_of())
+    assert found(class_map=class_map) == by_timm(class_map=class_map) != sorted(by_timm())
 
 
 @pytest.mark.parametrize(
@@ -418,84 +425,75 @@ def test_class_map_is_found_and_ordered_as_by_timm(publish, files):
     ],
 )
 @pytest.mark.parametrize("place", ["", "data/train"])
-def test_run_with_an_unusable_class_map_has_no_class_names(publish, name, content, place):
-    folders("data", "train")
+def test_run_with_an_unusable_class_map_has_no_class_names_but_a_reason(found, name, content, place):
+    images("data/train")
     if name is not None:
         Path(place, name).write_bytes(content)
-    status, out, error, _ = publish("--yes", data_dir="data", class_map=name or "gone.txt")
-    assert status == 0, error
-    assert "no class names: " in out
-    assert (name or "gone.txt") in out
-    assert names_of() is None
+    assert (name or "gone.txt") in found(class_map=name or "gone.txt")
     assert not Path("owned").exists()
 
 
-def test_class_map_in_the_options_names_the_classes(publish):
+def test_run_with_an_unusable_class_map_is_published_without_class_names(publish):
+    images("data/train")
+    status, out, error, _ = publish("--yes", data_dir="data", class_map="gone.txt")
+    assert status == 0, error
+    assert "no class names: the run's class map 'gone.txt'" in out
+    assert names_of() is None
+
+
+def test_class_map_in_the_options_names_the_classes(found):
     """A YAML file for --config can contain one."""
-    folders("data", "train")
-    publish("--yes", data_dir="data", class_map={name: i for i, name in enumerate("jihgfedcba")})
-    assert names_of() == list("jihgfedcba")
-    publish("--yes", "--overwrite", data_dir="data", class_map=dict.fromkeys("jihgfedcba", 0))
-    assert names_of() is None
+    assert found(class_map={name: i for i, name in enumerate("jihgfedcba")}) == list("jihgfedcba")
+    assert "10" in found(class_map=dict.fromkeys("jihgfedcba", 0))
 
 
-def test_torchvision_datasets_have_no_class_map(publish):
+def test_torchvision_datasets_have_no_class_map(found):
     Path("order.txt").write_text(ORDER)
-    _, out, _, _ = publish("--yes", dataset="torch/cifar10", class_map="order.txt")
-    assert "no class names: " in out
-    assert names_of() is None
+    assert "order.txt" in found(dataset="torch/cifar10", class_map="order.txt")
 
 
 @pytest.mark.parametrize(
-    ("make", "options"),
+    "make",
     [
-        (lambda: (images("data/train/animals", "fghij"), images("data/train/things", "abcde")), {}),
-        (lambda: (images("data/train"), Path("data/train/.ipynb_checkpoints").mkdir()), {}),
-        (lambda: images("data/train", [f"dog {i}" for i in range(3, 13)]), {}),
-        (lambda: images("data"), {}),
-        (lambda: images("data/training"), {}),
-        (lambda: (images("data/train", "abcdefghijk"), Path("data/train/k/1.png").rename("data/train/k/1.txt")), {}),
+        lambda: (images("data/train/animals", "fghij"), images("data/train/things", "abcde")),
+        lambda: (images("data/train"), Path("data/train/.ipynb_checkpoints").mkdir()),
+        lambda: images("data/train", [f"dog {i}" for i in range(3, 13)]),
+        lambda: images("data"),
+        lambda: images("data/training"),
+        lambda: (images("data/train", "abcdefghijk"), Path("data/train/k/1.png").rename("data/train/k/1.txt")),
     ],
     ids=["nested", "an empty folder", "numbers", "no split", "a synonym", "a folder without images"],
 )
-def test_folder_names_are_class_names_in_the_order_of_timm(publish, make, options):
+def test_folder_names_are_class_names_in_the_order_of_timm(found, make):
     make()
-    _, _, error, _ = publish("--yes", data_dir="data", **options)
-    assert not error
-    assert names_of() == by_timm()
+    assert found() == by_timm()
 
 
-def test_wrong_number_of_folders_gives_no_class_names(publish):
-    folders("data", "train", names="abc")
-    status, out, _, _ = publish("--yes", data_dir="data")
-    assert status == 0
-    assert "no class names: " in out
-    assert names_of() is None
-
-
-def test_images_outside_of_folders_give_no_class_names(publish):
-    folders("data", "train", names="abcdefghi")
+def unlabelled():
+    images("data/train", "abcdefghi")
     Path("data/train/1.png").touch()
-    status, out, _, _ = publish("--yes", data_dir="data")
-    assert status == 0
-    assert "no class names: " in out
-    assert names_of() is None
 
 
-def test_folder_name_that_is_not_utf8_gives_no_class_names(publish):
-    folders("data", "train", names="abcdefghi")
+def not_utf8():
+    images("data/train", "abcdefghi")
     path = os.fsencode("data/train") + b"/\xff"
     os.mkdir(path)
     open(path + b"/1.png", "w").close()
-    status, out, error, _ = publish("--yes", data_dir="data")
-    assert status == 0, error
-    assert "no class names: " in out
-    assert names_of() is None
 
 
-@pytest.mark.parametrize("answer", ["y", "yes", "n", "", None])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: images("data/train", "abc"), unlabelled, not_utf8],
+    ids=["another number of folders", "images outside of folders", "a name that is not UTF-8"],
+)
+def test_folders_that_do_not_name_the_classes_give_a_reason_instead(found, make):
+    make()
+    assert "data/train" in found()
+
+
+@pytest.mark.parametrize("answer", ["yes", "", None])
 def test_only_yes_publishes_the_class_names(publish, monkeypatch, answer):
-    folders("data", "train")
+    images("data/train")
 
     def reply(question):
         assert question == "Publish them? [y/N] "
@@ -507,7 +505,7 @@ def test_only_yes_publishes_the_class_names(publish, monkeypatch, answer):
     monkeypatch.setattr("builtins.input", reply)
     status, _, error, _ = publish(data_dir="data")
     assert (status, error) == (0, "")
-    assert (names_of() is not None) == (answer in ("y", "yes"))
+    assert (names_of() is not None) == (answer == "yes")
 
 
 @pytest.mark.parametrize(
@@ -515,23 +513,37 @@ def test_only_yes_publishes_the_class_names(publish, monkeypatch, answer):
     [
         ({"dataset": "torch/cifar10", "data_dir": "./data"}, "cifar10", None),
         ({"dataset": "tfds/oxford_flowers102", "data_dir": "./data"}, "oxford_flowers102", None),
-        ({"dataset": "hfds/org/birds"}, "org/birds", ["org/birds"]),
+        ({"dataset": "hfds/org/birds"}, "org/birds", "org/birds"),
         ({"dataset": "hfds//srv/private/birds"}, "birds", None),
         ({"dataset": "hfds/downloads/birds"}, "birds", None),  # a folder that is there
-        ({"data_dir": "{here}/birds/"}, "birds", None),
         ({"data": "birds"}, "birds", None),
         ({"dataset": "torch/image_folder", "data_dir": "birds"}, "birds", None),
         ({"data_dir": "birds/."}, "birds", None),
+        ({"data_dir": "./"}, None, None),
+        ({"data_dir": "birds/.."}, None, None),
+        ({"data_dir": "C:\\Users\\me\\birds"}, "birds", None),
+    ],
+)
+def test_dataset_has_its_name_on_the_hub_or_that_of_its_folder(tmp_path, monkeypatch, options, name, on_the_hub):
+    monkeypatch.chdir(tmp_path)
+    Path("downloads/birds").mkdir(parents=True)
+    args = {**DEFAULTS, **options}
+    assert (dataset_name(args), hub_dataset(args)) == (name, on_the_hub)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "on_the_hub"),
+    [
+        ({"dataset": "hfds/org/birds"}, "org/birds", ["org/birds"]),
+        ({"dataset": "hfds//srv/private/birds"}, "birds", None),
+        ({"data_dir": "{here}/birds/"}, "birds", None),
         ({"data_dir": "."}, "a folder of images", None),
-        ({"data_dir": "./"}, "a folder of images", None),
-        ({"data_dir": "birds/.."}, "a folder of images", None),
     ],
 )
 def test_card_has_the_dataset_of_the_run(publish, tmp_path, options, name, on_the_hub):
     for root in ("birds", "."):
         images(f"{root}/train")
         images(f"{root}/validation")
-    Path("downloads/birds").mkdir(parents=True)
     publish(**{key: value.format(here=tmp_path) for key, value in options.items()})
     card = ModelCard.load(BUILT / "README.md")
     assert card.data.eval_results[0].dataset_name == name
@@ -580,16 +592,6 @@ def test_class_names_cannot_change_the_rest_of_the_card(publish):
     assert "](http://e)" not in text
     ((cell,),) = rows(text, "classes")
     assert html.unescape(cell).strip() == f"10: {', '.join(names)}"
-
-
-def test_only_the_last_part_of_a_windows_path_is_shown():
-    assert dataset_name({"data_dir": "C:\\Users\\me\\birds"}) == "birds"
-
-
-def test_every_transform_of_a_published_config_can_be_made(publish):
-    publish(input_size=[1, 32, 32])
-    loaded = timm.create_model(f"local-dir:{BUILT}", pretrained=True)
-    assert create_transform(**resolve_model_data_config(loaded)) is not None
 
 
 def test_docs_explain_every_option_of_train_py():

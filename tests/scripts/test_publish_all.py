@@ -36,12 +36,6 @@ def test_the_cards_are_printed_without_any_file(run_script, monkeypatch):
     assert (golden.ROOT / "hub" / "cards" / "nfnet_f0.dm_in1k.md").read_text() in out
 
 
-def test_without_a_folder_the_error_says_what_is_missing(run_script):
-    status, _, error = run_script("scripts/publish_all.py")
-    assert status == 2
-    assert "FOLDER" in error.splitlines()[-1]
-
-
 def test_all_are_published_and_a_second_run_changes_nothing(hub, run):
     assert run()[0] == 0
     assert set(hub.repos) == {"org/nfnet_f0.dm_in1k", "org/nfnet_f1.dm_in1k"}
