@@ -19,7 +19,6 @@ from golden import ROOT
 
 from nfnet_timm.formats.authors import load_state_dict
 from nfnet_timm.formats.haiku_reader import forget, read_tree
-from nfnet_timm.formats.haiku_writer import write_tree
 
 TREE = {"NFNet/~/linear": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3, np.float32)}}
 
@@ -106,15 +105,9 @@ def test_jax_arrays_are_read_without_jax():
     assert np.array_equal(tree["NFNet/~/nf_block"]["skip_gain"], expected["NFNet/~/nf_block"]["skip_gain"])
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_every_protocol_with_bytes_is_read(read, protocol):
-    assert_equal(read(pickle.dumps(TREE, protocol=protocol)), TREE)
-
-
-def test_written_files_are_read_exactly_and_by_pickle(read, tmp_path):
-    write_tree(TREE, tmp_path / "out.npz")
-    assert_equal(read_tree(tmp_path / "out.npz"), TREE)
-    assert_equal(pickle.loads((tmp_path / "out.npz").read_bytes()), TREE)
+def test_every_protocol_with_bytes_is_read(read):
+    for protocol in (3, 4, 5):
+        assert_equal(read(pickle.dumps(TREE, protocol=protocol)), TREE)
 
 
 def test_numpy_layouts_and_byte_orders_are_read(read):
@@ -167,11 +160,11 @@ def test_error_for_a_real_npz_says_so(read):
         read(buffer.getvalue())
 
 
-@pytest.mark.parametrize("cut", range(1, 200, 7))
-def test_truncated_file_is_refused(read, cut):
+def test_truncated_file_is_refused(read):
     content = pickle.dumps(TREE, protocol=4)
-    with pytest.raises(ValueError, match="damaged or truncated"):
-        read(content[: len(content) * cut // 200])
+    for end in range(2, len(content)):
+        with pytest.raises(ValueError, match="damaged or truncated"):
+            read(content[:end])
 
 
 # --- hostile files
@@ -377,11 +370,6 @@ GET_ATTR = {
 HOSTILE |= {f"_get_attr: {name}": content for name, content in GET_ATTR.items()}
 
 
-def test_there_are_enough_hostile_files():
-    assert len(GET_ATTR) >= 40
-    assert len(HOSTILE) >= 100
-
-
 def test_unchanged_pieces_of_the_hostile_files_give_a_valid_file(read):
     """So each hostile file is refused because of its change."""
     state = b"(K\x01K\x02\x85" + named("numpy", "dtype") + word("f4") + b"K\x00K\x01\x87R"
@@ -426,13 +414,13 @@ def test_no_module_is_imported_for_a_name(run_python):
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_damage_gives_a_tree_or_a_valueerror(read, seed):
     """Flip, insert, delete and duplicate bytes of a valid file. No other type of error may occur."""
     r = random.Random(seed)
     good = (golden.DATA / "dill2025_jax_arrays.npz").read_bytes()
     opcodes = bytes(ord(op.code) for op in pickletools.opcodes)
-    for _ in range(150):
+    for _ in range(500):
         data = bytearray(good)
         for _ in range(r.randint(1, 6)):
             at = r.randrange(2, len(data))
@@ -455,14 +443,13 @@ def test_random_damage_gives_a_tree_or_a_valueerror(read, seed):
             assert all(a.dtype == np.float32 for ps in tree.values() for a in ps.values())
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_random_programs_give_a_tree_or_a_valueerror(read, seed):
+def test_random_programs_give_a_tree_or_a_valueerror(read):
     """Opcodes in any order, with arguments that fit them."""
-    r = random.Random(seed)
+    r = random.Random(0)
     pieces = [b"}", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"u", b"s", b"R", b"b", b"\x93", b"\x94", b"h\x00"]
     pieces += [b"h\x01", b"q\x00", b"N", b"\x88", b"K\x03", b"0", b"2", b"a", b"e", b"]", b"\x81", b"C\x04abcd"]
     pieces += [text("numpy"), text("dtype"), text("f4"), text("dill._dill"), text("_create_array"), text("C")]
-    for _ in range(300):
+    for _ in range(2000):
         program = b"".join(r.choice(pieces) for _ in range(r.randint(1, 40)))
         try:
             read(b"\x80\x04" + program + b".")
@@ -470,9 +457,9 @@ def test_random_programs_give_a_tree_or_a_valueerror(read, seed):
             assert "F0_haiku.npz" in str(error)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(300, marks=pytest.mark.slow)])
-def test_fuzzed_pickles_give_a_tree_or_a_valueerror_within_limits(seed):
+@pytest.mark.parametrize(("seed", "count"), [(0, 50), pytest.param(300, 300, marks=pytest.mark.slow)])
+def test_fuzzed_pickles_give_a_tree_or_a_valueerror_within_limits(seed, count):
     """See fuzz_reader.py for the limits of memory and time."""
     script = ROOT / "tests" / "support" / "fuzz_reader.py"
-    result = subprocess.run([sys.executable, script, str(seed), "300"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, script, str(seed), str(count)], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
