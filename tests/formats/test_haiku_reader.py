@@ -207,44 +207,32 @@ HOSTILE = {
     "os.system in a tree": pickle.dumps({"m": {"w": Call(os.system, "touch PWNED")}}),
     "os.system as a key": pickle.dumps({"m": [Call(os.system, "touch PWNED")]}),
     "posix.system by name": reduce_of("posix", "system", "touch PWNED"),
-    "nt.system": reduce_of("nt", "system", "touch PWNED"),
     "subprocess": reduce_of("subprocess", "Popen", ["touch", "PWNED"]),
     "eval": reduce_of("builtins", "eval", EXEC),
     "exec": reduce_of("builtins", "exec", EXEC),
-    "exec in Python 2's words": b"\x80\x02c__builtin__\nexec\n" + pickle.dumps((EXEC,), protocol=2)[2:-1] + b"R.",
-    "compile": reduce_of("builtins", "compile", EXEC, "x", "exec"),
     "__import__": reduce_of("builtins", "__import__", "os"),
     "getattr": reduce_of("builtins", "getattr", "x", "join"),
-    "open": reduce_of("builtins", "open", "PWNED", "w"),
     "importlib": reduce_of("importlib", "import_module", "os"),
     "dotted name": reduce_of("numpy", "os.system", "touch PWNED"),
-    "dotted module": reduce_of("numpy.os", "system", "touch PWNED"),
     "name that resembles dill's": reduce_of("dill._dill", "_create_array_", 1),
     "dill's function factory": reduce_of("dill._dill", "_create_function", 1),
-    "dill's code factory": reduce_of("dill._dill", "_create_code", 1),
     "dill's import": reduce_of("dill._dill", "_import_module", "os"),
     "name with a blank": reduce_of("numpy", "dtype ", "f4"),
-    "name with another case": reduce_of("NumPy", "dtype", "f4"),
     "name with a look-alike letter": reduce_of("numpy", "dtyp\u0435", "f4"),
     "numpy's own loader": reduce_of("numpy", "load", "x"),
-    "numpy's exec": reduce_of("numpy.testing", "rundocs", "x"),
     "numpy's runstring": reduce_of("numpy.testing._private.utils", "runstring", EXEC, {}),
-    "a call of ndarray": reduce_of("numpy", "ndarray", (10**12,)),
     "dict called with a call": reduce_of("builtins", "dict", [("a", 1)]),
     "FlatMapping of no mapping": reduce_of("haiku._src.data_structures", "FlatMapping", "text"),
     "dtype of objects": reduce_of("numpy", "dtype", "O8", False, True),
     "dtype of a structure": reduce_of("numpy", "dtype", [("a", "O")], False, True),
     "dtype that evaluates": reduce_of("numpy", "dtype", EXEC, False, True),
     "an array of objects": pickle.dumps({"m": {"w": np.array([Call(os.system, "touch PWNED")], dtype=object)}}),
-    "a nested call": pickle.dumps(Call(os.system, Call(os.getcwd))),
     "a call as a state": pickle.dumps({"m": Call(dict, state=Call(os.system, "touch PWNED"))}),
     "persistent id": b"\x80\x04" + text("os.system") + b"Q.",
-    "persistent id as text": b"\x80\x02Pos.system\n.",
     "extension registry": b"\x80\x02\x82\x01.",
     "instance": b"\x80\x02(ios\nsystem\n.",
     "object": b"\x80\x02(cos\nsystem\n" + text("touch PWNED") + b"o.",
     "new object": b"\x80\x04" + text("subprocess") + text("Popen") + b"\x93)\x81.",
-    "new object with keywords": b"\x80\x04" + text("subprocess") + text("Popen") + b"\x93)}\x92.",
     "call of a string": b"\x80\x04" + text("os.system") + b"(" + text("touch PWNED") + b"tR.",
     "name put together from numbers": b"\x80\x04K\x01K\x02\x93.",
     "name taken from the memo": b"\x80\x04" + text("os") + b"\x94" + text("system") + b"\x94h\x00h\x01\x93)R.",
@@ -265,7 +253,6 @@ HOSTILE = {
     "exabytes of bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b"x.",
     "a long of gigabytes": b"\x80\x04\x8b" + struct.pack("<i", 2**31 - 1) + b"x.",
     "a set": pickle.dumps({"m": {1, 2}}, protocol=4),
-    "a frozenset": pickle.dumps({"m": frozenset([1])}, protocol=4),
     "a list that holds itself": b"\x80\x04]\x94h\x00a.",
     "out-of-band buffer": b"\x80\x05\x97.",
     "a deep nest of tuples as a key": b"\x80\x04}(" + b")" + b"\x85" * 100_000 + b"K\x01u.",
@@ -307,24 +294,16 @@ GET_ATTR = {
     "another module": leaf(attribute(module("os"), word("system")) + word("touch PWNED") + b"\x85R"),
     "NumPy itself": leaf(attribute(module("numpy"), word("_reconstruct")) + EMPTY),
     "a module of NumPy beside it": leaf(attribute(module("numpy.core.numeric"), word("_reconstruct")) + EMPTY),
-    "a module below it": leaf(attribute(module("numpy.core.multiarray.x"), word("_reconstruct")) + EMPTY),
-    "a module with a blank": leaf(attribute(module("numpy.core.multiarray "), word("_reconstruct")) + EMPTY),
-    "a module with another case": leaf(attribute(module("numpy.core.Multiarray"), word("_reconstruct")) + EMPTY),
     "builtins": leaf(attribute(module("builtins"), word("eval")) + word(EXEC) + b"\x85R"),
     "dill's own module": leaf(attribute(module("dill._dill"), word("_import_module")) + word("os") + b"\x85R"),
     "another function": leaf(attribute(MULTIARRAY, word("fromfile")) + word("x") + b"\x85R"),
-    "the scalar": leaf(attribute(MULTIARRAY, word("scalar")) + word("x") + b"\x85R"),
     "a dotted name": leaf(attribute(MULTIARRAY, word("_reconstruct.__globals__")) + EMPTY),
     "a dotted way out": leaf(attribute(MULTIARRAY, word("os.system")) + word("touch PWNED") + b"\x85R"),
-    "a dunder": leaf(attribute(MULTIARRAY, word("__builtins__")) + EMPTY),
-    "an empty name": leaf(attribute(MULTIARRAY, word("")) + EMPTY),
     "a name of bytes": leaf(attribute(MULTIARRAY, b"C\x0c_reconstruct") + EMPTY),
     "a name that is a number": leaf(attribute(MULTIARRAY, b"K\x01") + EMPTY),
     "an attribute of an attribute": leaf(attribute(RECONSTRUCT, word("_reconstruct")) + EMPTY),
     "an attribute of an array": leaf(attribute(ARRAY, word("tofile")) + word("PWNED") + b"\x85R"),
-    "an attribute of a string": leaf(attribute(word("x"), word("join")) + EMPTY),
     "an attribute of a name": leaf(attribute(named("numpy", "ndarray"), word("_reconstruct")) + EMPTY),
-    "an attribute of a dict": leaf(attribute(b"}", word("_reconstruct")) + EMPTY),
     "an attribute of the function itself": leaf(attribute(named("dill._dill", "_get_attr"), word("__code__")) + EMPTY),
     "the module as a string": leaf(attribute(word("numpy.core.multiarray"), word("_reconstruct")) + EMPTY),
     "the attribute's name alone": leaf(named("dill._dill", "_get_attr") + word("_reconstruct") + b"\x85R"),
@@ -336,7 +315,6 @@ GET_ATTR = {
         + EMPTY
     ),
     "a module of bytes": leaf(named("dill._dill", "_import_module") + b"C\x02os\x85R"),
-    "a module of a tuple": leaf(named("dill._dill", "_import_module") + word("os") + b"\x85\x85R"),
     "a module of a module": leaf(named("dill._dill", "_import_module") + MULTIARRAY + b"\x85R"),
     "a module left as a value": leaf(MULTIARRAY),
     "a module as the tree": b"\x80\x03" + MULTIARRAY + b".",
@@ -344,8 +322,6 @@ GET_ATTR = {
     "a module that is called": leaf(MULTIARRAY + EMPTY),
     "a module with a state": leaf(MULTIARRAY + b"}b"),
     "the function left as a value": leaf(RECONSTRUCT),
-    "the function with a state": leaf(RECONSTRUCT + b"}b"),
-    "the function called with nothing": leaf(RECONSTRUCT + b")R"),
     "the function called with a string": leaf(RECONSTRUCT + word("x") + b"\x85R"),
     "the function called with another type": leaf(RECONSTRUCT + named("builtins", "dict") + b"K\x00\x85C\x01b\x87R"),
     "the function called with another shape": leaf(RECONSTRUCT + named("numpy", "ndarray") + b"K\x07\x85C\x01b\x87R"),
@@ -364,7 +340,6 @@ GET_ATTR = {
     "the function in the memo, as its own argument": leaf(RECONSTRUCT + b"q\x00h\x00\x85R"),
     "by getattr": leaf(named("builtins", "getattr") + MULTIARRAY + word("_reconstruct") + b"\x86R" + EMPTY),
     "_get_attr under another module's name": leaf(named("dill", "_get_attr") + MULTIARRAY + word("x") + b"\x86R"),
-    "_import_module of importlib": leaf(named("importlib", "import_module") + word("os") + b"\x85R"),
     "what newer dills look up": leaf(named("dill._dill", "_getattribute") + MULTIARRAY + word("x") + b"\x86R"),
 }
 HOSTILE |= {f"_get_attr: {name}": content for name, content in GET_ATTR.items()}
@@ -457,9 +432,9 @@ def test_random_programs_give_a_tree_or_a_valueerror(read):
             assert "F0_haiku.npz" in str(error)
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 50), pytest.param(300, 300, marks=pytest.mark.slow)])
-def test_fuzzed_pickles_give_a_tree_or_a_valueerror_within_limits(seed, count):
+@pytest.mark.slow
+def test_fuzzed_pickles_give_a_tree_or_a_valueerror_within_limits():
     """See fuzz_reader.py for the limits of memory and time."""
-    script = ROOT / "tests" / "support" / "fuzz_reader.py"
-    result = subprocess.run([sys.executable, script, str(seed), str(count)], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "tests" / "support" / "fuzz_reader.py", "0", "300"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -139,7 +139,7 @@ def test_clipping_in_one_launch_equals_the_published_rule(dtypes, scale):
 def test_the_search_in_the_table_finds_each_tensor():
     from nfnet_timm.kernels.clip import triton as clip_triton
 
-    for count in (1, 2, 3, 5, 31, 32, 33):
+    for count in (1, 2, 3, 5, 15, 16, 17):
         weights = [torch.full((i % 3 + 1, 5), float(i + 1), device=DEVICE) for i in range(count)]
         grads = [torch.full_like(w, 1e3) for w in weights]
         clip_triton.clip_(weights, grads, [0.5, 1e-3] * count, None)

@@ -489,14 +489,6 @@ def test_vectorized_skip_gains_are_trained(tiny, steps):
     torch.testing.assert_close(gains[1][0], gains[0])
 
 
-def test_layer_decay_groups_follow_depth(tiny):
-    from timm.optim import param_groups_layer_decay
-
-    groups = param_groups_layer_decay(tiny(), weight_decay=0.1, layer_decay=0.5)
-    assert sum(len(g["params"]) for g in groups) == 131
-    assert len({g["lr_scale"] for g in groups}) > 5
-
-
 def test_timm_decays_neither_gains_nor_biases_nor_skip_gains(tiny):
     from timm.optim import param_groups_weight_decay
 
