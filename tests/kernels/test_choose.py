@@ -1,10 +1,13 @@
 """The fast paths for a CPU are used for plain tensors in eager mode, and for nothing else."""
 
+import sys
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from nfnet_timm import adaptive_clip_grad_
 from nfnet_timm.kernels.choose import is_eager_on_cpu
 
 
@@ -14,6 +17,16 @@ def test_a_plain_tensor_or_parameter_is_eager():
     assert is_eager_on_cpu(torch.nn.Parameter(x))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert is_eager_on_cpu(x)
+
+
+def test_gpu_kernels_are_not_imported_for_a_network_on_a_cpu(tiny, monkeypatch):
+    kernels = {"nfnet_timm.kernels.standardize.triton", "nfnet_timm.kernels.clip.triton"}
+    for name in kernels:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    model = tiny()
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    adaptive_clip_grad_(model.parameters())
+    assert not kernels & sys.modules.keys()
 
 
 def test_meta_and_fake_tensors_are_not_eager():

@@ -139,12 +139,14 @@ WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None  # importing it fails, as if it were not installed
 import timm, torch
+import nfnet_timm.publish.sources
 from nfnet_timm import adaptive_clip_grad_
 for device in ("cpu", "meta"):
     with torch.device(device):
         model = timm.create_model("nfnet_f0", depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), group_size=8)
         model(torch.randn(2, 3, 64, 64)).sum().backward()
         adaptive_clip_grad_(model.parameters())
+assert not {"jax", "orbax"} & set(sys.modules)  # which only Orbax checkpoints need
 print(torch.ops.nfnet_timm.standardize(torch.randn(4, 9), torch.ones(4), 1.0, 1e-4, torch.float32).norm(dim=1).tolist())
 """
 
@@ -153,9 +155,3 @@ def test_without_triton_everything_works_without_a_warning(run_python):
     printed = run_python(WITHOUT_TRITON, args=("-W", "error"))
     assert printed.count("\n") == 1
     assert [round(float(norm), 5) for norm in printed.strip("[]\n").split(", ")] == [1.0] * 4
-
-
-def test_gpu_kernels_are_not_imported_without_a_gpu(run_python):
-    build = "import sys, timm; timm.create_model('nfnet_f0', device='meta')"
-    ours = "[x for x in sys.modules if x.startswith('nfnet') and x.endswith('.triton')]"
-    assert run_python(f"{build}; print({ours})") == "[]\n"

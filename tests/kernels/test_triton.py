@@ -29,7 +29,8 @@ EPS = 1e-4
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreter")
 @pytest.mark.skipif(DEVICE == "cuda", reason="the GPU runs them")
 def test_the_kernels_are_right_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest"]  # which would import timm
+    command += ["-p", "no:xdist", "-p", "no:cacheprovider", __file__]
     result = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -60,7 +61,7 @@ def error(actual, expected):
 
 
 # From a depthwise kernel to a 3 x 3 convolution of 512 channels. Only one is a power of two.
-FAN_INS = [9, 27, 64, 147, 576, 1152, 1536, 4608]
+FAN_INS = [9, 64, 147, 1536, 4608]
 
 
 @runs_kernels
@@ -138,7 +139,7 @@ def test_clipping_in_one_launch_equals_the_published_rule(dtypes, scale):
 def test_the_search_in_the_table_finds_each_tensor():
     from nfnet_timm.kernels.clip import triton as clip_triton
 
-    for count in (1, 2, 3, 4, 5, 31, 32, 33):
+    for count in (1, 2, 3, 5, 15, 16, 17):
         weights = [torch.full((i % 3 + 1, 5), float(i + 1), device=DEVICE) for i in range(count)]
         grads = [torch.full_like(w, 1e3) for w in weights]
         clip_triton.clip_(weights, grads, [0.5, 1e-3] * count, None)

@@ -77,11 +77,9 @@ def options_of_the_networks():
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target[1]))
 def test_every_kernel_compiles(target):
     binary = "cubin" if target[0] == "cuda" else "hsaco"
-    for dtype in ("fp32", "bf16"):
-        for kind in ("standardize", "backward"):
-            assert standardization(kind, dtype, {"BLOCK": 2048, "num_warps": 4}, target).asm[binary]
-    for dtypes in (("fp32", "fp32"), ("fp32", "bf16")):
-        assert clipping(dtypes, target).asm[binary]
+    for kind in ("standardize", "backward"):
+        assert standardization(kind, "bf16", {"BLOCK": 2048, "num_warps": 4}, target).asm[binary]
+    assert clipping(("fp32", "bf16"), target).asm[binary]  # test_no_register_is_spilled compiles float32
 
 
 @pytest.mark.slow

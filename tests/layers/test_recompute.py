@@ -14,7 +14,7 @@ from nfnet_timm.layers.recompute import _Kept, _Origin, _origins
 NETWORKS = ["nfnet_f0", "dm_nf_resnet50", "dm_nf_seresnet50", "dm_nf_regnet_b0"]
 
 
-SMALL = {"channels": (16, 16, 32, 32), "group_size": 8}
+SMALL = {"channels": (32, 32, 64, 64), "group_size": 8}
 TINY = {**SMALL, "depths": (1, 1, 1, 1)}
 
 
@@ -55,11 +55,12 @@ def kept_bytes(model, x):
 
 def pair(name, **kwargs):
     torch.manual_seed(0)
-    plain = timm.create_model(name, depths=(1, 2, 1, 1), num_classes=10, **kwargs)
+    kwargs = {"depths": (1, 2, 1, 1), "num_classes": 10, **SMALL, **kwargs}
+    plain = timm.create_model(name, **kwargs)
     for key, p in plain.named_parameters():
         if key.endswith("skipinit_gain"):
             torch.nn.init.constant_(p, 0.5)
-    recomputing = timm.create_model(name, depths=(1, 2, 1, 1), num_classes=10, recompute_acts=True, **kwargs)
+    recomputing = timm.create_model(name, recompute_acts=True, **kwargs)
     recomputing.load_state_dict(plain.state_dict())
     return plain, recomputing
 
@@ -74,7 +75,7 @@ def test_loss_and_gradients_are_bit_identical(name, pixels):
 
 
 def test_second_derivatives_are_the_same():
-    plain, recomputing = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
+    plain, recomputing = pair("nfnet_f0")
     x = torch.randn(2, 3, 32, 32)
     results = []
     for model in (plain, recomputing):
@@ -123,11 +124,20 @@ def raising(error):
     return hook
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
-@pytest.mark.parametrize("place", ["stem.conv2", "stem.act2", "stages.1.0", "stages.1.0.conv2", "stages.1.0.act1", ""])
-@pytest.mark.parametrize("prepend", [False, True])
-@pytest.mark.parametrize("kind", ["register_forward_pre_hook", "register_forward_hook"])
-def test_an_error_in_a_forward_pass_leaves_no_hook_behind(error, place, prepend, kind):
+PLACES = ["stem.conv2", "stem.act2", "stages.1.0", "stages.1.0.conv2", "stages.1.0.act1", ""]
+BEFORE, AFTER = "register_forward_pre_hook", "register_forward_hook"
+
+
+@pytest.mark.parametrize(
+    ("error", "place", "kind", "prepend"),
+    [
+        *((KeyboardInterrupt, place, BEFORE, True) for place in PLACES),
+        *((KeyboardInterrupt, place, AFTER, False) for place in PLACES),
+        (SystemExit, "stages.1.0.act1", BEFORE, False),
+        (RuntimeError, "stages.1.0.act1", AFTER, True),
+    ],
+)
+def test_an_error_in_a_forward_pass_leaves_no_hook_behind(error, place, kind, prepend):
     """Also after Ctrl-C: other code works, and the user's own hooks on saved tensors stay active."""
     model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
     x = torch.randn(1, 3, 32, 32)
@@ -197,7 +207,7 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
 def test_hooks_that_change_maps_give_the_plain_networks_gradients_or_error(change):
-    plain, recomputing = pair("nfnet_f0", **SMALL)
+    plain, recomputing = pair("nfnet_f0")
     x = torch.randn(2, 3, 64, 64)
     try:
         expected = change_in_place(plain, x, change)
@@ -214,7 +224,7 @@ def test_hooks_that_change_maps_give_the_plain_networks_gradients_or_error(chang
 def test_a_feature_map_changed_in_place_fails_as_in_the_plain_network(index):
     x = torch.randn(2, 3, 64, 64)
     results = []
-    for model in pair("nfnet_f0", **SMALL):
+    for model in pair("nfnet_f0"):
         features = model.forward_intermediates(x, intermediates_only=True)
         features[index].mul_(0.5)
         try:
@@ -230,7 +240,7 @@ def test_a_feature_map_changed_in_place_fails_as_in_the_plain_network(index):
 
 
 def test_a_weight_changed_between_the_passes_fails_as_in_the_plain_network():
-    for model in pair("nfnet_f0", **SMALL):
+    for model in pair("nfnet_f0"):
         loss = model(torch.randn(2, 3, 32, 32)).sum()
         with torch.no_grad():
             model.head.fc.weight.mul_(2)
@@ -242,7 +252,7 @@ def test_a_weight_changed_between_the_passes_fails_as_in_the_plain_network():
 
 
 def test_a_retained_graph_gives_the_same_gradients_twice():
-    _, recomputing = pair("nfnet_f0", **SMALL)
+    _, recomputing = pair("nfnet_f0")
     loss = recomputing(torch.randn(2, 3, 64, 64)).square().mean()
     once = torch.autograd.grad(loss, list(recomputing.parameters()), retain_graph=True)
     twice = torch.autograd.grad(loss, list(recomputing.parameters()))
@@ -250,7 +260,7 @@ def test_a_retained_graph_gives_the_same_gradients_twice():
 
 
 def test_other_hooks_on_saved_tensors_take_precedence():
-    plain, recomputing = pair("nfnet_f0", **SMALL)
+    plain, recomputing = pair("nfnet_f0")
     x = torch.randn(2, 3, 64, 64)
     with torch.autograd.graph.save_on_cpu():
         for a, b in zip(gradients(plain, x), gradients(recomputing, x), strict=True):
@@ -261,7 +271,8 @@ def test_a_feature_network_is_checkpointed_too():
     kept = []
     for enable in (False, True):
         torch.manual_seed(0)
-        features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, depths=(1, 2, 2, 1))
+        small = {**SMALL, "depths": (1, 2, 2, 1)}
+        features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, **small)
         features.set_grad_checkpointing(enable)
 
         class Summed(torch.nn.Module):
@@ -276,9 +287,8 @@ def test_a_feature_network_is_checkpointed_too():
     assert kept[1] < 0.5 * kept[0]
 
 
-@pytest.mark.slow
-def test_recomputing_works_with_copies_features_compile_autocast_and_func():
-    plain, recomputing = pair("nfnet_f0", channels=(16, 16, 32, 32), group_size=8)
+def test_recomputing_works_with_copies_features_autocast_and_func():
+    plain, recomputing = pair("nfnet_f0", **TINY)
     x = torch.randn(2, 3, 32, 32)
     for expected, actual in zip(gradients(plain, x), gradients(copy.deepcopy(recomputing), x), strict=True):
         assert torch.equal(expected, actual)
@@ -286,9 +296,6 @@ def test_recomputing_works_with_copies_features_compile_autocast_and_func():
     torch.save(recomputing, buffer)
     with torch.no_grad():
         assert torch.equal(torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)(x), plain(x))
-    compiled = torch.compile(recomputing, fullgraph=True, backend="aot_eager")
-    for expected, actual in zip(gradients(plain, x), gradients(compiled, x), strict=True):
-        assert torch.allclose(expected, actual, rtol=1e-3, atol=1e-5 * float(expected.abs().max() + 1))
     with torch.autocast("cpu", torch.bfloat16):
         for expected, actual in zip(gradients(plain, x), gradients(recomputing, x), strict=True):
             assert torch.equal(expected, actual)
@@ -296,16 +303,19 @@ def test_recomputing_works_with_copies_features_compile_autocast_and_func():
     grads = torch.func.grad(lambda p: torch.func.functional_call(recomputing, p, (x,)).square().mean())(parameters)
     for expected, actual in zip(gradients(plain, x)[1:], grads.values(), strict=True):
         assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-6 * float(expected.abs().max() + 1))
-    features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, depths=(1, 1, 1, 1))
+    features = timm.create_model("nfnet_f0", features_only=True, recompute_acts=True, **TINY)
     sum(f.mean() for f in features(x)).backward()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-@pytest.mark.parametrize("act_layer", sorted(ACTIVATIONS))
-def test_a_scripted_network_gives_the_logits_and_gradients_of_the_plain_one(act_layer):
-    model = timm.create_model("nfnet_f0", recompute_acts=True, act_layer=act_layer, **TINY)
-    scripted = torch.jit.script(model)
+@pytest.mark.parametrize("part", ["", *sorted(ACTIVATIONS)])
+def test_a_scripted_network_gives_the_logits_and_gradients_of_the_plain_one(part):
+    """The whole network with the authors' activation, and the first block with each other one."""
+    model = timm.create_model("nfnet_f0", recompute_acts=True, act_layer=part or "gelu_tanh", **TINY)
     x = torch.randn(1, 3, 33, 32)
+    if part:
+        model, x = model.stages[0], torch.randn(1, 16, 9, 8)
+    scripted = torch.jit.script(model)
     for expected, actual in zip(*(gradients(module, x) for module in (model, scripted)), strict=True):
         assert torch.allclose(expected, actual, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
     buffer = io.BytesIO()

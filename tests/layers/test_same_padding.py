@@ -39,31 +39,41 @@ def patch_means(x, stride=(2, 2)):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch.jit as a whole
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("how", ["eager", "scripted", "float64"])
+@pytest.mark.parametrize(
+    ("how", "memory_format"),
+    [
+        ("eager", torch.contiguous_format),
+        ("eager", torch.channels_last),
+        ("scripted", torch.contiguous_format),
+        ("float64", torch.channels_last),
+    ],
+)
 @pytest.mark.parametrize("layer", [Conv2dSame, WSConv2d])
-@pytest.mark.parametrize("size", [1, 2, 5, 6, 7, 8, 31, 32])
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (7, 2, 1), (3, 1, 2), (3, 2, 2), (1, 2, 1), (3, 4, 1)]
 )
-def test_padding_and_its_gradients_equal_tensorflows_definition(
-    size, kernel, stride, dilation, layer, how, memory_format
-):
-    torch.manual_seed(0)
+def test_padding_and_its_gradients_equal_tensorflows_definition(kernel, stride, dilation, layer, how, memory_format):
     dtype = torch.float64 if how == "float64" else torch.float32
     conv = layer(2, 4, kernel, stride, dilation=dilation, groups=2, dtype=dtype).to(memory_format=memory_format)
-    x = torch.randn(3, 2, size, size + 1, dtype=dtype).to(memory_format=memory_format).requires_grad_()
-    expected = convolved(conv, x)
-    assert expected.shape[2:] == (-(-size // stride), -(-(size + 1) // stride))
-    actual = torch.jit.script(conv)(x) if how == "scripted" else conv(x)
-    upstream = torch.randn_like(expected)
-    results = [[y, *torch.autograd.grad(y, (x, conv.weight, conv.bias), upstream)] for y in (actual, expected)]
-    for result, reference in zip(*results, strict=True):
-        assert float((result - reference).detach().norm()) <= 1e-6 * float(reference.detach().norm())
+    called = torch.jit.script(conv) if how == "scripted" else conv
+    for size in (1, 2, 5, 6, 7, 8, 31, 32):
+        x = torch.randn(3, 2, size, size + 1, dtype=dtype).to(memory_format=memory_format).requires_grad_()
+        expected = convolved(conv, x)
+        assert expected.shape[2:] == (-(-size // stride), -(-(size + 1) // stride))
+        upstream = torch.randn_like(expected)
+        results = [[y, *torch.autograd.grad(y, (x, conv.weight, conv.bias), upstream)] for y in (called(x), expected)]
+        for result, reference in zip(*results, strict=True):
+            assert float((result - reference).detach().norm()) <= 1e-6 * float(reference.detach().norm())
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"),
+    [
+        (torch.float32, torch.contiguous_format),
+        (torch.float32, torch.channels_last),
+        (torch.bfloat16, torch.channels_last),
+    ],
+)
 @pytest.mark.parametrize("size", [(6, 8), (5, 8), (6, 7), (1, 1), (2, 2)])
 def test_average_pooling_and_its_gradient_equal_means_of_patches(size, dtype, memory_format):
     torch.manual_seed(0)
@@ -140,6 +150,11 @@ def test_average_pooling_follows_a_stride_changed_after_construction(stride):
     for size in SIZES:
         x = torch.randn(1, 2, *size)
         torch.testing.assert_close(pool(x), patch_means(x, stride))
+
+
+def test_average_pooling_without_a_stride_counts_no_padding():
+    x = torch.randn(1, 2, 5, 4)
+    torch.testing.assert_close(AvgPool2dSame(1)(x), patch_means(x, (1, 1)))
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (3, 1), (2, 3), ((3, 2), (2, 1))])

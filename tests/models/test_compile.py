@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 FAMILIES = families(channels=(16, 16, 32, 32))
 FAMILIES["recompute_acts"] = ("nfnet_f0", {**FAMILIES["NFNet"][1], "recompute_acts": True})
-SIZES = (64, 96, 80, 75, 128, 49, 97, 160, 33, 81)  # more than the number of graphs that torch compiles
+SIZES = (64, 75, 96, 49, 33, 128)  # as height, and in reverse order as width
 
 
 def build(family):
@@ -23,9 +23,9 @@ def build(family):
     return model
 
 
-def results(model, x, training, dtype):
+def results(model, x, training):
     """Return the outputs, and in training also the gradients of all parameters."""
-    with torch.set_grad_enabled(training), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.set_grad_enabled(training):
         y = model(x)
         outputs = [y] if isinstance(y, torch.Tensor) else list(y)
     if not training:
@@ -35,31 +35,38 @@ def results(model, x, training, dtype):
     return [y.detach() for y in outputs] + list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
 
-def check(family, training, dtype, backend):
+def check(family, training, backend):
     model = build(family).train(training)
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, backend=counter)
-    tolerance = 1e-3 if dtype == torch.float32 else 0.1
     for i, size in enumerate(SIZES):
         x = torch.randn(2, 3, size, SIZES[-1 - i])
-        found, expected = (results(m, x, training, dtype) for m in (compiled, model))
+        found, expected = (results(m, x, training) for m in (compiled, model))
         for a, b in zip(found, expected, strict=True):
             if b is not None:  # without a head, some parameters get no gradient
-                assert (a - b).norm() <= tolerance * b.norm() + 1e-6, size
+                assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6, size
     assert counter.frame_count == 2  # one graph for the first size, one for all others
-    results(compiled, torch.randn(3, 3, 64, 65), training, dtype)
+    results(compiled, torch.randn(3, 3, 64, 65), training)
     assert counter.frame_count <= 3  # another batch size, as at the end of an epoch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_ten_sizes_take_two_graphs(family, training):
-    check(family, training, torch.float32, "aot_eager")
+@pytest.mark.parametrize(
+    ("family", "training"),
+    [
+        ("NF-ResNet", True),
+        ("NF-RegNet", True),
+        ("recompute_acts", True),
+        ("output_stride", False),
+        ("features_only", False),
+    ],
+)
+def test_six_sizes_take_two_graphs(family, training):
+    check(family, training, "aot_eager")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
-def test_ten_sizes_take_two_inductor_graphs(training):
+def test_six_sizes_take_two_inductor_graphs(training):
     """Inductor also guards on the strides of feature maps and of the gradients of inputs."""
-    check("NFNet", training, torch.float32, "inductor")
+    check("NFNet", training, "inductor")

@@ -1,9 +1,9 @@
 """The networks equal the authors' code, the comparison detects mistakes, and timm's interface works."""
 
 import copy
+import functools
 import json
 from collections import Counter
-from functools import partial
 
 import golden
 import numpy as np
@@ -22,18 +22,22 @@ from nfnet_timm.layers.ws_conv import WSConv2d
 from nfnet_timm.models.block import NormFreeBlock
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.signal_propagation import measure
-from nfnet_timm.models.variants import VARIANTS
 
 TOLERANCE = 2e-5  # relative, L2 over L2, float32
 REFERENCES = sorted(path.stem for path in golden.DATA.glob("nf*[0-9]x[0-9]*.npz"))
 LARGE = ("nfnet_f1", "nfnet_f3", "nfnet_f7", "nf_resnet101")
 PARITY = json.loads((golden.ROOT / "benchmarks" / "results" / "parity.json").read_text())
-COUNTS = json.loads((golden.DATA / "parameter_counts.json").read_text())
+DEPTH1 = {"depths": (1, 1, 1, 1), "channels": (32, 32, 64, 64), "group_size": 8}
 
 
-def load(network: str, **kwargs) -> NormFreeNet:
-    model = timm.create_model(golden.NETWORKS[network], device="meta", **kwargs).eval()
-    model.load_state_dict(from_haiku(golden.tree(network)))
+@functools.lru_cache(maxsize=1)
+def state_dict(network: str) -> dict[str, torch.Tensor]:
+    return from_haiku(golden.tree(network))
+
+
+def load(network: str) -> NormFreeNet:
+    model = timm.create_model(golden.NETWORKS[network], device="meta").eval()
+    model.load_state_dict(state_dict(network))
     return model
 
 
@@ -51,8 +55,9 @@ def test_logits_features_and_signal_equal_the_authors(reference, record_property
     model = load(reference.rsplit("_", 1)[0])
     x = golden.images(expected["input"])
     with torch.no_grad():
-        pool = model.forward_head(model.forward_features(x), pre_logits=True)
-        logits = model(x)
+        features = model.forward_features(x)
+        pool = model.forward_head(features, pre_logits=True)
+        logits = model.forward_head(features)
     signal = measure(model, x)
     error = golden.relative_error(logits, expected["logits"])
     record_property(reference, error)  # scripts/benchmarks/parity.py collects it
@@ -80,7 +85,7 @@ def eps_added(model):
 
     for module in model.modules():
         if isinstance(module, WSConv2d):
-            module.standardized_weight = partial(standardized_weight, module)
+            module.standardized_weight = functools.partial(standardized_weight, module)
 
 
 def symmetric_padding(model):
@@ -90,18 +95,20 @@ def symmetric_padding(model):
 
     for module in model.modules():
         if isinstance(module, WSConv2d):
-            module.forward = partial(forward, module)
+            module.forward = functools.partial(forward, module)
 
 
-@pytest.mark.parametrize("mistake", [swapped_kernel_axes, eps_added, symmetric_padding])
+def erf_gelu(model):
+    for module in model.modules():
+        if isinstance(module, GELUTanh):
+            module.forward = F.gelu
+
+
+@pytest.mark.parametrize("mistake", [swapped_kernel_axes, eps_added, symmetric_padding, erf_gelu])
 def test_the_comparison_detects_a_mistake(mistake):
     model = load("nfnet_f0")
     mistake(model)
     assert logits_error(model, "nfnet_f0_64x64") > 5 * TOLERANCE
-
-
-def test_the_comparison_detects_erf_gelu():
-    assert logits_error(load("nfnet_f0", act_layer="gelu"), "nfnet_f0_64x64") > 5 * TOLERANCE
 
 
 def kept_samples_are_unscaled(model) -> bool:
@@ -115,12 +122,9 @@ def kept_samples_are_unscaled(model) -> bool:
     return torch.equal(trained[~dropped], kept[~dropped])
 
 
-def test_stochastic_depth_drops_without_rescaling(tiny):
-    assert kept_samples_are_unscaled(tiny(drop_path_rate=0.6, depths=(1, 1, 3, 1), channels=(32, 64, 64, 96)))
-
-
-def test_the_check_of_stochastic_depth_detects_rescaling(tiny):
+def test_stochastic_depth_drops_without_rescaling_and_the_check_detects_rescaling(tiny):
     model = tiny(drop_path_rate=0.6, depths=(1, 1, 3, 1), channels=(32, 64, 64, 96))
+    assert kept_samples_are_unscaled(model)
     for module in model.modules():
         if isinstance(module, DropPath):
             module.scale_by_keep = True
@@ -156,28 +160,6 @@ def test_gradients_equal_the_authors():
         assert error < 1e-4, key
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_parameter_count_equals_the_authors(name):
-    model = timm.create_model(name, device="meta")
-    parameters = list(model.parameters())
-    assert {"parameters": sum(p.numel() for p in parameters), "arrays": len(parameters)} == COUNTS[name]
-
-
-def test_every_network_of_the_authors_has_a_name():
-    assert set(COUNTS) <= set(VARIANTS)
-
-
-@pytest.mark.parametrize("network", sorted(golden.NETWORKS))
-def test_shapes_equal_the_authors(network):
-    tree = {
-        module: {name: np.zeros(shape, np.float32) for name, shape in params.items()}
-        for module, params in golden.shapes(network).items()
-    }
-    expected = {key: tuple(t.shape) for key, t in from_haiku(tree).items()}
-    model = timm.create_model(golden.NETWORKS[network], device="meta")
-    assert {key: tuple(p.shape) for key, p in model.named_parameters()} == expected
-
-
 def test_names_and_shapes_equal_timms_except_for_gains():
     ours = timm.create_model("nfnet_f0", device="meta").state_dict()
     timm_model = timm.create_model("dm_nfnet_f0", device="meta").state_dict()
@@ -198,34 +180,25 @@ def test_gains_in_timms_shape_load(tiny):
 
 # timm's network differs in two constants. If no variance is small, the difference is as small as a rounding error.
 def test_timms_error_equals_the_documented_one(record_property):
-    ours = load("nfnet_f0")
-    timm_model = timm.create_model("dm_nfnet_f0").eval()
-    timm_model.load_state_dict(
-        {k: v[:, None, None, None] if k.endswith(".gain") else v for k, v in ours.state_dict().items()}
-    )
-    error = logits_error(timm_model, "nfnet_f0_64x64")
+    model = timm.create_model("dm_nfnet_f0", device="meta").eval()
+    arrays = state_dict("nfnet_f0").items()
+    arrays = {k: v[:, None, None, None] if k.endswith(".gain") else v for k, v in arrays}
+    model.load_state_dict(arrays, assign=True)
+    error = logits_error(model, "nfnet_f0_64x64")
     record_property("timm, dm_nfnet_f0_64x64", error)
     assert error == pytest.approx(PARITY["timm, dm_nfnet_f0_64x64"], rel=0.1)
-    assert logits_error(ours, "nfnet_f0_64x64") < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_resnet50", "dm_nf_regnet_b0"])
-def test_the_classifier_is_initialised_as_the_authors(name):
+def test_the_classifier_is_exactly_nn_linear_and_initialised_as_by_the_authors(name):
     torch.manual_seed(0)
-    model = timm.create_model(name)
+    model = timm.create_model(name, **golden.TINY | {"num_classes": 1000})
     for _ in range(2):
+        assert type(copy.deepcopy(model).get_classifier()) is nn.Linear
         std = model.head.fc.weight.std().item()
         assert std == (0 if "regnet" in name else pytest.approx(0.01, rel=0.05))
         assert not model.head.fc.bias.any()
         model.reset_classifier(500)
-
-
-@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_regnet_b0"])
-@pytest.mark.parametrize("change", [lambda m: None, lambda m: m.reset_classifier(7), copy.deepcopy])
-def test_the_classifier_is_exactly_nn_linear(name, change):
-    model = timm.create_model(name, device="meta")
-    model = change(model) or model
-    assert type(model.get_classifier()) is nn.Linear
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
@@ -310,7 +283,8 @@ class PassesOverMaps(TorchDispatchMode):
 )
 def test_only_activations_and_one_multiply_add_write_maps_besides_convolutions(name, act, gates, reparameterized):
     """Pools and paddings are not counted. NF-RegNets multiply by each gate, because an activation comes after it."""
-    model = timm.create_model(name, depths=(1, 2, 1, 1)).double().eval()  # float64: one operation for each GELU
+    model = timm.create_model(name, **DEPTH1 | {"depths": (1, 2, 1, 1)}).eval()
+    model.double()  # in which each GELU is one operation
     if reparameterized:
         model.reparameterize()
     convolutions = sum(isinstance(m, torch.nn.Conv2d) and "attn" not in n for n, m in model.named_modules())
@@ -346,17 +320,11 @@ def test_other_images_are_refused_with_shape_and_remedy(tiny, shape):
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_output_stride_sets_the_resolution_of_every_family(output_stride):
     for name in ("nfnet_f0", "dm_nf_resnet50", "dm_nf_regnet_b0"):
-        model = timm.create_model(name, features_only=True, output_stride=output_stride, depths=(1, 1, 2, 1)).eval()
+        small = {**DEPTH1, "depths": (1, 1, 2, 1)}
+        model = timm.create_model(name, features_only=True, output_stride=output_stride, **small).eval()
         sizes = [f.shape[-1] for f in model(torch.randn(1, 3, 64, 64))]
         assert sizes == [64 // r for r in model.feature_info.reduction()]
         assert sizes[-1] == 64 // output_stride
-
-
-def test_dilated_average_pooling_counts_no_padding():
-    from nfnet_timm.layers.same_padding import AvgPool2dSame
-
-    assert torch.equal(AvgPool2dSame(1)(torch.ones(1, 2, 5, 4)), torch.ones(1, 2, 5, 4))
-    assert torch.equal(AvgPool2dSame(2)(torch.ones(1, 2, 5, 4)), torch.ones(1, 2, 3, 2))
 
 
 @pytest.mark.parametrize("extra", [{"feature_cls": "list"}, {"feature_cls": "getter"}, {"out_indices": (1, 3)}, {}])
@@ -454,7 +422,7 @@ def test_the_trunk_stays_in_the_autocast_dtype(tiny):
 @pytest.fixture(params=["as trained", "reparameterized"])
 def built(tiny, request):
     """Build a tiny network for training, or reparameterized for inference."""
-    return tiny if request.param == "as trained" else lambda: tiny().reparameterize()
+    return lambda: tiny(**DEPTH1) if request.param == "as trained" else tiny(**DEPTH1).reparameterize()
 
 
 def test_fx_gives_the_same_features(built):
@@ -472,12 +440,9 @@ def test_torchscript_gives_the_same_logits(built):
 
 
 @pytest.mark.slow
-def test_compiles_without_a_graph_break(tiny):
-    model, x = tiny(drop_path_rate=0.2), torch.randn(2, 3, 64, 64)
-    compiled = torch.compile(model, fullgraph=True)
-    assert torch.allclose(compiled(x), model(x), rtol=1e-4, atol=1e-5)
-    compiled.train()
-    compiled(x).sum().backward()
+def test_stochastic_depth_compiles_without_a_graph_break(tiny):
+    model = tiny(drop_path_rate=0.2, **DEPTH1).train()
+    torch.compile(model, fullgraph=True, backend="eager")(torch.randn(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -489,57 +454,19 @@ def test_exports_with_a_dynamic_batch(built):
     assert torch.allclose(program.module()(x), model(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the exporter itself warns
-def test_onnx_runs_in_onnxruntime(built, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model, x = built(), torch.randn(2, 3, 64, 64)
-    torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert golden.relative_error(torch.from_numpy(logits), model(x).detach().numpy()) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_resnet50", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
-@pytest.mark.parametrize("size", [(96, 96), (97, 65)])
-def test_reparameterized_logits_are_the_same(name, size):
-    model = timm.create_model(name)
-    for key, p in model.named_parameters():
-        if key.endswith(("gain", "bias")):
-            torch.nn.init.uniform_(p, 0.5, 1.5)
-    model = model.eval()
-    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    plain = timm.utils.reparameterize_model(model)  # as --reparam of train.py and validate.py does
-    assert not any(isinstance(module, WSConv2d) for module in plain.modules())
-    assert not any(key.endswith(".gain") for key in plain.state_dict())
-    with torch.no_grad():
-        expected = model(x)
-        assert golden.relative_error(plain(x), expected.numpy()) < 1e-5
-        in_place = model.reparameterize()
-        assert in_place is model
-        assert golden.relative_error(model(x.to(memory_format=torch.channels_last)), expected.numpy()) < 1e-5
-
-
-def test_weights_of_a_reparameterized_network_load_into_no_other(tiny):
-    with pytest.raises(RuntimeError, match=r"Missing key.*gain"):
-        tiny().load_state_dict(tiny().reparameterize().state_dict())
-
-
-def test_a_reparameterized_network_runs_in_bfloat16(tiny):
-    model = tiny()
-    x = torch.randn(2, 3, 64, 64)
-    expected = model(x).detach()
-    logits = model.reparameterize().bfloat16()(x.bfloat16())
-    assert logits.dtype == torch.bfloat16
-    assert golden.relative_error(logits.float(), expected.numpy()) < 3e-2
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-@pytest.mark.parametrize("how", ["scripted", "traced"])
-@pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("nfnet_f0", "scripted"),
+        ("nfnet_f0", "traced"),
+        ("dm_nf_seresnet50", "traced"),
+        ("dm_nf_regnet_b0", "scripted"),
+    ],
+)
 def test_torch_optimizes_for_inference(name, how):
     """Activations go to oneDNN, which lacks the tanh form of GELU. Without our view, the process crashes."""
-    model = timm.create_model(name, **{**golden.TINY, "group_size": 8 if "f0" in name else None}).eval()
+    model = timm.create_model(name, **DEPTH1 | {"num_classes": 10}).eval()
     nn.init.normal_(model.head.fc.weight, std=0.1)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -548,20 +475,6 @@ def test_torch_optimizes_for_inference(name, how):
         for size in [(64, 64), (64, 64), (75, 49)]:
             x = torch.randn(2, 3, *size)
             assert golden.relative_error(optimized(x), model(x).numpy()) < 1e-5
-
-
-def test_per_sample_gradients_are_those_of_single_samples(tiny):
-    model = tiny()
-    params = {name: p.detach() for name, p in model.named_parameters()}
-    x, y = torch.randn(3, 3, 32, 32), torch.tensor([1, 5, 2])
-
-    def loss(params, image, label):
-        return F.cross_entropy(torch.func.functional_call(model, params, image[None]), label[None])
-
-    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(params, x, y)
-    single = torch.func.grad(loss)(params, x[1], y[1])
-    for name, grad in single.items():
-        assert torch.allclose(per_sample[name][1], grad, rtol=1e-3, atol=1e-5), name
 
 
 @pytest.mark.parametrize("steps", [0, 1])
@@ -581,14 +494,6 @@ def test_vectorized_skip_gains_are_trained(tiny, steps):
     assert gains[1].shape == (1,)
     assert gains[0] != 0.7
     torch.testing.assert_close(gains[1][0], gains[0])
-
-
-def test_layer_decay_groups_follow_depth(tiny):
-    from timm.optim import param_groups_layer_decay
-
-    groups = param_groups_layer_decay(tiny(), weight_decay=0.1, layer_decay=0.5)
-    assert sum(len(g["params"]) for g in groups) == 131
-    assert len({g["lr_scale"] for g in groups}) > 5
 
 
 def test_timm_decays_neither_gains_nor_biases_nor_skip_gains(tiny):

@@ -1,5 +1,7 @@
 """The scaled-standardized convolutions of any model become plain ones with the same outputs."""
 
+import copy
+
 import golden
 import pytest
 import timm
@@ -13,22 +15,45 @@ from nfnet_timm.layers import WSConv2d
 STANDARDIZED = (ScaledStdConv2d, ScaledStdConv2dSame, WSConv2d)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (97, 65)])
-@pytest.mark.parametrize(
-    "name", ["eca_nfnet_l0", "nfnet_l0", "nf_resnet50", "nf_regnet_b1", "dm_nfnet_f0", "nfnet_f0", "dm_nf_resnet50"]
-)
-def test_outputs_stay_the_same_and_nothing_is_standardized(name, size):
-    model = timm.create_model(name).eval()
+SMALL = {"depths": (1, 1, 1, 1), "channels": (32, 64, 96, 96)}
+TIMMS = {
+    "eca_nfnet_l0": {**SMALL, "group_size": 8},
+    "nfnet_l0": {**SMALL, "group_size": 8},
+    "nf_resnet50": SMALL,
+    "nf_regnet_b1": {**SMALL, "width_factor": 1.0},
+    "dm_nfnet_f0": {**SMALL, "group_size": 8},
+}
+OURS = {
+    "nfnet_f0": {**SMALL, "group_size": 8},
+    "dm_nf_resnet50": SMALL,
+    "dm_nf_seresnet50": SMALL,
+    "dm_nf_regnet_b0": {**SMALL, "width_factor": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", TIMMS | OURS)
+def test_outputs_stay_the_same_and_nothing_is_standardized(name):
+    model = timm.create_model(name, **(TIMMS | OURS)[name]).eval()
     for key, p in model.named_parameters():
         if key.endswith(("gain", "bias")):
             nn.init.uniform_(p, 0.5, 1.5)
-    x = torch.randn(2, 3, *size)
+        elif key.endswith("fc.weight"):  # of NF-RegNets it is 0
+            nn.init.normal_(p, std=0.1)
+    inner = copy.deepcopy(model)
+    assert reparameterize(inner) is inner
+    found = [inner]
+    if name in OURS:
+        found.append(timm.utils.reparameterize_model(model))  # as --reparam of train.py and validate.py does
+        found.append(copy.deepcopy(model).reparameterize())
     with torch.no_grad():
-        expected = model(x)
-        plain = reparameterize(model)
-        assert plain is model
-        assert not any(isinstance(module, STANDARDIZED) for module in plain.modules())
-        assert golden.relative_error(plain(x), expected.numpy()) < 1e-5
+        for plain in found:
+            assert not any(isinstance(module, STANDARDIZED) for module in plain.modules())
+            assert not any(key.endswith(".gain") for key in plain.state_dict())
+            for size in ((64, 64), (97, 65)):
+                x = torch.randn(2, 3, *size)
+                assert golden.relative_error(plain(x), model(x).numpy()) < 1e-5
+            channels_last = x.to(memory_format=torch.channels_last)
+            assert golden.relative_error(plain(channels_last), model(x).numpy()) < 1e-5
 
 
 def test_a_network_inside_another_module_is_found_and_the_rest_is_unchanged():
@@ -60,3 +85,17 @@ def test_timms_classes_and_other_models_are_unchanged():
     reparameterize(timm.create_model("test_nfnet"))
     assert (ScaledStdConv2d.forward, ScaledStdConv2dSame.forward) == before
     assert any(isinstance(module, STANDARDIZED) for module in twin.modules())
+
+
+def test_weights_of_a_reparameterized_network_load_into_no_other(tiny):
+    with pytest.raises(RuntimeError, match=r"Missing key.*gain"):
+        tiny().load_state_dict(tiny().reparameterize().state_dict())
+
+
+def test_a_reparameterized_network_runs_in_bfloat16(tiny):
+    model = tiny()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x).detach()
+    logits = model.reparameterize().bfloat16()(x.bfloat16())
+    assert logits.dtype == torch.bfloat16
+    assert golden.relative_error(logits.float(), expected.numpy()) < 3e-2

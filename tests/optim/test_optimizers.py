@@ -22,6 +22,13 @@ from nfnet_timm.optim import SAM, agc_param_groups, attach_agc, create_optimizer
 from nfnet_timm.optim.agc import adaptive_clip_grad_, clip_stats, unitwise_norm
 
 AGC_NAMES = list_optimizers("agc-*")
+SMALL = {**golden.TINY, "depths": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
+
+
+@pytest.fixture
+def tiny(tiny):
+    """Build smaller networks than the fixture of all tests."""
+    return lambda **kwargs: tiny(**{**SMALL, **kwargs})
 
 
 def backward(model, seed=0, scale=1.0):
@@ -120,14 +127,14 @@ def test_classifier_and_norms_of_other_models_are_found(name):
     assert any(decay for _, decay in found.values())
 
 
-@pytest.mark.parametrize("layer_decay", [None, 0.7])
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "nf_resnet26", "dm_nf_regnet_b0"])
-def test_each_trainable_parameter_is_in_exactly_one_group(name, layer_decay):
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "nf_resnet26", "dm_nf_regnet_b0"])
+def test_each_trainable_parameter_is_in_exactly_one_group(name):
     model = timm.create_model(name, device="meta")
     next(model.parameters()).requires_grad = False
-    groups = agc_param_groups(model, 0.1, layer_decay=layer_decay)
-    grouped = [id(p) for group in groups for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    for layer_decay in (None, 0.7):
+        groups = agc_param_groups(model, 0.1, layer_decay=layer_decay)
+        grouped = [id(p) for group in groups for p in group["params"]]
+        assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"weight_decay": 2e-5}, {"weight_decay": 2e-5, "layer_decay": 0.7}])
@@ -169,16 +176,6 @@ def test_the_classifier_is_known_after_a_copy_a_cast_and_a_reset(tiny):
     assert settings(create_optimizer(model, lr=0.1, weight_decay=2e-5), model) == authors_settings(model)
 
 
-def test_frozen_parameters_do_not_change(tiny):
-    model = tiny()
-    model.stem.requires_grad_(False)
-    before = model.stem.conv1.weight.clone()
-    optimizer = create_optimizer(model, "sgd", lr=0.1)
-    backward(model)
-    optimizer.step()
-    assert torch.equal(model.stem.conv1.weight, before)
-
-
 def train(model, optimizer, scheduler, steps):
     for step in steps:
         scheduler.step_update(step)
@@ -199,15 +196,15 @@ def test_a_resumed_run_takes_the_same_steps(tiny, opt, tmp_path):
         return model, optimizer, scheduler
 
     whole = setup()
-    train(*whole, range(6))
+    train(*whole, range(4))
     first = setup()
-    train(*first, range(3))
+    train(*first, range(2))
     torch.save({"model": first[0].state_dict(), "optimizer": first[1].state_dict()}, tmp_path / "checkpoint.pt")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     second = setup()
     second[0].load_state_dict(saved["model"])
     second[1].load_state_dict(saved["optimizer"])
-    train(*second, range(3, 6))
+    train(*second, range(2, 4))
     # Not bit-identical: on a CPU, the rounding of torch's operations depends on the alignment of memory.
     for a, b in zip(whole[0].parameters(), second[0].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
@@ -284,16 +281,16 @@ def test_a_closures_gradients_are_clipped(tiny):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("kwargs", [{"foreach": True}, {"foreach": False}, {"fused": True}])
-def test_every_implementation_of_an_optimizer_takes_the_same_step(tiny, kwargs):
+def test_every_implementation_of_an_optimizer_takes_the_same_step(tiny):
     results = []
-    for extra in ({}, kwargs):
+    for extra in ({}, {"foreach": True}, {"foreach": False}, {"fused": True}):
         model = tiny()
         optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4, **extra)
         backward(model, scale=100.0)
         optimizer.step()
         results.append([p.detach() for p in model.parameters()])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+    for other in results[1:]:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("name", ["agc-sgd", "agc-adamw", "agc-adagrad"])
@@ -345,8 +342,9 @@ def test_a_list_of_named_parameters_exempts_the_classifier(tiny):
     assert [name for name, clipped in limits(optimizer, model).items() if not clipped] == ["head.fc.weight"]
 
 
-@pytest.mark.parametrize("unscale", [False, True])
-@pytest.mark.parametrize("fused", [None, False, True])
+@pytest.mark.parametrize(
+    ("fused", "unscale"), [(None, False), (None, True), (False, False), (True, False), (True, True)]
+)
 def test_a_gradient_scaler_does_not_change_clipping(tiny, fused, unscale):
     results = []
     for scaled in (False, True):
@@ -363,20 +361,6 @@ def test_a_gradient_scaler_does_not_change_clipping(tiny, fused, unscale):
         results.append([p.detach() for p in model.parameters()])
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_clipping_by_timm_and_by_the_optimizer_equals_clipping_once(tiny):
-    results = []
-    for twice in (False, True):
-        model = tiny()
-        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1)
-        backward(model, scale=100.0)
-        if twice:
-            dispatch_clip_grad(timm.models.model_parameters(model, exclude_head=True), 0.01, mode="agc")
-        optimizer.step()
-        results.append([p.detach() for p in model.parameters()])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_timms_clip_mode_agc_equals_ours_for_our_networks(tiny):
@@ -401,14 +385,14 @@ def test_agc_names_have_descriptions_and_no_underscore():
 
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")  # timm's kron
 @pytest.mark.parametrize("name", AGC_NAMES)
-def test_every_name_builds_an_optimizer_that_clips(tiny, name, monkeypatch):
+def test_every_name_builds_an_optimizer_that_clips(name, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # timm's kron compiles for a minute
-    model = tiny()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 5))
     optimizer = create_optimizer_v2(model, name, lr=1e-3)
-    backward(model, scale=1e4)
-    before = unitwise_norm(model.final_conv.weight.grad).max()
+    (1e4 * model(torch.randn(2, 3, 4, 4)).square().sum()).backward()
+    before = unitwise_norm(model[0].weight.grad).max()
     optimizer.step()
-    assert unitwise_norm(model.final_conv.weight.grad).max() < before
+    assert unitwise_norm(model[0].weight.grad).max() < before
     assert all(p.isfinite().all() for p in model.parameters())
 
 
@@ -435,11 +419,11 @@ def assign(model):
 def pretrained(model):
     state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     overlay = {"state_dict": state_dict, "num_classes": 10}
-    return timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **golden.TINY)
+    return timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **SMALL)
 
 
 def replaced(model):
-    model.head.fc = torch.nn.Linear(192, 10)
+    model.head.fc = torch.nn.Linear(64, 10)
     return model
 
 
@@ -460,7 +444,7 @@ CHANGES = {
     "replaced": replaced,
     "reparameterized": lambda model: model.reparameterize(),
     "parametrized": parametrized,
-    "recomputing": lambda model: timm.create_model("nfnet_f0", recompute_acts=True, **golden.TINY),
+    "recomputing": lambda model: timm.create_model("nfnet_f0", recompute_acts=True, **SMALL),
     "without gradients": lambda model: copy.deepcopy(model.requires_grad_(False)).requires_grad_(True),
 }
 
@@ -476,7 +460,7 @@ def swapped(model):
 
 WRAPPERS = {
     "bare": lambda model: model,
-    "in a module": Wrapper,
+    "in a module": Wrapper,  # which hides timm's methods
     "in two": lambda model: Wrapper(Wrapper(model)),
     "in a sequence": lambda model: torch.nn.Sequential(model, torch.nn.Identity()),
     "compiled": lambda model: torch.compile(model, backend="eager"),
@@ -492,10 +476,12 @@ def limits(optimizer, model):
     return {name: bool((p.grad.abs() < 1e3).all()) for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(
+    ("change", "wrapper"),
+    [*((change, "in a module") for change in CHANGES), *(("pretrained", wrapper) for wrapper in WRAPPERS)],
+)
 def test_all_except_the_classifiers_weight_is_clipped_in_any_wrapper(tiny, change, wrapper):
-    model = wrapper(change(tiny()))
+    model = WRAPPERS[wrapper](CHANGES[change](tiny()))
     found = limits(create_optimizer_v2(model, "agc-sgd", lr=0.0, weight_decay=1e-4), model)
     not_clipped = [name for name, clipped in found.items() if not clipped]
     assert not_clipped
@@ -522,24 +508,11 @@ def test_a_classifier_added_later_is_not_clipped(tiny, how):
     assert [name for name, clipped in found.items() if not clipped] == ["inner.head.fc.weight"]
 
 
-def test_a_pretrained_classifier_in_a_wrapper_is_not_clipped(tiny):
-    moved = []
-    for change in (lambda model: model, pretrained):
-        model = Wrapper(change(tiny())).train()
-        before = model.inner.head.fc.weight.detach().clone()
-        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1)
-        backward(model, scale=1e4)
-        optimizer.step()
-        moved.append(model.inner.head.fc.weight.detach() - before)
-    torch.testing.assert_close(*moved)
-    assert moved[0].abs().max() > 1
-
-
 def test_optimizers_do_not_keep_networks_alive():
     import gc
     import weakref
 
-    model = timm.create_model("nfnet_f0", **golden.TINY)
+    model = timm.create_model("nfnet_f0", **SMALL)
     optimizer = create_optimizer_v2(model.parameters(), "agc-sgd", lr=0.1)
     alive = weakref.ref(model)
     del model
@@ -635,8 +608,9 @@ def test_other_optimizers_are_not_clipped(tiny):
 BAD = [0, -0.01, float("nan"), float("inf"), "much", True, [0.01]]
 
 
-@pytest.mark.parametrize("key", ["clip_factor", "clip_eps"])
-@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize(
+    ("key", "value"), [*(("clip_factor", value) for value in BAD), ("clip_eps", 0), ("clip_eps", "much")]
+)
 def test_a_setting_that_is_not_above_0_is_refused_and_nothing_changes(tiny, key, value):
     model = tiny()
     for build in (create_optimizer, create_optimizer_v2):
@@ -678,7 +652,7 @@ def test_text_is_converted_to_a_number_and_none_disables_clipping(tiny):
 class WithHead(torch.nn.Module):
     def __init__(self, backbone):
         super().__init__()
-        self.backbone, self.fc = backbone, torch.nn.Linear(192, 5)
+        self.backbone, self.fc = backbone, torch.nn.Linear(64, 5)
 
     def forward(self, x):
         return self.fc(self.backbone(x))
@@ -737,7 +711,7 @@ def test_networks_may_be_built_while_another_thread_runs_a_step(tiny):
     def build():
         try:
             while not stop.is_set():
-                timm.create_model("nfnet_f0", device="meta", **golden.TINY)
+                timm.create_model("nfnet_f0", device="meta", **SMALL)
         except Exception as error:
             errors.append(error)
 

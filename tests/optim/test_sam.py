@@ -351,7 +351,7 @@ def in_one_process(unsynchronised):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["synchronised", "unsynchronised", "fsdp"])
+@pytest.mark.parametrize("mode", ["unsynchronised", "fsdp"])
 def test_two_processes_equal_one(mode, tmp_path):
     script, out = tmp_path / "train.py", tmp_path / "weights.pt"
     script.write_text(textwrap.dedent(PROCESSES))
