@@ -5,6 +5,8 @@ timm is imported when a function is called, because of the second rule in nfnet_
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 __all__ = [
     "clip_grad_module",
     "config_file",
+    "keep_cfgs_of_entrypoints",
     "optimizer_registry",
     "save_config",
     "split_folder",
@@ -50,6 +53,29 @@ def clip_grad_module() -> Any:
     import timm.utils.clip_grad
 
     return timm.utils.clip_grad
+
+
+def keep_cfgs_of_entrypoints(names: Iterable[str]) -> None:
+    """Make functions of timm.models.nfnet use their own pretrained_cfg after their names were registered again.
+
+    timm looks a configuration up by name. Without this, ``timm.models.nfnet.nfnet_f0(pretrained=True)`` would load the
+    weights of this package's network into timm's network.
+    """
+    import timm.models as models
+    from timm.models import nfnet
+
+    for name in names:
+        with_own_cfg = _with_cfg(getattr(nfnet, name), nfnet.default_cfgs[name].default)
+        setattr(nfnet, name, with_own_cfg)
+        setattr(models, name, with_own_cfg)
+
+
+def _with_cfg(entrypoint: Any, cfg: Any) -> Any:
+    @wraps(entrypoint)
+    def build(pretrained: bool = False, **kwargs: Any) -> Any:
+        return entrypoint(pretrained, **{"pretrained_cfg": cfg, **kwargs})
+
+    return build
 
 
 def config_file(name: str) -> Path | None:

@@ -139,8 +139,8 @@ def read_tree(path: str | Path | BinaryIO) -> Tree:
     if head == b"PK\x03\x04":
         raise ValueError(
             f"{path} is a zip archive, a real .npz perhaps: expected one of the authors' F*_haiku.npz files, "
-            "which are pickles in spite of their name. Read a real .npz with numpy.load, and publish a file of torch.save "
-            "with `nfnet-timm publish`"
+            "which are pickles in spite of their name. Read a real .npz with numpy.load, and publish a file of "
+            "torch.save with `nfnet-timm publish`"
         )
     if head[:1] != b"\x80":
         raise ValueError(

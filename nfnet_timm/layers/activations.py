@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.kernels.gelu import gelu_tanh
 
-__all__ = ["ACTIVATIONS", "KEPT_BY_INPUT", "GELUTanh", "OverwritingReLU", "ScaledAct", "activation"]
+__all__ = ["ACTIVATIONS", "KEPT_BY_INPUT", "GELUTanh", "ScaledAct", "activation"]
 
 
 class GELUTanh(nn.Module):
@@ -24,22 +24,6 @@ class GELUTanh(nn.Module):
         if torch.jit.is_scripting():
             return F.gelu(x.view_as(x), approximate="tanh")  # a view, for the reason in gelu_tanh
         return gelu_tanh(x)
-
-
-class OverwritingReLU(nn.ReLU):
-    """ReLU that overwrites its input, unless the input is a view.
-
-    The output of a module is a view if the module has a full backward hook, as Opacus and captum register.
-
-    Differs from torch: ``nn.ReLU(inplace=True)`` raises an error for such views.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activate ``x``."""
-        if torch.jit.is_scripting():
-            return F.relu(x)
-        # torch.compile decides by itself which tensors it overwrites. During torch.fx tracing, x is not a tensor.
-        return F.relu(x, inplace=not torch.compiler.is_compiling() and isinstance(x, Tensor) and not x._is_view())
 
 
 # Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are

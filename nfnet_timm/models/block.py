@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nfnet_timm.layers.activations import OverwritingReLU, activation
+from nfnet_timm.layers.activations import activation
 from nfnet_timm.layers.same_padding import AvgPool2dSame, MaxPool2dSame
 from nfnet_timm.layers.squeeze_excite import SqueezeExcite
 from nfnet_timm.layers.ws_conv import WSConv2d
@@ -90,10 +90,9 @@ class NormFreeBlock(nn.Module):
                 f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} is too narrow for one "
                 f"group of group_size={group_size} channels: expected a smaller group_size or more channels"
             )
-        _, gamma = activation(act_layer)
         self.alpha = alpha
 
-        self.act1, _ = activation(act_layer)  # not in place: x is also the shortcut
+        self.act1, gamma = activation(act_layer)
         self.downsample: nn.Module | None = None
         if stride > 1 or in_chs != out_chs or dilation != first_dilation:
             pool: nn.Module = nn.Identity()
@@ -103,13 +102,13 @@ class NormFreeBlock(nn.Module):
                 pool, WSConv2d(in_chs, out_chs, 1, 1 if avg_down else stride, scale=gamma * beta, **dd)
             )
         self.conv1 = WSConv2d(in_chs, mid_chs, 1, scale=gamma * beta, **dd)
-        self.act2 = _inplace(activation(act_layer)[0])
+        self.act2, _ = activation(act_layer)
         conv = partial(WSConv2d, mid_chs, mid_chs, 3, groups=groups, scale=gamma, **dd)
         self.conv2 = conv(stride=stride, dilation=first_dilation)
-        self.act2b = _inplace(activation(act_layer)[0]) if extra_conv else None
+        self.act2b = activation(act_layer)[0] if extra_conv else None
         self.conv2b = conv(dilation=dilation) if extra_conv else None
         self.attn = SqueezeExcite(mid_chs, rd_ratio, **dd) if reg and rd_ratio else None
-        self.act3 = _inplace(activation(act_layer)[0])
+        self.act3, _ = activation(act_layer)
         self.conv3 = WSConv2d(mid_chs, out_chs, 1, scale=gamma, **dd)
         self.attn_last = SqueezeExcite(out_chs, rd_ratio, **dd) if not reg and rd_ratio else None
         self.skipinit_gain = nn.Parameter(torch.empty((), **dd))
@@ -156,11 +155,6 @@ class NormFreeBlock(nn.Module):
         if gain is not None and gain.numel() == 1:  # (), or (1,) after vectorize_skip_gains()
             state_dict[prefix + "skipinit_gain"] = gain.reshape(self.skipinit_gain.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _inplace(act: nn.Module) -> nn.Module:
-    """Replace ReLU by one that overwrites its input. Autograd needs only the output, and no other layer the input."""
-    return OverwritingReLU() if isinstance(act, nn.ReLU) else act
 
 
 def create_stem(cfg: NormFreeCfg, in_chans: int, **dd: Any) -> tuple[nn.Sequential, int, dict[str, Any]]:

@@ -26,7 +26,7 @@ from timm.models import (
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from nfnet_timm.compat.timm import take_feature_indices
+from nfnet_timm.compat.timm import keep_cfgs_of_entrypoints, take_feature_indices
 from nfnet_timm.formats import authors
 from nfnet_timm.layers.activations import KEPT_BY_INPUT, GELUTanh, ScaledAct
 from nfnet_timm.layers.recompute import recompute_acts_of
@@ -404,3 +404,4 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Overwriting .* in registry with nfnet_timm")
     for _name in VARIANTS:
         _register(_name)
+keep_cfgs_of_entrypoints(f"nfnet_f{i}" for i in range(8))

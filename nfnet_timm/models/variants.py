@@ -26,8 +26,8 @@ class NormFreeCfg:
         channels: Output channels of each stage, before ``width_factor``.
         stem_type: "deep_quad" (four 3 x 3, stride 4), "3x3" (stride 2) or "7x7_pool" (stride 4).
         stem_chs: Channels of the stem's last convolution; None for the family's share of ``channels[0]``.
-        group_size: Channels per group of the 3 x 3 convolutions; None for ungrouped. The width inside a block is rounded
-            down to a multiple of it.
+        group_size: Channels per group of the 3 x 3 convolutions; None for ungrouped. The width inside a block is
+            rounded down to a multiple of it.
         bottle_ratio: Ratio of the width inside a block to its output channels (with ``reg``: to its input channels).
         num_features: Channels of the final convolution; 0 for none, None for the family's multiple of the last stage.
         alpha: Scale of the residual branch. Each block adds alpha**2 to the variance (arXiv 2101.08692, section 3).

@@ -66,7 +66,8 @@ def networks_of(name: str) -> dict[str, nn.Module]:
 def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each form of the networks, timed in turns."""
     x = torch.randn(batch, 3, PIXELS[name], PIXELS[name])
-    rows, functions = [], []
+    rows: list[dict[str, Any]] = []
+    functions: list[Form] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for package, network in networks_of(name).items():
             expected = network.eval()(x)

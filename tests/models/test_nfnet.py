@@ -567,6 +567,16 @@ def test_gamma_gives_unit_variance(act_layer):
     assert ScaledAct(act_layer)(z).std().item() == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"num_classes": 0}, {"num_classes": 10}, {"features_only": True}], ids=str)
+def test_timms_own_function_does_not_load_the_weights_of_this_network(kwargs):
+    from timm.models import nfnet
+
+    assert timm.models.nfnet_f0 is nfnet.nfnet_f0
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+        nfnet.nfnet_f0(pretrained=True, device="meta", **kwargs)
+    assert not nfnet.nfnet_f0(device="meta", **kwargs).pretrained_cfg.get("hf_hub_id")
+
+
 def test_entrypoints_are_functions_of_the_module():
     from nfnet_timm.models import nfnet
 
