@@ -74,8 +74,14 @@ def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, 
             for form, function in forms(network, x, Path(folder), args.compile and batch == args.batch[0]):
                 print(f"{name}, batch {batch}, {package}, {form}", file=sys.stderr)
                 difference = float((torch.as_tensor(np.asarray(function(x))) - expected).norm() / expected.norm())
-                row = {"network": f"{name}, {package}", "batch": batch, "form": form, "difference": difference}
-                rows.append({**row, "milliseconds": []})
+                row: dict[str, Any] = {
+                    "network": f"{name}, {package}",
+                    "batch": batch,
+                    "form": form,
+                    "difference": difference,
+                    "milliseconds": [],
+                }
+                rows.append(row)
                 functions.append(function)
         for i in range(args.repeat + 2):  # the first two are not counted
             for row, function in zip(rows, functions, strict=True):
