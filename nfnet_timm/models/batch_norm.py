@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from nfnet_timm.layers.same_padding import Conv2dSame
@@ -32,12 +33,15 @@ def with_batch_norm(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If ``model`` contains no ``WSConv2d``, for example after ``reparameterize()``.
     """
+    if not isinstance(model, nn.Module) or isinstance(model, WSConv2d):
+        raise ValueError(f"model is {type(model).__name__}: expected a network of nfnet_timm")
     blocks: list[Any] = [module for module in model.modules() if isinstance(module, NormFreeBlock)]
     found = False
     for parent in list(model.modules()):
         for name, conv in list(parent.named_children()):
             if isinstance(conv, WSConv2d):
-                setattr(parent, name, _normalized(conv))
+                is_last = isinstance(parent, NormFreeBlock) and name == "conv3"
+                setattr(parent, name, _normalized(conv, _ZeroBatchNorm2d if is_last else nn.BatchNorm2d))
                 found = True
     if not found:
         raise ValueError(
@@ -45,15 +49,28 @@ def with_batch_norm(model: nn.Module) -> nn.Module:
             "reparameterized and has no batch norm"
         )
     for block in blocks:
-        block.alpha = 1.0
-        nn.init.ones_(block.skipinit_gain).requires_grad_(False)
-        nn.init.zeros_(block.conv3[1].weight)
+        block.alpha = block.initial_skip_gain = 1.0
+        block.skipinit_gain.requires_grad_(False)
+        block.reset_parameters()
     return model
 
 
-def _normalized(conv: Any) -> nn.Sequential:
+class _Conv2d(Conv2dSame):
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+
+
+class _ZeroBatchNorm2d(nn.BatchNorm2d):
+    """The last norm of a branch: its weight starts at 0."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+
+def _normalized(conv: Any, norm: type[nn.BatchNorm2d]) -> nn.Sequential:
     dd: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-    plain = Conv2dSame(
+    plain = _Conv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
@@ -64,5 +81,6 @@ def _normalized(conv: Any) -> nn.Sequential:
         padding_mode=conv.padding_mode,
         **dd,
     )
-    nn.init.kaiming_normal_(plain.weight, nonlinearity="relu")
-    return nn.Sequential(plain, nn.BatchNorm2d(conv.out_channels, **dd)).train(conv.training)
+    if not conv.weight.is_contiguous():
+        plain.to(memory_format=torch.channels_last)
+    return nn.Sequential(plain, norm(conv.out_channels, **dd)).train(conv.training)

@@ -56,6 +56,8 @@ class NormFreeBlock(nn.Module):
     # (N, C, H, W) times the gate (N, C or 1, 1, 1). nfnet_timm.privacy sets it, for the gradients of the skip gain.
     residual_hook: ClassVar[Any] = None
 
+    initial_skip_gain = 0.0  # 1 in a network that with_batch_norm has changed
+
     def __init__(
         self,
         in_chs: int,
@@ -116,8 +118,8 @@ class NormFreeBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the skip gain to 0. The output of the block is then that of its shortcut."""
-        nn.init.zeros_(self.skipinit_gain)
+        """Set the skip gain to its initial value, 0. The output of the block is then that of its shortcut."""
+        nn.init.constant_(self.skipinit_gain, self.initial_skip_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""

@@ -45,7 +45,7 @@ Device = torch.device | str | None
 
 
 def _check_count(name: str, count: Any, smallest: int) -> None:
-    if not (isinstance(count, int) and count >= smallest):
+    if isinstance(count, bool) or not (isinstance(count, int) and count >= smallest):
         raise ValueError(f"{name}={count!r}: expected a whole number of at least {smallest}")
 
 
@@ -92,8 +92,10 @@ class NormFreeNet(nn.Module):
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not (isinstance(rate, Real) and 0 <= rate <= 1):
                 raise ValueError(f"{name}={rate!r}: expected a probability, 0 to 1")
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype={dtype}: expected a floating-point dtype, such as torch.float32 or torch.bfloat16")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(
+                f"dtype={dtype!r}: expected a floating-point dtype, such as torch.float32 or torch.bfloat16"
+            )
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg = cfg
         self.num_classes = num_classes
@@ -206,7 +208,8 @@ class NormFreeNet(nn.Module):
 
         fully_shard does not accept scalars. Outputs, gradients and clipping do not change, and state dicts with either
         shape load into a model with either shape. The parameters stay the same objects, so an optimizer that was built
-        before still trains them.
+        before still trains them. It must not have made a step: the state of an optimizer for gains of shape () does not
+        fit.
         """
         for module in self.modules():
             if isinstance(module, NormFreeBlock):

@@ -19,8 +19,12 @@ def reparameterize(model: nn.Module) -> nn.Module:
     Outputs stay within float32 rounding. The state dict then has no gains. ``model`` may be a network of this package
     or of timm (``eca_nfnet_l0``, ``nf_resnet50``, ``dm_nfnet_f0`` and so on), or contain one.
 
+    Raises:
+        ValueError: If ``model`` is not a module, or is scripted.
     Differs from timm: ``timm.utils.reparameterize_model`` does not change timm's own convolutions.
     """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"model is {type(model).__name__}: expected a torch.nn.Module that is not scripted")
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, (ScaledStdConv2d, ScaledStdConv2dSame)):

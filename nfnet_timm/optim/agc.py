@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfnet_timm.compat.torch import (
     foreach_clamp_max_,
@@ -87,18 +87,27 @@ def adaptive_clip_grad_(
     Raises:
         ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a parameter is complex, a gradient is sparse,
             a matrix or kernel is sharded on another dim than 0, or FSDP1 has flattened a parameter.
-        RuntimeError: If ``error_if_nonfinite`` and a gradient is not finite. Then nothing is clipped.
+        RuntimeError: If ``error_if_nonfinite`` and the norm of a gradient is not finite. Then nothing is clipped.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
-    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    params = [parameters] if isinstance(parameters, Tensor) else _listed(parameters, "parameters")
+    if not all(isinstance(p, Tensor) for p in params):
+        raise ValueError(f"parameters contain {type(params[0]).__name__}: expected tensors, as in model.parameters()")
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
-    limits = [ClippedParam(p, clipping) for p in params if clipping is not None]
-    if error_if_nonfinite and not _are_finite(limits):
+    if error_if_nonfinite and not _are_finite([ClippedParam(p, clipping or Clipping()) for p in params]):
         raise RuntimeError(
-            "a gradient is NaN or infinite, so it cannot be clipped: expected finite gradients. Find the cause, for "
-            "instance a learning rate that is too large, or pass error_if_nonfinite=False to continue anyway"
+            "a gradient is NaN, infinite, or too large for a norm in float32, so it cannot be clipped: expected finite "
+            "gradients. Find the cause, for instance a learning rate that is too large, or pass "
+            "error_if_nonfinite=False to continue anyway"
         )
-    clip_each_(limits)
+    if clipping is not None:
+        clip_each_([ClippedParam(p, clipping) for p in params])
+
+
+def _listed(parameters: Any, method: str) -> list[Any]:
+    if isinstance(parameters, nn.Module) or not isinstance(parameters, Iterable):
+        raise ValueError(f"parameters are {type(parameters).__name__}: expected those of model.{method}()")
+    return list(parameters)
 
 
 @torch.no_grad()
@@ -169,20 +178,34 @@ def clip_stats(
     The weight of a network's classifier counts as not clipped, as in the optimizers. The call computes the norms, and
     makes one transfer from each device. For sharded parameters it counts only the rows of this process.
 
+    A unit whose gradient is NaN counts as clipped.
+
     Args:
         parameters: ``model.named_parameters()``, or a dict.
+    Raises:
+        ValueError: If ``parameters`` are no such pairs, or as ``adaptive_clip_grad_``.
     """
     from nfnet_timm.optim.param_groups import known_classifier_weights
 
-    named = dict(parameters)
+    pairs = list(parameters.items()) if isinstance(parameters, Mapping) else _listed(parameters, "named_parameters")
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise ValueError(
+            f"parameters contain {type(pairs[0]).__name__}: expected pairs, as in model.named_parameters()"
+        )
+    named = dict(pairs)
     names = {id(p): name for name, p in named.items()}
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
     found: dict[str, list[float]] = {}
-    for here in _by_device([ClippedParam(p, clipping) for p in named.values() if clipping is not None]).values():
+    if clipping is None:
+        return {}
+    for here in _by_device([ClippedParam(p, clipping) for p in named.values()]).values():
         _, max_norms, grad_norms = _norms(here)
         ratios = [(limit.param, g / m) for limit, g, m in zip(here, grad_norms, max_norms, strict=True)]
         ratios = [(p, ratio) for p, ratio in ratios if ratio.numel()]  # a process may have no rows
-        rows = [torch.stack([(ratio > 1).float().mean(), ratio.max() * clip_factor]) for _, ratio in ratios]
+        # not ratio > 1, because NaN is changed too
+        rows = [
+            torch.stack([(~(ratio <= 1)).float().mean(), ratio.max() * clipping.clip_factor]) for _, ratio in ratios
+        ]
         if rows:
             found.update(zip((names[id(p)] for p, _ in ratios), torch.stack(rows).tolist(), strict=True))
     exempt = known_classifier_weights()
@@ -246,7 +269,7 @@ def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
     if p.grad.is_sparse:  # type: ignore[union-attr]
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} has a sparse gradient: adaptive clipping needs dense rows. "
-            "Build the embedding with sparse=False, or leave its parameters out"
+            "Build the embedding with sparse=False, leave its parameters out, or set its group's clip_factor to None"
         )
     if getattr(p, "_fsdp_flattened", False):
         raise ValueError(

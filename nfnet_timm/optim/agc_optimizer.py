@@ -28,17 +28,22 @@ def attach_agc(
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
     ``clip_factor`` and ``clip_eps`` become entries of each parameter group that does not have them, and of groups that
-    are added later. They are saved in ``state_dict()``, and you can change them at any time. A ``clip_factor`` of None
-    disables clipping for the group. The weight of the classifier of a network of this package is never clipped.
+    are added later. They are saved in ``state_dict()``, and you can change them at any time. A second call changes the
+    groups that have the values of the first one. A ``clip_factor`` of None disables clipping for the group. The weight
+    of the classifier of a network of this package is never clipped.
 
     Gradients are clipped in place, once for each step and after each run of a closure. This happens after a gradient
     scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled
     optimizer clips if its process has imported timm or this module.
 
     Raises:
-        ValueError: If a setting is not a number above 0, the optimizer differentiates gradients, or it does not run
-            torch's hooks.
+        ValueError: If ``optimizer`` is none, a setting is not a number above 0, the optimizer differentiates gradients,
+            or it does not run torch's hooks.
     """
+    if isinstance(optimizer, type) or not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
+        raise ValueError(
+            f"optimizer is {optimizer!r}: expected an optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1)"
+        )
     plain = _innermost(optimizer)
     if getattr(plain, "is_second_order", False):
         raise ValueError(
@@ -51,14 +56,11 @@ def attach_agc(
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"
         )
     settings = _checked(clip_factor, clip_eps)
-    is_new = "clip_factor" not in plain.defaults
-    plain.defaults.update(settings)  # for groups that are added later
     for group in plain.param_groups:
         for key, value in settings.items():
-            if is_new:
-                group.setdefault(key, value)  # agc_param_groups may have set it
-            elif group.get(key) is not None:
-                group[key] = value
+            if key not in group or (key in plain.defaults and group[key] == plain.defaults[key]):
+                group[key] = value  # not if agc_param_groups or the user has set another one
+    plain.defaults.update(settings)  # for groups that are added later
     return optimizer
 
 

@@ -37,14 +37,17 @@ def create_optimizer(
         no_clip: See ``agc_param_groups``.
         kwargs: Further arguments of timm's ``create_optimizer_v2``.
     Raises:
-        ValueError: See ``agc_param_groups`` and ``attach_agc``.
+        ValueError: If ``opt`` is not a name; see also ``agc_param_groups`` and ``attach_agc``.
     Differs from timm: with ``layer_decay``, timm's groups have an entry ``lr_scale``, which only timm's schedulers use.
     """
+    if not isinstance(opt, str):
+        raise ValueError(f'opt is {opt!r}: expected a name from timm.optim.list_optimizers(), such as "sgd"')
     groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay, no_clip)
     lookahead, _, name = opt.lower().rpartition("_")
     if f"agc-{name}" in list_optimizers():
         opt = f"{lookahead}_agc-{name}" if lookahead else f"agc-{name}"
     optimizer = attach_agc(create_optimizer_v2(groups, opt, lr=lr, **kwargs), clip_factor, clip_eps)
     for group in optimizer.param_groups:
-        group["lr"] *= group.pop("lr_scale", 1.0)
+        if "lr_scale" in group:
+            group["lr"] = group["lr"] * group.pop("lr_scale")  # not in place: groups share a tensor
     return optimizer

@@ -5,9 +5,11 @@ Source: arXiv 2102.06171, section 4.1; ``_make_opt`` in deepmind-research/nfnets
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from numbers import Real
 from threading import Lock
 from typing import Any
 from weakref import WeakSet
@@ -57,7 +59,7 @@ def classifier_weights(model: nn.Module) -> list[Tensor]:
         for module in modules
         if isinstance(module, nn.Module)
         for name, p in module.named_parameters()
-        if name.split(".")[-1] != "bias"
+        if not {"bias", "bias_orig"} & set(name.split("."))  # also if torch has pruned or parametrized the bias
     ]
 
 
@@ -84,7 +86,8 @@ def agc_param_groups(
             that all other parameters are clipped, and prevents the warning below.
         layer_decay_kwargs: Further arguments of ``param_groups_layer_decay``.
     Raises:
-        ValueError: If ``model`` is not a module, or a name or pattern in ``no_clip`` matches no parameter.
+        ValueError: If ``model`` is not a module, a number is out of its range, or a name or pattern in ``no_clip``
+            matches no parameter.
     Warns:
         RuntimeWarning: If no classifier is known, ``no_clip`` is not given, and a linear layer would be clipped.
     Differs from timm: ``--clip-mode agc`` always exempts the last two parameters of the model.
@@ -94,10 +97,17 @@ def agc_param_groups(
             f"model is of type {type(model).__name__}: expected a torch.nn.Module, because the groups depend on its "
             'names and classifier. Pass the model, or pass parameters to timm\'s create_optimizer_v2(..., "agc-sgd")'
         )
+    if not (isinstance(weight_decay, Real) and 0 <= weight_decay < math.inf):
+        raise ValueError(f"weight_decay={weight_decay!r}: expected a number of at least 0, such as 2e-5")
+    if layer_decay is not None and not (isinstance(layer_decay, Real) and 0 < layer_decay < math.inf):
+        raise ValueError(f"layer_decay={layer_decay!r}: expected a number above 0, such as 0.8, or None")
     network = _unwrapped(model)
     exempt = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
     if no_clip is not None:
-        exempt |= _matching(network, [no_clip] if isinstance(no_clip, str) else list(no_clip))
+        patterns = [no_clip] if isinstance(no_clip, str) else no_clip
+        if not (isinstance(patterns, Iterable) and all(isinstance(pattern, str) for pattern in patterns)):
+            raise ValueError(f"no_clip={no_clip!r}: expected a name or pattern, or a list of them")
+        exempt |= _matching(network, patterns)
     elif not any(id(p) in exempt for p in network.parameters()):
         _warn_of_linear_layers(network)
     not_decayed = _not_decayed(network) - {id(p) for p in classifier_weights(network)} - known_classifier_weights()
@@ -141,7 +151,7 @@ def _not_decayed(model: nn.Module) -> set[int]:
     }
 
 
-def _matching(model: nn.Module, patterns: list[str]) -> set[int]:
+def _matching(model: nn.Module, patterns: Iterable[str]) -> set[int]:
     """Return the ids of the parameters whose names match one of ``patterns``."""
     found: set[int] = set()
     for pattern in patterns:

@@ -57,8 +57,7 @@ class SAM(Optimizer):
                 f"optimizer is {type(optimizer).__name__}: expected an optimizer that runs its closure once, such "
                 'as nfnet_timm.optim.create_optimizer(model, "sgd", lr=0.1)'
             )
-        if not 0 <= rho < math.inf:
-            raise ValueError(f"rho={rho}: expected a finite length of at least 0, such as the paper's 0.05")
+        _check_rho("rho", rho)
         # torch's constructor is not called: __getattr__ takes all other attributes from the optimizer inside.
         self.optimizer = optimizer
         optimizer.defaults.setdefault("sam_rho", rho)  # for groups that are added later
@@ -110,6 +109,8 @@ class SAM(Optimizer):
     @contextmanager
     @torch.no_grad()
     def _ascended(self) -> Iterator[None]:
+        for group in self.param_groups:
+            _check_rho("sam_rho", group["sam_rho"])
         groups = [([p for p in group["params"] if p.grad is not None], group["sam_rho"]) for group in self.param_groups]
         groups = [(params, rho) for params, rho in groups if params]
         weights = [_local(p) for params, _ in groups for p in params]
@@ -152,6 +153,11 @@ class SAM(Optimizer):
 
     def __repr__(self) -> str:
         return f"SAM({self.optimizer!r})"
+
+
+def _check_rho(name: str, rho: Any) -> None:
+    if isinstance(rho, bool) or not (isinstance(rho, (int, float)) and 0 <= rho < math.inf):
+        raise ValueError(f"{name}={rho!r}: expected a finite length of at least 0, such as the paper's 0.05")
 
 
 def _local(x: Any) -> Tensor:

@@ -101,3 +101,27 @@ def test_a_model_without_standardized_convolutions_is_refused(change):
     model = change(build("nfnet_f0", {"group_size": 8}))
     with pytest.raises(ValueError, match=type(model).__name__):
         with_batch_norm(model)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_init_weights_keeps_the_conversion(device):
+    twin = with_batch_norm(build(*NETWORKS["nfnet"]).to(device))
+    twin = twin.to_empty(device="cpu")
+    twin.init_weights()
+    for block in (m for m in twin.modules() if isinstance(m, NormFreeBlock)):
+        assert block.skipinit_gain == 1
+        assert not block.conv3[1].weight.any()
+        assert block.conv2[0].weight.std().item() == pytest.approx(
+            (2 / block.conv2[0].weight[0].numel()) ** 0.5, rel=0.2
+        )
+
+
+def test_the_memory_format_of_weights_is_kept():
+    twin = with_batch_norm(build(*NETWORKS["nfnet"]).to(memory_format=torch.channels_last))
+    assert twin.stages[0][0].conv2[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("model", [None, WSConv2d(3, 8, 3), nn.Linear(2, 2)])
+def test_what_is_no_network_is_refused(model):
+    with pytest.raises(ValueError, match="expected a network of nfnet_timm"):
+        with_batch_norm(model)

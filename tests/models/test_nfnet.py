@@ -529,7 +529,7 @@ def test_an_unknown_field_is_reported_with_the_known_ones():
             ({name: value}, rf"{name}={value!r}:? .*expected")
             for name, values in {
                 "in_chans": (0, -1, 1.5),
-                "num_classes": (-1, 2.5),
+                "num_classes": (-1, 2.5, True),
                 "group_size": (-8, 8.0),
                 "stem_chs": (0, -4),
                 "num_features": (-1,),
@@ -540,7 +540,7 @@ def test_an_unknown_field_is_reported_with_the_known_ones():
                 "drop_path_rate": (-0.1, 2, float("nan"), "a"),
                 "drop_rate": (1.5, "a"),
                 "depths": (3,),
-                "dtype": (torch.complex64, torch.int8),
+                "dtype": (torch.complex64, torch.int8, "float32"),
             }.items()
             for value in values
         ),

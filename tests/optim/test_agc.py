@@ -83,7 +83,7 @@ def test_memory_layout_does_not_change_the_result(layout):
 def test_error_if_nonfinite_raises_and_nothing_is_clipped():
     good, bad = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(2))
     good.grad, bad.grad = torch.full((3, 3), 9.0), torch.tensor([1.0, float("inf")])
-    with pytest.raises(RuntimeError, match="NaN or infinite.*error_if_nonfinite=False"):
+    with pytest.raises(RuntimeError, match="a gradient is NaN.*error_if_nonfinite=False"):
         adaptive_clip_grad_([good, bad], 0.01, error_if_nonfinite=True)
     assert (good.grad == 9).all()
     adaptive_clip_grad_([good, bad], 0.01)
@@ -152,6 +152,20 @@ def test_stats_wait_for_a_device_once(monkeypatch):
         p.grad = torch.randn_like(p)
     assert len(clip_stats((str(i), p) for i, p in enumerate(params))) == 6
     assert waits == ["tolist"]
+
+
+def test_a_gradient_with_nan_counts_as_clipped():
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    p.grad = torch.full_like(p, 1e-9)
+    p.grad[0, 0] = float("nan")
+    assert clip_stats({"a": p})["a"].clipped == 0.5
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_also_without_clipping():
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    p.grad = torch.full_like(p, float("nan"))
+    with pytest.raises(RuntimeError, match="a gradient is NaN"):
+        adaptive_clip_grad_([p], None, error_if_nonfinite=True)
 
 
 def test_stats_skip_parameters_without_a_gradient():

@@ -731,6 +731,66 @@ def test_parameters_instead_of_a_model_are_refused_with_a_remedy(tiny):
         create_optimizer(tiny().parameters(), lr=0.1)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda m: create_optimizer(m, torch.optim.SGD), r"opt is .*SGD.*expected a name"),
+        (lambda m: create_optimizer(m, weight_decay="1e-4"), "weight_decay='1e-4': expected a number of at least 0"),
+        (lambda m: create_optimizer(m, weight_decay=-1.0), "weight_decay=-1.0: expected"),
+        (lambda m: create_optimizer(m, layer_decay=0), "layer_decay=0: expected a number above 0"),
+        (lambda m: create_optimizer(m, layer_decay=float("nan")), "layer_decay=nan: expected"),
+        (lambda m: create_optimizer(m, no_clip=[3]), r"no_clip=\[3\]: expected a name"),
+        (lambda m: attach_agc("sgd"), "optimizer is 'sgd': expected an optimizer"),
+        (lambda m: attach_agc(torch.optim.SGD), "expected an optimizer"),
+        (lambda m: attach_agc(m), "expected an optimizer"),
+        (lambda m: clip_stats(m), r"NormFreeNet: expected those of model.named_parameters\(\)"),
+        (lambda m: clip_stats(m.parameters()), r"expected pairs, as in model.named_parameters\(\)"),
+        (lambda m: adaptive_clip_grad_(m), r"NormFreeNet: expected those of model.parameters\(\)"),
+        (lambda m: adaptive_clip_grad_(m.named_parameters()), r"tuple: expected tensors, as in model.parameters\(\)"),
+        (lambda m: adaptive_clip_grad_(m.parameters(), 10**400), "clip_factor=1000.*expected a number above 0"),
+    ],
+)
+def test_arguments_of_a_wrong_type_or_range_are_refused_with_what_was_expected(tiny, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong(tiny())
+
+
+def test_layer_decay_scales_a_learning_rate_that_is_a_tensor(tiny):
+    model, lr = tiny(), torch.tensor(0.1, dtype=torch.float64)
+    numbers, tensors = (create_optimizer(model, "adamw", lr=rate, layer_decay=0.9) for rate in (0.1, lr))
+    assert [float(g["lr"]) for g in tensors.param_groups] == pytest.approx([g["lr"] for g in numbers.param_groups])
+    assert lr == 0.1
+
+
+def test_a_second_attach_switches_clipping_on(tiny):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = attach_agc(torch.optim.SGD([{"params": [p]}], lr=1.0), None)
+    assert optimizer.param_groups[0]["clip_factor"] is None
+    attach_agc(optimizer, 0.01)
+    assert optimizer.param_groups[0]["clip_factor"] == 0.01
+
+
+def test_a_second_attach_keeps_groups_that_are_exempt_or_have_their_own_factor(tiny):
+    optimizer = create_optimizer(tiny(), clip_factor=0.01)
+    exempt = [group["clip_factor"] is None for group in optimizer.param_groups]
+    own = exempt.index(False)
+    optimizer.param_groups[own]["clip_factor"] = 0.5
+    attach_agc(optimizer, 0.02)
+    expected = [None if e else 0.5 if i == own else 0.02 for i, e in enumerate(exempt)]
+    assert any(exempt)
+    assert [group["clip_factor"] for group in optimizer.param_groups] == expected
+
+
+def test_a_pruned_or_parametrized_bias_of_the_classifier_is_clipped(tiny):
+    from nfnet_timm.optim.param_groups import classifier_weights
+
+    pruned, parametrized = tiny(), tiny()
+    torch.nn.utils.prune.l1_unstructured(pruned.head.fc, "bias", 0.3)
+    torch.nn.utils.parametrize.register_parametrization(parametrized.head.fc, "bias", torch.nn.Identity())
+    for model in (pruned, parametrized):
+        assert [tuple(p.shape) for p in classifier_weights(model)] == [(10, model.num_features)]
+
+
 def test_complex_parameters_are_refused():
     p = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
     p.grad = torch.ones_like(p)

@@ -275,12 +275,24 @@ def test_parameters_without_a_gradient_do_not_change():
         (lambda p: SAM(torch.optim.SGD), "optimizer is type: expected"),
         (lambda p: SAM(torch.optim.SGD(p, lr=1), rho=-1), "rho=-1: expected"),
         (lambda p: SAM(torch.optim.SGD(p, lr=1), rho=float("nan")), "rho=nan: expected"),
+        (lambda p: SAM(torch.optim.SGD(p, lr=1), rho="x"), "rho='x': expected"),
         (lambda p: SAM(torch.optim.SGD(p, lr=1)).step(), r"step\(\) without a closure: expected step\(closure\)"),
     ],
 )
 def test_mistakes_are_reported_with_what_was_expected(build, message):
     with pytest.raises(ValueError, match=message):
         build(list(linear().parameters()))
+
+
+@pytest.mark.parametrize("rho", [float("nan"), float("inf"), -1.0, None])
+def test_a_wrong_sam_rho_of_a_group_is_refused_and_the_weights_stay(rho):
+    model = linear()
+    before = [p.clone() for p in model.parameters()]
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+    sam.param_groups[0]["sam_rho"] = rho
+    with pytest.raises(ValueError, match=f"sam_rho={rho}: expected"):
+        sam.step(lambda: sum(p.square().sum() for p in model.parameters()).backward())
+    assert all(p.equal(b) for p, b in zip(model.parameters(), before, strict=True))
 
 
 PROCESSES = """
