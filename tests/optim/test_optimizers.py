@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 
 from nfnet_timm.formats.haiku_names import from_haiku, to_haiku
 from nfnet_timm.optim import SAM, agc_param_groups, attach_agc, create_optimizer
@@ -785,8 +787,8 @@ def test_a_pruned_or_parametrized_bias_of_the_classifier_is_clipped(tiny):
     from nfnet_timm.optim.param_groups import classifier_weights
 
     pruned, parametrized = tiny(), tiny()
-    torch.nn.utils.prune.l1_unstructured(pruned.head.fc, "bias", 0.3)
-    torch.nn.utils.parametrize.register_parametrization(parametrized.head.fc, "bias", torch.nn.Identity())
+    prune.l1_unstructured(pruned.head.fc, "bias", 0.3)
+    register_parametrization(parametrized.head.fc, "bias", torch.nn.Identity())
     for model in (pruned, parametrized):
         assert [tuple(p.shape) for p in classifier_weights(model)] == [(10, model.num_features)]
 
