@@ -76,6 +76,8 @@ class WSConv2d(Conv2dSame):
 
     def reset_parameters(self) -> None:
         """Initialise as the authors do: weight N(0, 1 / fan_in), bias 0, gain 1."""
+        if self.weight.is_meta:
+            return  # there are no values; torch would compute the shapes of normal_ in Python, for three times as long
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
