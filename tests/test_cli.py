@@ -110,6 +110,17 @@ def test_existing_output_is_replaced_only_with_overwrite(tmp_path, capsys):
     assert (mine / "model.safetensors").read_bytes() != before
 
 
+def test_dangling_link_and_directory_are_not_replaced_by_a_file(tmp_path, capsys):
+    mine, link, folder = converted(tmp_path, torch.float32), tmp_path / "link.npz", tmp_path / "folder.npz"
+    link.symlink_to("unmounted")
+    folder.mkdir()
+    assert main(["convert", str(mine), "--out", str(link)]) == 1
+    assert f"{link} exists: pass --overwrite" in capsys.readouterr().err
+    assert link.is_symlink()
+    assert main(["convert", str(mine), "--out", str(folder), "--overwrite"]) == 1
+    assert f"error: {folder} is a directory: expected a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
 def test_failed_write_leaves_the_existing_file_unchanged(tmp_path, monkeypatch, error):
     mine, file = converted(tmp_path, torch.float32), tmp_path / "back.npz"

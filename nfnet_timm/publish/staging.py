@@ -27,10 +27,11 @@ def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
     Waits while another run writes ``file``. Creates the folder of ``file`` if it does not exist.
 
     Raises:
-        ValueError: If ``file`` exists and ``overwrite`` is not set.
+        ValueError: If ``file`` is a directory, or if it exists and ``overwrite`` is not set.
     """
+    _refuse_directory(file)
     with locked(file.parent, file.name):
-        if file.exists() and not overwrite:
+        if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists: pass --overwrite to replace it, or choose another name with --out")
         partial = file.with_name(f"{OURS}{file.name}")
         try:
@@ -50,7 +51,11 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
 
     Args:
         names: The files of ``folder`` that ``put_in_place`` replaces.
+    Raises:
+        ValueError: If one of ``names`` is a directory, which would be lost.
     """
+    for name in names:
+        _refuse_directory(folder / name)
     is_new = not folder.exists()
     try:
         with locked(folder):
@@ -69,6 +74,11 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
         if is_new:
             with suppress(OSError):  # it has files now, or another run waits in it
                 folder.rmdir()
+
+
+def _refuse_directory(file: Path) -> None:
+    if file.is_dir():
+        raise ValueError(f"{file} is a directory: expected a file; move it away")
 
 
 def put_in_place(folder: Path, names: tuple[str, ...]) -> None:

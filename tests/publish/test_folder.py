@@ -68,6 +68,16 @@ def test_folder_with_other_files_is_not_changed(tiny, tmp_path):
         save_folder(tiny(), tmp_path / "thesis.tex", golden.TINY)
 
 
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
+def test_directory_in_the_place_of_a_file_is_not_replaced(tiny, tmp_path, name):
+    thesis = tmp_path / "out" / name / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("precious")
+    with pytest.raises(ValueError, match=f"{name} is a directory: expected a file; move it away"):
+        save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine", overwrite=True)
+    assert contents(tmp_path) == {thesis.relative_to(tmp_path): b"precious"}
+
+
 def test_a_failed_write_leaves_nothing(tiny, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
