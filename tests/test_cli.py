@@ -10,6 +10,7 @@ from pathlib import Path
 import golden
 import pytest
 import torch
+from finalizers import signal_in_a_finalizer
 from safetensors.torch import load_file, save_file
 
 import nfnet_timm.publish.convert
@@ -167,6 +168,27 @@ def test_signals_clean_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, out
     assert "interrupted" in capsys.readouterr().err
     assert contents(tmp_path) == before
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("how", "to_file"), [("SIGINT", False), ("SIGTERM", True)])
+def test_signal_that_a_finalizer_drops_stops_the_run_before_files_are_put_in_place(
+    tmp_path, monkeypatch, capsys, how, to_file
+):
+    number = getattr(signal, how)
+    module, name = (nfnet_timm.publish.convert, "write_tree") if to_file else (nfnet_timm.publish.folder, "_changed")
+    source = str(converted(tmp_path, torch.float32)) if to_file else SOURCE
+    before, real = contents(tmp_path), getattr(module, name)
+
+    def dropped(*args):
+        signal_in_a_finalizer(number, monkeypatch)
+        return real(*args)
+
+    monkeypatch.setattr(module, name, dropped)
+    out = tmp_path / ("out.npz" if to_file else "out")
+    assert main(["convert", source, "--out", str(out)]) == 128 + number
+    assert "interrupted" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ignored_signal_stays_ignored(tmp_path, monkeypatch):
