@@ -213,6 +213,11 @@ def _convert_at(path: Path, args: argparse.Namespace) -> None:
     from nfnet_timm.formats.authors import is_of_authors
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
+    if not (args.source and path.exists()):
+        raise FileNotFoundError(
+            f"{args.source or repr('')} does not exist: expected one of the authors' files, such as F0_haiku.npz, an "
+            "Orbax checkpoint, or a folder written by `nfnet-timm convert`"
+        )
     is_folder = path.is_dir() and not is_of_authors(path)
     if is_folder != (args.out.suffix == ".npz"):
         raise ValueError(
@@ -237,6 +242,10 @@ def _publish(args: argparse.Namespace) -> None:
     from nfnet_timm.publish.sources import open_model
 
     check_destination(args.repo, args.revision, args.tag)
+    if not args.source.exists():
+        raise FileNotFoundError(
+            f"{args.source} does not exist: expected one of the authors' files, a folder of a model, or a checkpoint"
+        )
     folder = args.out or Path("hub-repos") / args.repo.split("/")[-1]
     source = open_model(args.source, args.checkpoint, args.model, dict(args.model_kwargs))
     if source.ema is not None:

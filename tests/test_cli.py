@@ -43,7 +43,8 @@ def test_convert_to_a_folder_and_back(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "out", "message"),
     [
-        ("missing.npz", "out", "No such file or directory: 'missing.npz'"),
+        ("missing.npz", "out", "missing.npz does not exist: expected one of the authors' files"),
+        ("", "out", "'' does not exist: expected one of the authors' files"),
         ("empty.npz", "out", "empty.npz is empty"),
         ("text.npz", "out", "is not a pickle"),
         (SOURCE, "out.npz", "cannot convert"),

@@ -369,7 +369,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "missing.npz"}, "No such file"),
+        ({"source": "missing.npz"}, "missing.npz does not exist: expected one of the authors' files"),
         ({"source": "text.npz"}, "is not a pickle"),
         ({"source": "."}, "has no config.json"),
         ({"source": "other.pth.tar"}, "no arrays"),
