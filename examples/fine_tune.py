@@ -18,7 +18,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 MISSING = "error: {} is not installed: `pip install '.[examples]'` in a clone of nfnet_timm"
 
@@ -26,8 +26,6 @@ try:
     import timm
     import torch
     import torch.nn.functional as F
-    from accelerate import Accelerator, DataLoaderConfiguration
-    from accelerate.utils import set_seed
     from timm.data import create_dataset, create_transform, resolve_model_data_config
     from timm.models import load_checkpoint, resume_checkpoint
     from timm.scheduler import create_scheduler_v2
@@ -40,10 +38,18 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(MISSING.format(error.name))
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 
 def main() -> None:
     """Train, and keep the best epoch."""
     args = parse()
+    try:  # here, so that --help works without it
+        from accelerate import Accelerator, DataLoaderConfiguration
+        from accelerate.utils import set_seed
+    except ModuleNotFoundError as error:
+        sys.exit(MISSING.format(error.name))
     seeded = DataLoaderConfiguration(use_seedable_sampler=True)  # so that the order of the images depends on the epoch
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu, dataloader_config=seeded)
     set_seed(args.seed)

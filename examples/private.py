@@ -18,19 +18,17 @@ import sys
 import warnings
 from typing import Any
 
+MISSING = "error: {} is not installed: `pip install '.[privacy,demo]'` in a clone of nfnet_timm"
+
 try:
     import timm
     import torch
     import torch.nn.functional as F
-    from opacus import PrivacyEngine
-    from sklearn.datasets import load_digits
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, TensorDataset
     from tqdm import tqdm
-
-    import nfnet_timm.privacy  # noqa: F401  # registers the layers with Opacus
 except ModuleNotFoundError as error:
-    sys.exit(f"error: {error.name} is not installed: `pip install '.[privacy,demo]'` in a clone of nfnet_timm")
+    sys.exit(MISSING.format(error.name))
 
 # torch warns about the first layer, whose input needs no gradient. Opacus warns that its random numbers are not secure,
 # and that its bound may be slightly above the best one.
@@ -53,8 +51,15 @@ def main() -> None:
             parser.error(f"--{name} {getattr(args, name)}: expected a number above 0")
     if args.epochs < 1 or args.batch_size < 1:
         parser.error(f"--epochs {args.epochs} --batch-size {args.batch_size}: expected at least 1")
+    try:  # here, so that --help works without them
+        from opacus import PrivacyEngine
+        from sklearn.datasets import load_digits
+
+        import nfnet_timm.privacy  # noqa: F401  # registers the layers with Opacus
+    except ModuleNotFoundError as error:
+        sys.exit(MISSING.format(error.name))
     torch.manual_seed(0)
-    train, test, test_classes = digits()
+    train, test, test_classes = digits(load_digits())
     delta = 1 / len(train) ** 1.1
     model = timm.create_model(
         "dm_nf_resnet50", depths=(1, 1, 1, 1), channels=(64, 96, 128, 128), in_chans=1, num_classes=10
@@ -101,9 +106,8 @@ def train_privately(
         print(f"epoch {epoch + 1}: {accuracy:.1%} of the test images are classified rightly")
 
 
-def digits() -> tuple[TensorDataset, Tensor, Tensor]:
+def digits(data: Any) -> tuple[TensorDataset, Tensor, Tensor]:
     """Return the digits, (N, 1, 32, 32): four fifths to train with, and the others with their classes."""
-    data = load_digits()
     images = F.interpolate(torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1, size=32, mode="bilinear")
     classes = torch.tensor(data.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

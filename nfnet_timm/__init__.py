@@ -15,6 +15,7 @@ Importing this package registers its models and optimizers with timm. After inst
     autoload, lazy  how timm finds this package; names that are imported on first use
     recipes/        the published hyper-parameters for timm's train.py
     installation    the command that installs this package, for messages and cards
+    signals         Ctrl-C and other signals that stop the command
 
 A second rule prevents circular imports. ``import timm`` imports ``models.nfnet``, and ``import timm.optim`` imports
 ``optim.agc_optimizer``. The modules that these two import must not import timm at their top, only inside functions.

@@ -8,9 +8,7 @@ import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 
 from nfnet_timm.installation import to_install
 from nfnet_timm.recipes import recipe
+from nfnet_timm.signals import interrupted_by_signals
 
 if TYPE_CHECKING:
     from nfnet_timm.publish.sources import Source
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        with _interrupted_by_signals():
+        with interrupted_by_signals():
             args.run(args)
             print(end="", flush=True)  # raises errors of stdout here, where they are handled
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
@@ -55,33 +54,6 @@ def _one_line(error: Exception) -> str:
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
     text = " ".join(line.strip() for line in text.splitlines() if line.strip())
     return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, with the signal's number as argument.
-
-    Only the first signal raises: `timeout` and terminals send it twice, and the second must not disturb the cleanup.
-    A signal that is already ignored, as under `nohup`, stays ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
-        yield
-        return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-
-    def interrupt(number: int, _: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(number)
-
-    for number in numbers:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -241,6 +213,11 @@ def _convert_at(path: Path, args: argparse.Namespace) -> None:
     from nfnet_timm.formats.authors import is_of_authors
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
+    if not (args.source and path.exists()):
+        raise FileNotFoundError(
+            f"{args.source or repr('')} does not exist: expected one of the authors' files, such as F0_haiku.npz, an "
+            "Orbax checkpoint, or a folder written by `nfnet-timm convert`"
+        )
     is_folder = path.is_dir() and not is_of_authors(path)
     if is_folder != (args.out.suffix == ".npz"):
         raise ValueError(
@@ -265,6 +242,10 @@ def _publish(args: argparse.Namespace) -> None:
     from nfnet_timm.publish.sources import open_model
 
     check_destination(args.repo, args.revision, args.tag)
+    if not args.source.exists():
+        raise FileNotFoundError(
+            f"{args.source} does not exist: expected one of the authors' files, a folder of a model, or a checkpoint"
+        )
     folder = args.out or Path("hub-repos") / args.repo.split("/")[-1]
     source = open_model(args.source, args.checkpoint, args.model, dict(args.model_kwargs))
     if source.ema is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import golden
 import pytest
 import torch
+from finalizers import signal_in_a_finalizer
 from safetensors.torch import load_file, save_file
 
 import nfnet_timm.publish.convert
@@ -42,7 +43,8 @@ def test_convert_to_a_folder_and_back(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "out", "message"),
     [
-        ("missing.npz", "out", "No such file or directory: 'missing.npz'"),
+        ("missing.npz", "out", "missing.npz does not exist: expected one of the authors' files"),
+        ("", "out", "'' does not exist: expected one of the authors' files"),
         ("empty.npz", "out", "empty.npz is empty"),
         ("text.npz", "out", "is not a pickle"),
         (SOURCE, "out.npz", "cannot convert"),
@@ -110,6 +112,17 @@ def test_existing_output_is_replaced_only_with_overwrite(tmp_path, capsys):
     assert (mine / "model.safetensors").read_bytes() != before
 
 
+def test_dangling_link_and_directory_are_not_replaced_by_a_file(tmp_path, capsys):
+    mine, link, folder = converted(tmp_path, torch.float32), tmp_path / "link.npz", tmp_path / "folder.npz"
+    link.symlink_to("unmounted")
+    folder.mkdir()
+    assert main(["convert", str(mine), "--out", str(link)]) == 1
+    assert f"{link} exists: pass --overwrite" in capsys.readouterr().err
+    assert link.is_symlink()
+    assert main(["convert", str(mine), "--out", str(folder), "--overwrite"]) == 1
+    assert f"error: {folder} is a directory: expected a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
 def test_failed_write_leaves_the_existing_file_unchanged(tmp_path, monkeypatch, error):
     mine, file = converted(tmp_path, torch.float32), tmp_path / "back.npz"
@@ -156,6 +169,27 @@ def test_signals_clean_up_as_ctrl_c_does(tmp_path, monkeypatch, capsys, how, out
     assert "interrupted" in capsys.readouterr().err
     assert contents(tmp_path) == before
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("how", "to_file"), [("SIGINT", False), ("SIGTERM", True)])
+def test_signal_that_a_finalizer_drops_stops_the_run_before_files_are_put_in_place(
+    tmp_path, monkeypatch, capsys, how, to_file
+):
+    number = getattr(signal, how)
+    module, name = (nfnet_timm.publish.convert, "write_tree") if to_file else (nfnet_timm.publish.folder, "_changed")
+    source = str(converted(tmp_path, torch.float32)) if to_file else SOURCE
+    before, real = contents(tmp_path), getattr(module, name)
+
+    def dropped(*args):
+        signal_in_a_finalizer(number, monkeypatch)
+        return real(*args)
+
+    monkeypatch.setattr(module, name, dropped)
+    out = tmp_path / ("out.npz" if to_file else "out")
+    assert main(["convert", source, "--out", str(out)]) == 128 + number
+    assert "interrupted" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ignored_signal_stays_ignored(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def fetched(source: str | Path | bytes | BinaryIO) -> Iterator[Path]:
     Args:
         source: A path, a URL of fsspec, the content of a file, or a file that is open for reading bytes.
     Raises:
-        ValueError: If a file is open for reading text.
+        ValueError: If a file is open for reading text, or if the URL is malformed.
         ImportError: If the URL needs a package that is not installed, such as s3fs.
         OSError: If ``source`` does not exist or cannot be read.
     """
@@ -53,11 +53,7 @@ def fetched(source: str | Path | bytes | BinaryIO) -> Iterator[Path]:
     # A file that is still mapped cannot be removed on Windows.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         if isinstance(source, str):
-            from fsspec.core import url_to_fs
-
-            filesystem, place = url_to_fs(source)
-            name, path = source, Path(folder) / (PurePosixPath(place).name or "root")
-            filesystem.get(place.rstrip("/"), str(path), recursive=filesystem.isdir(place))
+            name, path = source, _download(source, Path(folder))
         else:
             content: Any = source.read() if hasattr(source, "read") else source
             if isinstance(content, str):
@@ -68,6 +64,26 @@ def fetched(source: str | Path | bytes | BinaryIO) -> Iterator[Path]:
             yield path
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from None
+
+
+def _download(url: str, folder: Path) -> Path:
+    """Copy the file or directory at ``url`` to ``folder`` and return its path. For errors see ``fetched``."""
+    from fsspec.core import url_to_fs
+
+    expected = "expected the URL of one of the authors' files, such as s3://bucket/F0_haiku.npz"
+    try:
+        filesystem, place = url_to_fs(url)
+        path = folder / (PurePosixPath(place).name or "root")
+        filesystem.get(place.rstrip("/"), str(path), recursive=filesystem.isdir(place))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{url} does not exist: {expected}") from None
+    except ImportError as error:
+        command = ": `pip install 'fsspec[http]'`" if url.startswith("http") else ""
+        raise ImportError(f"{url}: {error}{command}") from None
+    except Exception as error:  # the file systems also raise errors of zipfile and tarfile, TypeError, AttributeError
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{url} cannot be read: {str(error) or type(error).__name__}; {expected}") from None
+    return path
 
 
 def load_state_dict(path: str | Path | BinaryIO) -> dict[str, Tensor]:

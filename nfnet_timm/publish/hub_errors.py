@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 __all__ = ["hub_errors_explained"]
 
@@ -42,6 +42,8 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
         retry = "run the same command again; data that has arrived is not sent again"
         known = _ADVICE if advice is None else advice
         to_do = known.get(status or 0, retry) if isinstance(cause, HfHubHTTPError) else retry
+        if isinstance(cause, OfflineModeIsEnabled):
+            to_do = "offline mode is on: unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the command again"
         reason = " ".join(str(cause).split()) or type(cause).__name__
         token = get_token()
         if token:

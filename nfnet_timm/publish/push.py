@@ -19,6 +19,7 @@ from nfnet_timm.publish.hub_errors import hub_errors_explained
 from nfnet_timm.publish.locks import names_in
 from nfnet_timm.publish.sources import Source, open_network
 from nfnet_timm.publish.verify import Report, verify
+from nfnet_timm.signals import stop_if_interrupted
 
 __all__ = ["check_destination", "publish", "push", "push_to_hub", "tag_commit"]
 
@@ -152,6 +153,7 @@ def push(
     if not get_token():
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
+    stop_if_interrupted()
     with hub_errors_explained(f"making {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
     with hub_errors_explained(f"reading {repo_id}"):
@@ -183,6 +185,7 @@ def push(
     names = names_in(folder)
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names]
     try:
+        stop_if_interrupted()
         with hub_errors_explained(f"pushing to {repo_id}"):
             commit = api.create_commit(
                 repo_id,

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nfnet_timm.publish.locks import OURS, locked, names_in
+from nfnet_timm.signals import signals_held, stop_if_interrupted
 
 __all__ = ["put_in_place", "staged_folder", "written_beside"]
 
@@ -27,14 +28,16 @@ def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
     Waits while another run writes ``file``. Creates the folder of ``file`` if it does not exist.
 
     Raises:
-        ValueError: If ``file`` exists and ``overwrite`` is not set.
+        ValueError: If ``file`` is a directory, or if it exists and ``overwrite`` is not set.
     """
+    _refuse_directory(file)
     with locked(file.parent, file.name):
-        if file.exists() and not overwrite:
+        if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists: pass --overwrite to replace it, or choose another name with --out")
         partial = file.with_name(f"{OURS}{file.name}")
         try:
             yield partial
+            stop_if_interrupted()
             os.replace(partial, file)
         finally:
             partial.unlink(missing_ok=True)
@@ -50,7 +53,11 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
 
     Args:
         names: The files of ``folder`` that ``put_in_place`` replaces.
+    Raises:
+        ValueError: If one of ``names`` is a directory, which would be lost.
     """
+    for name in names:
+        _refuse_directory(folder / name)
     is_new = not folder.exists()
     try:
         with locked(folder):
@@ -63,12 +70,20 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
             try:
                 yield staged
             finally:
-                for name in (_STAGED, _OLD, _REPLACED, _DONE):
-                    shutil.rmtree(folder / name, ignore_errors=True)
+                with signals_held():
+                    for name in (_STAGED, _DONE):
+                        shutil.rmtree(folder / name, ignore_errors=True)
+                    with suppress(OSError):  # old files that could not be put back: the next run tries again
+                        (folder / _OLD).rmdir()
     finally:
         if is_new:
             with suppress(OSError):  # it has files now, or another run waits in it
                 folder.rmdir()
+
+
+def _refuse_directory(file: Path) -> None:
+    if file.is_dir():
+        raise ValueError(f"{file} is a directory: expected a file; move it away")
 
 
 def put_in_place(folder: Path, names: tuple[str, ...]) -> None:
@@ -77,6 +92,7 @@ def put_in_place(folder: Path, names: tuple[str, ...]) -> None:
     The old files are kept in another temporary folder. If this run is killed, the next run finds it and knows from its
     name which step was reached.
     """
+    stop_if_interrupted()
     old = folder / _OLD
     old.mkdir()
     try:
@@ -88,7 +104,8 @@ def put_in_place(folder: Path, names: tuple[str, ...]) -> None:
             os.replace(folder / _STAGED / name, folder / name)
         os.replace(folder / _REPLACED, folder / _DONE)
     except BaseException:
-        _put_back(folder, names)
+        with signals_held():
+            _put_back(folder, names)
         raise
 
 

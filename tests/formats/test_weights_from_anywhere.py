@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 
 import fsspec
@@ -118,10 +119,35 @@ def test_an_orbax_directory_is_read_from_a_path_and_from_a_url(tmp_path):
         assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("url", ["memory://bucket/missing.npz", "nonsense://a/F0_haiku.npz"])
-def test_a_url_that_cannot_be_read_is_one_line(url, tmp_path, capsys):
-    assert main(["convert", url, "--out", str(tmp_path / "out")]) == 1
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("memory://bucket/missing.npz", "does not exist"),
+        ("file:///no/such/file.npz", "does not exist"),
+        ("nonsense://a/F0_haiku.npz", "cannot be read: Protocol not known: nonsense"),
+        ("zip://a::text.npz", "cannot be read: File is not a zip file"),
+        ("tar://a::text.npz", "cannot be read: "),
+        ("reference://x", "cannot be read: "),
+        ("generic://x", "cannot be read: "),
+        ("async_wrapper://x", "cannot be read: "),
+        ("dir://x", "cannot be read: "),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_one_line(url, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.npz").write_text("hello")
+    assert main(["convert", url, "--out", "out"]) == 1
     error = capsys.readouterr().err
+    assert error.startswith(f"nfnet-timm: error: {url} {reason}")
+    assert error.endswith("expected the URL of one of the authors' files, such as s3://bucket/F0_haiku.npz\n")
     assert error.count("\n") == 1
-    assert len(error) > 30
-    assert not (tmp_path / "out").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["text.npz"]
+
+
+def test_a_missing_package_for_http_is_one_line_with_the_command_that_installs_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    assert main(["convert", "http://localhost:9/F0_haiku.npz", "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("nfnet-timm: error: http://localhost:9/F0_haiku.npz: HTTPFileSystem requires")
+    assert error.endswith(": `pip install 'fsspec[http]'`\n")

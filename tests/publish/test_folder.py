@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -68,6 +69,16 @@ def test_folder_with_other_files_is_not_changed(tiny, tmp_path):
         save_folder(tiny(), tmp_path / "thesis.tex", golden.TINY)
 
 
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
+def test_directory_in_the_place_of_a_file_is_not_replaced(tiny, tmp_path, name):
+    thesis = tmp_path / "out" / name / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("precious")
+    with pytest.raises(ValueError, match=f"{name} is a directory: expected a file; move it away"):
+        save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine", overwrite=True)
+    assert contents(tmp_path) == {thesis.relative_to(tmp_path): b"precious"}
+
+
 def test_a_failed_write_leaves_nothing(tiny, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -104,6 +115,36 @@ def test_error_while_files_are_moved_leaves_the_folder_unchanged(tiny, tmp_path,
             assert contents(tmp_path) == before
         else:
             assert at >= (8 if existing else 5)
+    assert [p.name for p in tmp_path.rglob(".*")] == []
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+@pytest.mark.parametrize("second", ["Ctrl-C", "error"])
+def test_second_ctrl_c_or_error_while_files_are_put_back_loses_no_files(tiny, tmp_path, monkeypatch, at, second):
+    """After an error of the disk, the next run puts them back."""
+    save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
+    before = contents(tmp_path)
+    replace, calls = os.replace, []
+
+    def failing(a, b):
+        calls.append(a)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        if len(calls) == at + 2:
+            if second == "error":
+                raise OSError(5, "Input/output error")
+            os.kill(os.getpid(), signal.SIGINT)
+        replace(a, b)
+
+    other = tiny()
+    other.head.fc.bias.data.fill_(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("nfnet_timm.publish.staging.os.replace", failing)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            save_folder(other, tmp_path / "out", golden.TINY, card="another", overwrite=True)
+    if second == "error":
+        save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
+    assert contents(tmp_path) == before
     assert [p.name for p in tmp_path.rglob(".*")] == []
 
 

@@ -4,12 +4,14 @@ import argparse
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import golden
 import pytest
 import timm
 import torch
+from finalizers import signal_in_a_finalizer
 from fresh_process import run_fresh
 from hub_server import Fault
 from huggingface_hub import constants, hf_hub_download
@@ -146,6 +148,18 @@ def test_a_dry_run_shows_all_and_sends_nothing(hub, publish, tmp_path):
     for text in (f"{hub.endpoint}/org/tiny, branch main", "config.json", "license: apache-2.0", "nothing was pushed"):
         assert text in out
     assert f"{(tmp_path / BUILT / 'model.safetensors').stat().st_size:,} bytes  model.safetensors" in out
+    assert hub.log == []
+
+
+def test_signal_that_a_finalizer_drops_stops_the_run_before_the_push(hub, publish, monkeypatch):
+    def dropped(*args):
+        signal_in_a_finalizer(signal.SIGINT, monkeypatch)
+        return ""
+
+    monkeypatch.setattr("nfnet_timm.publish.folder.show_repo", dropped)
+    status, _, error = publish()
+    assert status == 130
+    assert "interrupted; run the same command again" in error
     assert hub.log == []
 
 
@@ -355,7 +369,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "missing.npz"}, "No such file"),
+        ({"source": "missing.npz"}, "missing.npz does not exist: expected one of the authors' files"),
         ({"source": "text.npz"}, "is not a pickle"),
         ({"source": "."}, "has no config.json"),
         ({"source": "other.pth.tar"}, "no arrays"),

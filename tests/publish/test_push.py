@@ -398,6 +398,11 @@ def test_unreachable_hub_gives_an_error(built, monkeypatch, hub):
         push(built, "org/tiny")
 
 
+def test_offline_mode_gives_an_error_that_says_how_to_leave_it(capsys):
+    assert main(["verify", "org/tiny"]) == 1  # HF_HUB_OFFLINE is set here
+    assert "To do: offline mode is on: unset HF_HUB_OFFLINE" in capsys.readouterr().err
+
+
 STAGES = {
     "while the repo is made": ("POST", "/api/repos/create"),
     "while the weights are uploaded": ("PUT", "/lfs/"),
