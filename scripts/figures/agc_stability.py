@@ -98,8 +98,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     seeds = len({run["seed"] for run in record["runs"]})
     figure.suptitle(
         "With clipping, training is stable up to a higher learning rate, and large batches are more accurate "
-        f"(handwritten digits;\nmean and range of {seeds} seeds; {record['epochs']} epochs, at least {record['updates']} "
-        "updates)",
+        f"(handwritten digits;\n{record['epochs']} epochs, at least {record['updates']} updates; mean and range of "
+        f"{seeds} seeds)",
         fontsize=11,
     )
     of_best, *by_batch = figure.subplots(1, len(batches) + 1)
@@ -110,9 +110,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
             axes.set(title=f"batch {batch}", xlabel="learning rate", xscale="log", ylim=(0, 102))
             axes.set_xticks(lrs[::2], labels=[f"{lr:g}" for lr in lrs[::2]], minor=False)
         _line(of_best, batches, [best(record, factor, batch)[1] for batch in batches], color, label)
-    of_best.set(
-        title="best learning rate", xlabel="batch size", xscale="log", ylabel="test accuracy (%)", ylim=(90, 100)
-    )
+    of_best.set(title="best learning rate", xlabel="batch size", xscale="log", ylabel="test accuracy (%)")
     of_best.set_xticks(batches, labels=[str(batch) for batch in batches], minor=False)
     for axes in (of_best, *by_batch):
         axes.minorticks_off()
