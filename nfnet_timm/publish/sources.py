@@ -257,7 +257,9 @@ def _from_state_dict(
             )
         chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
         options = {"model": name, "model_kwargs": dict(model_kwargs), "in_chans": chans[0] if chans else None}
-        model, arguments = network_of(TrainCheckpoint(options, arrays, ema=False, epoch=None, metric=None))
+        model, arguments = network_of(
+            TrainCheckpoint(options, arrays, ema=False, epoch=None, metric=None), "--model-kwargs"
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Source(model, arguments, identify(path))
@@ -314,6 +316,8 @@ def open_network(model: nn.Module) -> Source:
         if p.is_meta or hasattr(p, "full_tensor"):
             kind = "is on the meta device" if p.is_meta else "is sharded over processes"
             raise ValueError(f"{name} {kind}: expected all of its values; load or gather the state dict first")
+        if not p.is_floating_point():
+            raise ValueError(f"{name} is {p.dtype}: expected a floating-point dtype, such as torch.float32")
     if "forward" in vars(network) and not _is_of_accelerate(network):
         raise ValueError(
             "the network has a forward of its own, which the Hub would not have: build what it does into the data, and "
@@ -342,7 +346,9 @@ def open_network(model: nn.Module) -> Source:
         "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
     }
     try:
-        built, arguments = network_of(TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None))
+        built, arguments = network_of(
+            TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None), "the network"
+        )
         _check_same(built, plain)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None

@@ -154,7 +154,9 @@ def test_config_that_is_not_an_object_gives_a_one_line_error(folder, refused, te
         (HEAD.replace("license: mit", "a: !!python/object:os.system {}"), "README.md"),
         (HEAD.replace("license: mit", "model-index:\n- name: a\n  results: [b]\nlicense: mit"), "model_index"),
         ("---\n- a\n---\n", "README.md"),
-        ("# No metadata\n", "license"),
+        ("# No metadata\n", "README.md states no licence"),
+        ("\ufeff" + HEAD, "byte order mark"),
+        (HEAD + "`hf-hub:org/tiny2`", "README.md loads 'hf-hub:org/tiny2' and not 'hf-hub:org/tiny'"),
     ],
 )
 def test_invalid_card_metadata_gives_a_one_line_error(folder, refused, text, expected):
@@ -348,6 +350,14 @@ class Hostile:
         (lambda run: run["state_dict"].update({"head.fc.bias": torch.tensor(1.0)}), "head.fc.bias"),
         (lambda run: run["state_dict"].update(dict.fromkeys(("head.fc.bias", "head.fc.weight"), torch.zeros(0))), "0"),
         (lambda run: run["state_dict"].pop("head.fc.bias"), "head.fc.weight"),
+        (
+            lambda run: run["state_dict"].update({"final_conv.gain": torch.ones(192, dtype=torch.complex64)}),
+            "final_conv.gain is torch.complex64",
+        ),
+        (
+            lambda run: run["state_dict"].update({"final_conv.gain": torch.ones(192, dtype=torch.int64)}),
+            "final_conv.gain is torch.int64",
+        ),
         (lambda run: run["state_dict"]["head.fc.bias"].fill_(float("nan")), "run.pth.tar has NaN"),
         (lambda run: run.update(more=Hostile()), "open"),
     ],

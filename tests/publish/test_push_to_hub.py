@@ -296,6 +296,10 @@ REFUSED = {
     "timm's network": (lambda model: timm.create_model("test_nfnet"), "NormFreeNet"),
     "feature maps": (lambda model: timm.create_model("nfnet_f0", features_only=True, device="meta"), "Feature"),
     "on the meta device": (lambda model: model.to("meta"), "meta"),
+    "complex": (
+        lambda model: replaced(model, "head.fc.bias", nn.Parameter(torch.ones(10, dtype=torch.complex64))),
+        "head.fc.bias is torch.complex64",
+    ),
     "sharded": (sharded, "sharded"),
     "not finite": (
         lambda model: replaced(model, "head.fc.bias", nn.Parameter(torch.full((10,), math.nan))),
