@@ -86,7 +86,7 @@ def check_state_dict(
     timm adapts these two numbers when it loads the weights.
 
     Args:
-        exact: Whether the numbers of classes and input channels must be the same, too.
+        exact: Whether the numbers of classes and input channels must be the same, too, and all arrays floating-point.
     Raises:
         ValueError: If they do not fit. The message names the wrong arrays, and the network of the checkpoint.
     """
@@ -114,6 +114,11 @@ def check_state_dict(
         rows, biases = (list(state_dict[key].shape[:1]) for key in heads)
         problems.append(f"head.fc has {rows} rows and {biases} biases")
     if not problems:
+        for key, tensor in state_dict.items() if exact else ():
+            if not tensor.is_floating_point():
+                raise ValueError(
+                    f"{key} is {tensor.dtype}: expected a floating-point dtype, such as torch.float32; convert it first"
+                )
         return state_dict
     try:
         other, overrides = infer_variant(state_dict)

@@ -79,6 +79,8 @@ class NormFreeCfg:
             if len(sizes) != 4 or min(sizes) < 1:
                 raise ValueError(f"{name}={value!r}: expected four whole numbers, one for each stage, of at least 1")
             cfg = replace(cfg, **{name: sizes})  # type: ignore[arg-type]
+        if max(cfg.depths) > MAX_DEPTH:
+            raise ValueError(f"depths={cfg.depths}: expected at most {MAX_DEPTH} blocks in a stage")
         if cfg.stem_type not in STEM_SHARE:
             raise ValueError(f"stem_type={cfg.stem_type!r}: expected one of {', '.join(STEM_SHARE)}")
         for name, smallest in (("stem_chs", 1), ("group_size", 0), ("num_features", 0)):
@@ -113,6 +115,9 @@ class NormFreeCfg:
             return self.num_features
         return 1280 * self.stage_chs[-1] // 440 if self.reg else 2 * self.stage_chs[-1]
 
+
+# Blocks in a stage. The deepest published network has 50; millions, from a hostile config.json, would take hours.
+MAX_DEPTH = 1000
 
 # Ratio of the channels of the stem's last convolution to the channels of the first stage.
 STEM_SHARE = {"deep_quad": 1 / 2, "3x3": 1.0, "7x7_pool": 1 / 4}

@@ -52,9 +52,9 @@ def recorded_logits(header: Mapping[str, str]) -> list[float] | None:
     try:
         logits = json.loads(header["logits"])
         check_types({"logits": logits}, {"logits": list[float]}, "it")
-    except (ValueError, RecursionError) as error:
+        return [float(value) for value in logits]
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"the header of model.safetensors has logits that cannot be read: {error}") from None
-    return logits
 
 
 def identify(path: Path) -> dict[str, str]:

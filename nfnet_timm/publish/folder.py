@@ -238,6 +238,11 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
             f"{source.metadata.get('source', source.architecture)} has NaN or infinite values in {infinite[0]}{more}: "
             "did the run diverge? Publish an earlier checkpoint"
         )
+    if source.card and not _is_for(source.card, repo_id):
+        raise ValueError(
+            f"README.md loads {', '.join(map(repr, _hub_names(source.card)))} and not 'hf-hub:{repo_id}': correct the "
+            "name in it, or remove README.md to get a new one"
+        )
     card = source.card or render_card(source, repo_id, license)
     owned = card_metadata(card, "README.md").get("license")
     _check_license(card, license)
@@ -255,7 +260,7 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
         nonlocal kept
         if source.card is None and (folder / "README.md").is_file() and _same_model(folder, staged):
             theirs = read_card(folder / "README.md")
-            if f"hf-hub:{repo_id}" in theirs or "hf-hub:" not in theirs:
+            if _is_for(theirs, repo_id):
                 _check_license(theirs, license)
                 kept = theirs != card
                 shutil.copyfile(folder / "README.md", staged / "README.md")
@@ -274,8 +279,23 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
     return kept
 
 
+def _hub_names(card: str) -> list[str]:
+    return sorted(set(re.findall(r"hf-hub:[\w.-]+/[\w.-]*\w", card)))
+
+
+def _is_for(card: str, repo_id: str) -> bool:
+    """Return whether the code of a card loads ``repo_id``, or no repo."""
+    names = _hub_names(card)
+    return not names or f"hf-hub:{repo_id}" in names
+
+
 def _check_license(card: str, license: str | None) -> None:
     stated = card_metadata(card, "README.md").get("license")
+    if license is not None and stated is None:
+        raise ValueError(
+            f"--license {license}: README.md states no licence: write it into the metadata between two lines --- at "
+            "the very top (no byte order mark before them), or remove README.md to get a new one"
+        )
     if license not in (None, stated):
         raise ValueError(
             f"--license {license}: the existing card says {stated}; change it in README.md, or remove README.md to get "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
@@ -35,6 +37,19 @@ _GIVEN: dict[str, Any] = {
 _REF = r"[A-Za-z0-9_][A-Za-z0-9._/-]*"  # a branch or a tag
 
 
+@contextmanager
+def _float32_on_the_cpu() -> Iterator[None]:
+    """Build networks in float32 and on the CPU, whatever defaults of torch the user has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@_float32_on_the_cpu()
 def push_to_hub(
     model: nn.Module,
     repo_id: str,
@@ -72,7 +87,7 @@ def push_to_hub(
     names: Any = label_names if label_names is None or isinstance(label_names, str) else list(label_names)
     figures: Any = {} if metrics is None else metrics
     if isinstance(figures, Mapping):
-        figures = {name: value.item() if hasattr(value, "item") else value for name, value in figures.items()}
+        figures = {name: _number(value) for name, value in figures.items()}
     given = {"model": model, "repo_id": repo_id, "revision": revision, "license": license, "dataset": dataset}
     check_types({**given, "label_names": names, "metrics": figures}, _GIVEN, "push_to_hub")
     for name in ("top1", "top5"):
@@ -87,6 +102,14 @@ def push_to_hub(
         folder = Path(parent) / repo_id.split("/")[-1]
         build_repo(source, repo_id, folder, license)
         return publish(source, folder, repo_id, private, revision, force=force)[0]
+
+
+def _number(value: Any) -> Any:
+    """Return the number in a scalar of torch or NumPy; else ``value``."""
+    try:
+        return value.item()
+    except (AttributeError, ValueError, RuntimeError):
+        return value
 
 
 def publish(

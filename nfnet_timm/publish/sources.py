@@ -7,6 +7,7 @@ checkpoint of timm's train.py, a state dict with the name of its network, or a n
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -37,9 +38,13 @@ __all__ = ["Source", "open_authors", "open_model", "open_network"]
 
 # First arrays of a network.
 _FIRST = ("stem.conv1.weight", "stem.conv.weight")
+# Constants of layers, which logits may not show.
+_CONSTANTS = ("alpha", "eps", "gamma", "scale")
+# Parameters whose initial value is 0.
+_HIDING = ("skipinit_gain", "head.fc.weight")
 _CHANGED = (
-    "the network was changed after timm.create_model built it (reparameterized, other layers or another head), and "
-    "cannot be loaded from the Hub: publish it as it was before the change"
+    "the network was changed after timm.create_model built it (reparameterized, quantized, other layers or another "
+    "head), and cannot be loaded from the Hub: publish it as it was before the change"
 )
 
 
@@ -252,7 +257,9 @@ def _from_state_dict(
             )
         chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
         options = {"model": name, "model_kwargs": dict(model_kwargs), "in_chans": chans[0] if chans else None}
-        model, arguments = network_of(TrainCheckpoint(options, arrays, ema=False, epoch=None, metric=None))
+        model, arguments = network_of(
+            TrainCheckpoint(options, arrays, ema=False, epoch=None, metric=None), "--model-kwargs"
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Source(model, arguments, identify(path))
@@ -309,9 +316,25 @@ def open_network(model: nn.Module) -> Source:
         if p.is_meta or hasattr(p, "full_tensor"):
             kind = "is on the meta device" if p.is_meta else "is sharded over processes"
             raise ValueError(f"{name} {kind}: expected all of its values; load or gather the state dict first")
-    plain: Any = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
+        if not p.is_floating_point():
+            raise ValueError(f"{name} is {p.dtype}: expected a floating-point dtype, such as torch.float32")
+    if "forward" in vars(network) and not _is_of_accelerate(network):
+        raise ValueError(
+            "the network has a forward of its own, which the Hub would not have: build what it does into the data, and "
+            "remove it with `del model.forward`"
+        )
+    try:
+        plain: Any = copy.deepcopy(network)
+    except Exception as error:  # from the class of any attribute
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"the network cannot be copied: {reason}. Remove what was added to it (attributes and hooks that hold "
+            "tensors or locks; weight_norm and pruning with their remove functions), or load its state dict into a new "
+            "network of timm.create_model and publish that"
+        ) from None
+    plain = plain.to(device="cpu", dtype=torch.float32).eval()
     plain.in_chans = plain.stem[0].in_channels  # the stem may have been replaced
-    vars(plain).pop("forward", None)  # of Accelerate, which computes the forward of ``network`` under autocast
+    vars(plain).pop("forward", None)
     defaults, stride = asdict(VARIANTS[architecture].cfg), network.feature_info[-1]["reduction"]
     options = {
         "model": architecture,
@@ -323,13 +346,49 @@ def open_network(model: nn.Module) -> Source:
         "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
     }
     try:
-        built, arguments = network_of(TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None))
-        check_logits(logits_of(built), logits_of(plain))
-    except (ValueError, RuntimeError) as error:
+        built, arguments = network_of(
+            TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None), "the network"
+        )
+        _check_same(built, plain)
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None
     built.pretrained_cfg = network.pretrained_cfg
     built.pretrained_cfg = published_cfg(built, {})
     return Source(built, arguments, metadata={})
+
+
+def _is_of_accelerate(network: nn.Module) -> bool:
+    """Return whether Accelerate has set ``forward``, which is then that of the class under autocast.
+
+    Source: ``prepare_model`` in accelerate/accelerator.py.
+    """
+    own = type(network).forward
+    original = getattr(vars(network).get("_original_forward"), "__func__", None)
+    return original is own and inspect.unwrap(vars(network)["forward"]) is own
+
+
+def _check_same(built: nn.Module, plain: nn.Module) -> None:
+    """Raise ValueError unless two networks with the same weights compute the same."""
+    others = dict(plain.named_modules())
+    for name, module in built.named_modules():
+        for constant in _CONSTANTS:
+            expected, found = (getattr(each, constant, None) for each in (module, others.get(name)))
+            if found not in (None, expected):
+                raise ValueError(f"{name}.{constant} is {found}, expected {expected}")
+    check_logits(_logits_of_all_layers(built), _logits_of_all_layers(plain))
+
+
+@torch.no_grad()
+def _logits_of_all_layers(model: nn.Module) -> Tensor:
+    """Return the logits with other values in place of skip gains and classifiers of 0, which hide other layers."""
+    hiding = [p for name, p in model.named_parameters() if name.endswith(_HIDING) and not p.any()]
+    try:
+        for p in hiding:
+            p.fill_(0.5)
+        return logits_of(model)
+    finally:
+        for p in hiding:
+            p.zero_()
 
 
 def _stated(header: Mapping[str, str]) -> dict[str, str]:

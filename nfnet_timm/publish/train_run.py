@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -42,12 +43,14 @@ class Accuracy:
     crop_pct: float
 
 
-def network_of(checkpoint: TrainCheckpoint) -> tuple[Any, dict[str, Any]]:
+def network_of(checkpoint: TrainCheckpoint, where: str = "the run's options") -> tuple[Any, dict[str, Any]]:
     """Return the network that train.py builds from the run's options, with the weights, and its arguments.
 
     ``timm.create_model`` builds the same network from its architecture's name and these arguments. The
     ``pretrained_cfg`` of the network has the preprocessing of the run.
 
+    Args:
+        where: Where the options come from, for messages.
     Raises:
         ValueError: If it is not a network of this package, cannot be built, or does not fit the weights.
     """
@@ -60,7 +63,7 @@ def network_of(checkpoint: TrainCheckpoint) -> tuple[Any, dict[str, Any]]:
         "global_pool": args.get("gp"),
         **(args.get("model_kwargs") or {}),
     }
-    described_model(name, {k: v for k, v in {**base_arguments, **own}.items() if v is not None}, "the run's options")
+    described_model(name, {k: v for k, v in {**base_arguments, **own}.items() if v is not None}, where)
     # The same call as in train.py. check_folder compares the published folder with this model.
     model: Any = timm.create_model(args["model"], **own)
     model.load_state_dict(check_state_dict(state_dict, model, name, exact=True))
@@ -86,7 +89,8 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
         return config.architecture, config.model_args
     name = model.split(".")[0]
     if name not in VARIANTS:
-        raise ValueError(f"it is a checkpoint of {model!r}: expected a network of nfnet_timm, such as nfnet_f0")
+        close = " or ".join(get_close_matches(name, VARIANTS)) or "nfnet_f0"
+        raise ValueError(f"--model {model}: no such network; expected one of nfnet_timm, such as {close}")
     return name, {}
 
 

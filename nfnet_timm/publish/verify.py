@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
-from nfnet_timm.formats.safetensors_writer import read_header
+from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header
 from nfnet_timm.publish.config_json import is_ours, load_folder, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, logits_of, recorded_logits
 from nfnet_timm.publish.hub_errors import hub_errors_explained
@@ -50,14 +50,20 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
     model.safetensors. Files of the same commit in the user's cache are compared, too.
 
     Raises:
-        ValueError: If a hash differs (the message contains the file and both hashes), if the logits differ, or if the
-            config.json or the header of a network of this package cannot be read.
+        ValueError: If a hash differs (the message contains the file and both hashes), if the logits differ, if the
+            config.json or the header of a network of this package cannot be read, or if there is no safetensors file.
         OSError: If the Hub cannot be reached, or the repo does not exist.
     """
     validate_repo_id(repo_id)
     api = HfApi()
     with hub_errors_explained(f"reading {repo_id}"):
-        commit = str(api.model_info(repo_id, revision=revision).sha)
+        info = api.model_info(repo_id, revision=revision)
+    commit, names = str(info.sha), [file.rfilename for file in info.siblings or []]
+    if not any(name.endswith(".safetensors") for name in names):
+        raise ValueError(
+            f"{repo_id} has no safetensors file, but {', '.join(names[:5]) or 'no files'}: expected a repo with "
+            "model.safetensors, as `nfnet-timm publish` pushes it; publish the weights again with it"
+        )
     with tempfile.TemporaryDirectory() as empty:
         with hub_errors_explained(f"downloading {repo_id}"):
             folder = Path(snapshot_download(repo_id, revision=commit, cache_dir=empty, allow_patterns=[*_VERIFIED]))
@@ -106,9 +112,23 @@ def _difference(folder: Path, expected: Any) -> float | None:
         theirs = logits_of(expected)
         ours = logits_of(load_folder(folder))
     else:
-        header = read_header(folder / "model.safetensors")
-        if "logits" not in header or not is_ours(read_json(folder / "config.json")):
+        weights = folder / "model.safetensors"
+        header = read_header(weights)
+        if header.get("arrays_sha256") not in (None, arrays_hash(weights)):
+            raise ValueError(
+                f"the arrays of {weights} do not have the hash in its header, so the file was changed after it was "
+                "published: publish the weights again"
+            )
+        if "logits" not in header:
             return None
+        config = read_json(folder / "config.json")
+        if not is_ours(config):
+            if "arrays_sha256" not in header:
+                return None
+            raise ValueError(
+                f"{folder}/config.json is of {config.get('architecture')!r}, but nfnet-timm wrote the weights: "
+                "expected a network of nfnet_timm. Publish both again"
+            )
         theirs = torch.tensor(recorded_logits(header))
         ours = logits_of(load_folder(folder))[:RECORDED]
     if theirs.shape != ours.shape:

@@ -135,7 +135,17 @@ REFUSED = {
     "no name": (tensors, [], "--model nfnet_f0 --model-kwargs depths=(1,2,2,1) channels=(32,64,96,96)"),
     "unknown name": (tensors, ["--model", "resnet50"], "resnet50"),
     "other shapes": (tensors, [*KWARGS, "depths=(1,2,3,1)"], "stages.2"),
-    "unknown argument": (tensors, [*KWARGS, "width=3"], "width"),
+    "a name with a mistake": (
+        tensors,
+        ["--model", "nfnet_f00"],
+        "--model nfnet_f00: no such network; expected one of nfnet_timm, such as nfnet_f0 or",
+    ),
+    "unknown argument": (tensors, [*KWARGS, "width=3"], "--model-kwargs has the unknown entry 'width'"),
+    "whole numbers": (
+        lambda sd: tensors({**sd, "head.fc.bias": sd["head.fc.bias"].long()}),
+        KWARGS,
+        "head.fc.bias is torch.int64: expected a floating-point dtype",
+    ),
     "argument of another type": (tensors, [*KWARGS, "alpha=big"], "'big'"),
     "wrong classes": (tensors, [*KWARGS, "num_classes=7"], "head.fc"),
     "two networks": (lambda sd: saved({**sd, **prefixed(sd, "ema.module.")}), KWARGS, "'ema.module.'"),

@@ -1,5 +1,6 @@
 """After any fault, the repo is unchanged or complete, and the same command finishes the push."""
 
+import json
 import os
 import shutil
 import signal
@@ -312,6 +313,8 @@ def pushed_by_others(hub, built, tmp_path, header=None, config=None, arrays=None
     """Push ``built`` to org/tiny, with other entries in its header, another config.json or other arrays."""
     push(built, "org/tiny")
     metadata = {**read_header(built / "model.safetensors"), **(header or {})}
+    if arrays is not None:
+        del metadata["arrays_sha256"]
     save_file(arrays or load_file(built / "model.safetensors"), tmp_path / "theirs.safetensors", metadata)
     hub.push("org/tiny", "model.safetensors", (tmp_path / "theirs.safetensors").read_bytes())
     if config is not None:
@@ -328,6 +331,7 @@ def pushed_by_others(hub, built, tmp_path, header=None, config=None, arrays=None
         "{}",
         "",
         "[" * 100_000,
+        "[1" + "0" * 400 + ", 1" * 7 + "]",
     ],
 )
 def test_malformed_recorded_logits_give_a_one_line_error(hub, built, tmp_path, capsys, logits):
@@ -338,6 +342,33 @@ def test_malformed_recorded_logits_give_a_one_line_error(hub, built, tmp_path, c
     assert "within" not in captured.out
     assert "logits" in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_recorded_logits_may_be_whole_numbers(hub, built, tmp_path):
+    pushed_by_others(hub, built, tmp_path, {"logits": "[0, 0, 0, 0, 0, 0, 0, 0]"})
+    with pytest.raises(ValueError, match=r"the logits of org/tiny at .* differ by"):
+        verify("org/tiny")
+
+
+def test_arrays_that_do_not_have_the_hash_in_their_header_are_found(hub, built, capsys):
+    push(built, "org/tiny")
+    content = bytearray((built / "model.safetensors").read_bytes())
+    content[-4] ^= 1
+    hub.push("org/tiny", "model.safetensors", bytes(content))
+    capsys.readouterr()
+    assert main(["verify", "org/tiny"]) == 1
+    error = capsys.readouterr().err
+    assert "the arrays of org/tiny/model.safetensors do not have the hash in its header" in error
+    assert error.count("\n") == 1
+
+
+def test_a_repo_without_safetensors_is_named(hub, capsys):
+    hub.push("org/tiny", "pytorch_model.bin", b"weights")
+    assert main(["verify", "org/tiny"]) == 1
+    error = capsys.readouterr().err
+    assert "org/tiny has no safetensors file, but " in error
+    assert "pytorch_model.bin" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -353,6 +384,11 @@ def test_only_hashes_are_compared_for_a_network_of_another_package(hub, built, t
     assert "within" not in out
 
 
+def described(**arguments):
+    config = {"architecture": "nfnet_f0", "pretrained_cfg": {}, "num_classes": 10, "model_args": arguments}
+    return json.dumps(config).encode()
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -360,6 +396,11 @@ def test_only_hashes_are_compared_for_a_network_of_another_package(hub, built, t
         (b"{", "JSON"),
         (b'{"architecture": "nfnet_f0", "num_classes": 10, "model_args": null}', "model_args"),
         (b'{"architecture": "nfnet_f0", "num_classes": 10}', "stages.2"),
+        (b'{"architecture": "nfnet_f0", "num_classes": 1' + b"0" * 30 + b"}", "a size is too large: num_classes=1000"),
+        (described(global_pool=""), "global_pool is ''"),
+        (described(depths=[1, 1, 1, 10_000_000]), "at most 1000 blocks"),
+        (b'{"architecture": "nfnet_f9"}', "config.json is of 'nfnet_f9', but nfnet-timm wrote the weights"),
+        (b"{}", "config.json is of None"),
     ],
 )
 def test_unreadable_config_gives_a_one_line_error_with_the_name_of_the_repo(

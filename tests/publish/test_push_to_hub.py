@@ -3,6 +3,8 @@
 import copy
 import math
 import re
+import threading
+import types
 
 import pytest
 import timm
@@ -13,6 +15,7 @@ from safetensors import safe_open
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
 
 import nfnet_timm
 from nfnet_timm.cli import main
@@ -82,6 +85,19 @@ def test_other_dtypes_arrive_as_float32_of_the_same_value(hub, tiny, dtype):
     for name, tensor in loaded().state_dict().items():
         assert tensor.dtype == torch.float32
         assert tensor.equal(expected[name])
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_and_device_do_not_matter(hub, tiny, default):
+    model = tiny()
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            push(model)
+        assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(tensor.equal(model.state_dict()[name]) for name, tensor in loaded().state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -192,6 +208,43 @@ def replaced(model, name, module):
     return model
 
 
+def scaled(model):
+    forward = model.forward
+    model.forward = lambda x: forward(x / 255)
+    return model
+
+
+def fresh(model):
+    """Return the network with the gains and the classifier of a new NF-RegNet, which hide the layers before them."""
+    for name, p in model.named_parameters():
+        if name.endswith(("skipinit_gain", "head.fc.weight")):
+            nn.init.zeros_(p)
+    return model
+
+
+def constant(model, layer, name):
+    setattr(model.get_submodule(layer), name, 0.01)
+    return model
+
+
+def with_output(model):
+    model.stem.register_forward_hook(lambda module, images, output: setattr(module, "output", output))
+    model(torch.zeros(1, 3, 32, 32))
+    return model
+
+
+class Packed(nn.Linear):
+    """Stands for a layer of torch.ao, whose entries in a state dict are not all tensors."""
+
+    def get_extra_state(self):
+        return ("qint8", None)
+
+
+def pruned(model):
+    prune.l1_unstructured(model.head.fc, "weight", 0.5)
+    return model
+
+
 def sharded(model):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -200,10 +253,41 @@ def sharded(model):
     return model
 
 
+def prepared(model):
+    """Change the network as ``prepare_model`` in accelerate/accelerator.py does for mixed precision."""
+    model._original_forward = model.forward
+    model.forward = types.MethodType(torch.autocast("cpu", torch.bfloat16)(model.forward.__func__), model)
+    return model
+
+
+def test_the_forward_of_accelerate_is_not_published(hub, tiny):
+    push(prepared(tiny()))
+    torch.testing.assert_close(logits_of(loaded()), logits_of(tiny()))
+
+
+def test_a_new_network_arrives_with_its_zeros(hub, tiny):
+    push(fresh(tiny()))
+    expected = fresh(tiny()).state_dict()
+    assert all(tensor.equal(expected[name]) for name, tensor in loaded().state_dict().items())
+
+
 REFUSED = {
     "reparameterized": (lambda model: model.reparameterize(), "reparameterized"),
     "another head": (lambda model: replaced(model, "head", nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), "head"),
     "another activation": (lambda model: replaced(model, "final_act", nn.ReLU()), "logits"),
+    "another activation in a new network": (
+        lambda model: replaced(fresh(model), "stages.1.0.act2", nn.ReLU()),
+        "logits",
+    ),
+    "another eps": (lambda model: constant(fresh(model), "stages.1.0.conv2", "eps"), "stages.1.0.conv2.eps is 0.01"),
+    "another scale": (lambda model: constant(fresh(model), "stages.1.0.conv2", "scale"), "conv2.scale is 0.01"),
+    "another alpha": (lambda model: constant(fresh(model), "stages.1.0", "alpha"), "stages.1.0.alpha is 0.01"),
+    "another forward": (scaled, "del model.forward"),
+    "another forward, put over Accelerate's": (lambda model: scaled(prepared(model)), "del model.forward"),
+    "quantized": (lambda model: replaced(model, "head.fc", Packed(192, 10)), "quantized"),
+    "an output kept by a hook": (with_output, "cannot be copied: RuntimeError: Only Tensors created explicitly"),
+    "a lock": (lambda model: replaced(model, "stem.lock", threading.Lock()), "cannot be copied: TypeError: .*lock"),
+    "pruned": (pruned, "cannot be copied"),
     "a layer less": (lambda model: replaced(model, "stages.1.1", nn.Identity()), "stages.1.1"),
     "a layer more": (lambda model: replaced(model, "head.drop", nn.Linear(192, 192)), "head.drop"),
     "a head of its own": (lambda model: nn.Sequential(model, nn.Linear(10, 2)), "1.weight"),
@@ -212,6 +296,10 @@ REFUSED = {
     "timm's network": (lambda model: timm.create_model("test_nfnet"), "NormFreeNet"),
     "feature maps": (lambda model: timm.create_model("nfnet_f0", features_only=True, device="meta"), "Feature"),
     "on the meta device": (lambda model: model.to("meta"), "meta"),
+    "complex": (
+        lambda model: replaced(model, "head.fc.bias", nn.Parameter(torch.ones(10, dtype=torch.complex64))),
+        "head.fc.bias is torch.complex64",
+    ),
     "sharded": (sharded, "sharded"),
     "not finite": (
         lambda model: replaced(model, "head.fc.bias", nn.Parameter(torch.full((10,), math.nan))),
@@ -236,6 +324,7 @@ def test_what_the_hub_could_not_serve_is_refused_before_anything_is_sent(hub, ti
         ({"label_names": [*"abcdefghi", "a\nb"]}, r"a\\nb"),
         ({"metrics": {"top1": "high"}}, "high"),
         ({"metrics": {"top1": math.nan}}, "nan"),
+        ({"metrics": {"top1": torch.tensor([1.0, 2.0])}}, r"metrics is .*tensor\(\[1., 2.\]\)"),
         ({"metrics": {"top1": 975}}, "top1 is 975, expected a percentage"),
         ({"license": "Apache 2.0"}, "expected the name of a licence on the Hub"),
         ({"metrics": {1: 2.0}}, "metrics"),
