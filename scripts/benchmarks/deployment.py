@@ -105,7 +105,7 @@ def forms(network: Any, x: Tensor, folder: Path, compiled: bool) -> Iterator[tup
         yield "reparameterized, torch.compile with freezing", torch.compile(plain, options={"freezing": True})
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
         path = folder / "model.onnx"
-        torch.onnx.export(plain, (x,), path, dynamo=True, verbose=False)
+        torch.onnx.export(plain, (x,), path, dynamo=True, external_data=False, verbose=False)
         yield "reparameterized, ONNX Runtime", onnx_runtime(path)
         yield "reparameterized, ONNX Runtime, int8", onnx_runtime(quantized(path, x))
     if importlib.util.find_spec("openvino"):
