@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of the exporters
     rows = [row for name in PIXELS for batch in args.batch for row in measured(name, batch, args)]
-    print(table(["", "batch:", "", "ms:", "difference from eager:"], [cells(row) for row in rows]))
+    print(deployment_table(rows))
     write_json(args.json, {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows})
 
 
@@ -149,10 +149,13 @@ def openvino(network: nn.Module, x: Tensor) -> Form:
     return lambda x: compiled(x.numpy())[0]
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """Return a row of the table."""
-    times = f"{median(row['milliseconds']):.0f}"
-    return [row["network"], str(row["batch"]), row["form"], times, f"{row['difference']:.0e}"]
+def deployment_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of medians, with the differences from eager mode."""
+    cells = []
+    for row in rows:
+        times = f"{median(row['milliseconds']):.0f}"
+        cells.append([row["network"], str(row["batch"]), row["form"], times, f"{row['difference']:.0e}"])
+    return table(["", "batch:", "", "ms:", "difference from eager:"], cells)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from deployment import deployment_table
 from launches import launches_table
 from records import RESULTS, ROOT
 from speed import ratios, spread
@@ -168,6 +169,7 @@ def render() -> dict[Path, str]:
         "docs/compat.md": {"compat": compat_table(results("compat"))},
         "docs/speed.md": {
             "speed": speed_table(results("cpu")),
+            "deployment": deployment_table(results("deployment")["rows"]),
             "gpu": gpu_table(results("cuda")),
             "launches": launches_table(results("launches")),
             "batches": batches_table(results("memory")),
