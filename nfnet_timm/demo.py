@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,7 @@ def _classify_photo() -> None:
     try:
         print(f"The pretrained nfnet_f0 on scikit-learn's photograph china.jpg: {_guesses()}.")
     except KeyboardInterrupt as error:
-        if error.args:  # SIGTERM or SIGHUP
+        if error.args not in ((), (signal.SIGINT,)):  # SIGTERM or SIGHUP
             raise
         print("Skipped: no photograph is classified.")
     except Exception as error:  # such as errors of the connection, of the Hub's client, or of a damaged cached file
