@@ -82,7 +82,7 @@ def test_fine_tune_ends_with_the_line_that_publishes(digits, tmp_path):
     assert result.returncode == 0, result.stderr
     card = (tmp_path / "hub-repos" / "name" / "README.md").read_text()
     assert "digit 0, digit 1" in card
-    assert "By examples/fine_tune.py of nfnet_timm; what is published here is the moving average" in card
+    assert "examples/fine_tune.py of nfnet_timm. This repository contains the moving average (EMA)" in card
     assert re.search(r"Top-1 accuracy in percent at 32 pixels", card)
 
 
