@@ -10,7 +10,7 @@ The state dict has the same names and shapes as timm's ``dm_nfnet_*``, except th
 
 import warnings
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ Device = torch.device | str | None
 
 
 def _check_count(name: str, count: Any, smallest: int) -> None:
-    if isinstance(count, bool) or not (isinstance(count, int) and count >= smallest):
+    if isinstance(count, bool) or not (isinstance(count, Integral) and int(count) >= smallest):
         raise ValueError(f"{name}={count!r}: expected a whole number of at least {smallest}")
 
 

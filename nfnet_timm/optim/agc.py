@@ -188,7 +188,7 @@ def clip_stats(
     from nfnet_timm.optim.param_groups import known_classifier_weights
 
     pairs = list(parameters.items()) if isinstance(parameters, Mapping) else _listed(parameters, "named_parameters")
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise ValueError(
             f"parameters contain {type(pairs[0]).__name__}: expected pairs, as in model.named_parameters()"
         )

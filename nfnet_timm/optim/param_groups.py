@@ -104,8 +104,10 @@ def agc_param_groups(
     network = _unwrapped(model)
     exempt = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
     if no_clip is not None:
-        patterns = [no_clip] if isinstance(no_clip, str) else no_clip
-        if not (isinstance(patterns, Iterable) and all(isinstance(pattern, str) for pattern in patterns)):
+        patterns: list[Any] = (
+            list(no_clip) if isinstance(no_clip, Iterable) and not isinstance(no_clip, str) else [no_clip]
+        )
+        if not all(isinstance(pattern, str) for pattern in patterns):
             raise ValueError(f"no_clip={no_clip!r}: expected a name or pattern, or a list of them")
         exempt |= _matching(network, patterns)
     elif not any(id(p) in exempt for p in network.parameters()):
@@ -151,7 +153,7 @@ def _not_decayed(model: nn.Module) -> set[int]:
     }
 
 
-def _matching(model: nn.Module, patterns: Iterable[str]) -> set[int]:
+def _matching(model: nn.Module, patterns: list[str]) -> set[int]:
     """Return the ids of the parameters whose names match one of ``patterns``."""
     found: set[int] = set()
     for pattern in patterns:

@@ -237,6 +237,12 @@ def test_reset_classifier_restores_a_replaced_head(tiny):
     assert torch.equal(model.forward_head(model.forward_features(x), pre_logits=True), expected)
 
 
+def test_the_number_of_classes_may_be_one_of_numpy(tiny):
+    model = tiny()
+    model.reset_classifier(np.int64(7))
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 7)
+
+
 @pytest.mark.parametrize("num_classes", [-3, 2.5, "7"])
 def test_an_invalid_number_of_classes_leaves_the_classifier(tiny, num_classes):
     model = tiny()

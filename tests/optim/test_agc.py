@@ -168,6 +168,12 @@ def test_a_gradient_that_is_not_finite_is_an_error_also_without_clipping():
         adaptive_clip_grad_([p], None, error_if_nonfinite=True)
 
 
+def test_stats_take_pairs_of_any_kind():
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    assert clip_stats({"a": p}) == clip_stats([("a", p)]) == clip_stats([["a", p]]) == clip_stats(iter([("a", p)]))
+
+
 def test_stats_skip_parameters_without_a_gradient():
     assert clip_stats({"a": torch.nn.Parameter(torch.ones(3))}) == {}
 

@@ -757,6 +757,12 @@ def test_arguments_of_a_wrong_type_or_range_are_refused_with_what_was_expected(t
         wrong(tiny())
 
 
+def test_no_clip_may_be_an_iterator(tiny):
+    model = tiny()
+    optimizer = create_optimizer(model, no_clip=(name for name in ["stem.conv1.weight"]))
+    assert settings(optimizer, model)["stem.conv1.weight"][0] is None
+
+
 def test_layer_decay_scales_a_learning_rate_that_is_a_tensor(tiny):
     model, lr = tiny(), torch.tensor(0.1, dtype=torch.float64)
     numbers, tensors = (create_optimizer(model, "adamw", lr=rate, layer_decay=0.9) for rate in (0.1, lr))

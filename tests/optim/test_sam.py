@@ -295,6 +295,14 @@ def test_a_wrong_sam_rho_of_a_group_is_refused_and_the_weights_stay(rho):
     assert all(p.equal(b) for p, b in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("rho", [np.float32(0.5), torch.tensor(0.5), 1])
+def test_rho_may_be_any_number(rho):
+    model = linear()
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=rho)
+    sam.step(lambda: sum(p.square().sum() for p in model.parameters()).backward())
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 PROCESSES = """
     import os, sys, torch, torch.distributed as dist, torch.nn.functional as F
     from torch import nn
