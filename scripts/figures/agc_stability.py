@@ -20,9 +20,8 @@ from typing import Any
 import figures
 import timm
 import torch
-from digits_training import accuracy_after_training
+from digits_training import accuracy_after_training, batches_of, best, by_rate, draw_seeds
 from matplotlib.figure import Figure
-from timm.optim import create_optimizer_v2
 
 from nfnet_timm.demo import load_images
 from nfnet_timm.optim import create_optimizer
@@ -39,11 +38,7 @@ def train(setting: dict[str, Any]) -> float:
     torch.manual_seed(setting["seed"])
     digits = load_images()
     model = timm.create_model("dm_nf_resnet50", **SMALL)
-    options: dict[str, Any] = {"lr": setting["lr"], "weight_decay": 1e-4, "momentum": 0.9}
-    if setting["clip_factor"] is None:
-        optimizer = create_optimizer_v2(model, "sgd", **options)
-    else:
-        optimizer = create_optimizer(model, "sgd", clip_factor=setting["clip_factor"], **options)
+    optimizer = create_optimizer(model, "sgd", setting["lr"], 1e-4, setting["clip_factor"], momentum=0.9)
     return accuracy_after_training(model, optimizer, digits, len(digits.train), setting["batch"], EPOCHS, UPDATES)
 
 
@@ -55,7 +50,7 @@ def main() -> None:
     record = figures.run(parser, "agc_stability", measure, draw)
     for factor, (label, _) in LINES.items():
         for batch in batches_of(record):
-            lr, accuracies = best(record, factor, batch)
+            lr, accuracies = best(record, clip_factor=factor, batch=batch)
             print(f"{label:32} batch {batch:4}: {100 * mean(accuracies):.1f} % at learning rate {lr:g}")
 
 
@@ -75,22 +70,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"epochs": EPOCHS, "updates": UPDATES, "runs": runs}
 
 
-def batches_of(record: dict[str, Any]) -> list[int]:
-    """Return the batch sizes."""
-    return sorted({run["batch"] for run in record["runs"]})
-
-
-def curve(record: dict[str, Any], factor: float | None, batch: int) -> list[tuple[float, list[float]]]:
-    """Return the accuracies of all seeds at each learning rate."""
-    runs = [run for run in record["runs"] if (run["clip_factor"], run["batch"]) == (factor, batch)]
-    return [(lr, [r["accuracy"] for r in runs if r["lr"] == lr]) for lr in sorted({run["lr"] for run in runs})]
-
-
-def best(record: dict[str, Any], factor: float | None, batch: int) -> tuple[float, list[float]]:
-    """Return the learning rate with the best mean accuracy, and the accuracies of all seeds there."""
-    return max(curve(record, factor, batch), key=lambda point: mean(point[1]))
-
-
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draw the best accuracy by batch size, and the accuracy by learning rate at each batch size."""
     batches = batches_of(record)
@@ -105,11 +84,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
     of_best, *by_batch = figure.subplots(1, len(batches) + 1)
     for factor, (label, color) in LINES.items():
         for batch, axes in zip(batches, by_batch, strict=True):
-            lrs, found = zip(*curve(record, factor, batch), strict=True)
-            _line(axes, lrs, found, color, label)
+            found = by_rate(record, clip_factor=factor, batch=batch)
+            draw_seeds(axes, list(found), found.values(), color, label)
             axes.set(title=f"batch {batch}", xlabel="learning rate", xscale="log", ylim=(0, 102))
-            axes.set_xticks(lrs[::2], labels=[f"{lr:g}" for lr in lrs[::2]], minor=False)
-        _line(of_best, batches, [best(record, factor, batch)[1] for batch in batches], color, label)
+            ticks = list(found)[::2]
+            axes.set_xticks(ticks, labels=[f"{lr:g}" for lr in ticks], minor=False)
+        accuracies = [best(record, clip_factor=factor, batch=batch)[1] for batch in batches]
+        draw_seeds(of_best, batches, accuracies, color, label)
     of_best.set(title="best learning rate", xlabel="batch size", xscale="log", ylabel="test accuracy (%)")
     of_best.set_xticks(batches, labels=[str(batch) for batch in batches], minor=False)
     for axes in (of_best, *by_batch):
@@ -118,12 +99,6 @@ def draw(record: dict[str, Any], path: Path) -> None:
     handles, labels = of_best.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(LINES), frameon=False)
     figure.savefig(path)
-
-
-def _line(axes: Any, x: Any, accuracies: Any, color: str, label: str) -> None:
-    percent = [[100 * accuracy for accuracy in seeds] for seeds in accuracies]
-    axes.fill_between(x, list(map(min, percent)), list(map(max, percent)), color=color, alpha=0.12, linewidth=0)
-    axes.plot(x, list(map(mean, percent)), "o-", color=color, label=label, markersize=4)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from typing import Any
 import figures
 import timm
 import torch
-from digits_training import accuracy_after_training
+from digits_training import accuracy_after_training, batches_of, best, draw_seeds
 from matplotlib.figure import Figure
-from timm.optim import create_optimizer_v2
 
 from nfnet_timm import with_batch_norm
 from nfnet_timm.demo import load_images
@@ -41,7 +40,7 @@ def main() -> None:
     record = figures.run(parser, "batch_size", measure, draw)
     for network in COLORS:
         for batch in batches_of(record):
-            lr, accuracies = best(record, network, batch)
+            lr, accuracies = best(record, network=network, batch=batch)
             print(f"{network:32} batch {batch:4}: {100 * mean(accuracies):.1f} % at learning rate {lr:g}")
 
 
@@ -65,26 +64,11 @@ def train(setting: dict[str, Any]) -> float:
     # A last feature map of 2 x 2 pixels, as batch norm cannot train on one pixel of one image.
     shape: dict[str, Any] = {"depths": (1, 1, 1, 1), "channels": (32, 64, 96, 128), "output_stride": 8}
     model = timm.create_model("dm_nf_resnet50", in_chans=1, num_classes=10, **shape)
-    options: dict[str, Any] = {"lr": setting["lr"], "weight_decay": 5e-5, "momentum": 0.9}
     if "batch norm" in setting["network"]:
         model = with_batch_norm(model)
-    if "clipped" in setting["network"]:
-        optimizer = create_optimizer(model, "sgd", clip_factor=CLIP_FACTOR, **options)
-    else:
-        optimizer = create_optimizer_v2(model, "sgd", **options)
+    clip_factor = CLIP_FACTOR if "clipped" in setting["network"] else None
+    optimizer = create_optimizer(model, "sgd", setting["lr"], 5e-5, clip_factor, momentum=0.9)
     return accuracy_after_training(model, optimizer, load_images(), IMAGES, setting["batch"], EPOCHS, UPDATES)
-
-
-def batches_of(record: dict[str, Any]) -> list[int]:
-    """Return the batch sizes."""
-    return sorted({run["batch"] for run in record["runs"]})
-
-
-def best(record: dict[str, Any], network: str, batch: int) -> tuple[float, list[float]]:
-    """Return the learning rate with the best mean accuracy, and the accuracies of all seeds there."""
-    runs = [run for run in record["runs"] if (run["network"], run["batch"]) == (network, batch)]
-    found = {lr: [run["accuracy"] for run in runs if run["lr"] == lr] for lr in {run["lr"] for run in runs}}
-    return max(found.items(), key=lambda item: mean(item[1]))
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -93,9 +77,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     batches = batches_of(record)
     for network, color in COLORS.items():
-        found = [[100 * accuracy for accuracy in best(record, network, batch)[1]] for batch in batches]
-        axes.fill_between(batches, list(map(min, found)), list(map(max, found)), color=color, alpha=0.15, linewidth=0)
-        axes.plot(batches, list(map(mean, found)), "o-", color=color, label=network)
+        accuracies = [best(record, network=network, batch=batch)[1] for batch in batches]
+        draw_seeds(axes, batches, accuracies, color, network)
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, labels=list(map(str, batches)))
     seeds = len({run["seed"] for run in record["runs"]})

@@ -1,8 +1,11 @@
-"""One training run on scikit-learn's digits, for the scripts that compare many runs."""
+"""Training runs on scikit-learn's digits, for the scripts that compare many of them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from statistics import mean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,7 @@ from torch.optim import Optimizer
 
 from nfnet_timm.demo import Digits
 
-__all__ = ["accuracy_after_training"]
+__all__ = ["accuracy_after_training", "batches_of", "best", "by_rate", "draw_seeds"]
 
 
 def accuracy_after_training(
@@ -55,6 +58,29 @@ def accuracy_after_training(
 def half_size(images: Tensor) -> Tensor:
     """Return images of half the height and width."""
     return F.avg_pool2d(images, 2)
+
+
+def batches_of(record: dict[str, Any]) -> list[int]:
+    """Return the batch sizes of the runs in ``record``."""
+    return sorted({run["batch"] for run in record["runs"]})
+
+
+def by_rate(record: dict[str, Any], **setting: Any) -> dict[float, list[float]]:
+    """Return the accuracies of all seeds at each learning rate, of the runs in ``record`` with this setting."""
+    runs = [run for run in record["runs"] if setting.items() <= run.items()]
+    return {lr: [run["accuracy"] for run in runs if run["lr"] == lr] for lr in sorted({run["lr"] for run in runs})}
+
+
+def best(record: dict[str, Any], **setting: Any) -> tuple[float, list[float]]:
+    """Return the learning rate with the best mean accuracy, and the accuracies of all seeds there."""
+    return max(by_rate(record, **setting).items(), key=lambda point: mean(point[1]))
+
+
+def draw_seeds(axes: Any, x: Any, accuracies: Iterable[list[float]], color: str, label: str) -> None:
+    """Draw a line through the mean accuracies, in percent, and the range of the seeds."""
+    percent = [[100 * accuracy for accuracy in seeds] for seeds in accuracies]
+    axes.fill_between(x, list(map(min, percent)), list(map(max, percent)), color=color, alpha=0.12, linewidth=0)
+    axes.plot(x, list(map(mean, percent)), "o-", color=color, label=label, markersize=4)
 
 
 if __name__ == "__main__":
