@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,46 +75,59 @@ def parity_table(errors: dict[str, float]) -> str:
     return table(["network of the authors", "image", "relative error:"], rows)
 
 
+TIMES = ["this package, ms:", "timm, ms:", "floor, ms:", "timm's time over ours:"]
+MEMORY = ["memory, MiB:", "timm's memory, MiB:"]
+
+
 def speed_table(records: list[dict[str, Any]]) -> str:
     """Return the table of times in float32, contiguous and eager: ours beside timm's and the floor."""
     rows = []
     others = ("bfloat16", "channels-last", "compiled")
     chosen = [r for r in records if not any(word in r["settings"] for word in others)]
     for record in sorted(chosen, key=lambda r: list(BENCHMARKS).index(r["benchmark"])):
-        size = record["settings"][:2].upper()
-        for row in record["rows"]:
-            if row["network"] in ("timm", "floor"):
-                continue
-            peers = {peer["network"]: peer for peer in record["rows"] if peer["case"] == row["case"]}
-            variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")
-            name = ", ".join(filter(None, [f"{size}, {BENCHMARKS[record['benchmark']]}", row["case"], variant]))
-            times = [
-                f"{statistics.median(peer['milliseconds']):.0f}" if peer else ""
-                for peer in (row, peers["timm"], peers.get("floor"))
-            ]
+        title = f"{record['settings'][:2].upper()}, {BENCHMARKS[record['benchmark']]}"
+        for row, peers in compared(record):
+            name = ", ".join(filter(None, [title, row["case"], variant_of(row)]))
             ratio = f"{statistics.median(ratios(peers['timm'], row)):.2f}"
-            memory = [f"{peer.get('kept_mib', peer['peak_mib']):.0f}" for peer in (row, peers["timm"])]
-            rows.append([name, *times, ratio, *memory])
-    times_of = ["this package, ms:", "timm, ms:", "floor, ms:", "timm's time over ours:"]
-    return table(["", *times_of, "memory, MiB:", "timm's memory, MiB:"], rows)
+            rows.append([name, *medians(row, peers, ".0f"), ratio, *memory(row, peers)])
+    return table(["", *TIMES, *MEMORY], rows)
 
 
 def gpu_table(records: list[dict[str, Any]]) -> str:
     """Return the table of times per image on a GPU: ours beside timm's and the floor."""
     rows = []
     for record in records:
-        for row in record["rows"]:
-            if row["network"] in ("timm", "floor"):
-                continue
-            peers = {peer["network"]: peer for peer in record["rows"] if peer["case"] == row["case"]}
-            variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")
-            compiled = "compiled" if "compiled" in record["settings"] else ""
-            name = ", ".join(filter(None, [BENCHMARKS[record["benchmark"]], row["case"], compiled, variant]))
-            times = [f"{statistics.median(peer['milliseconds']):.2f}" for peer in (row, peers["timm"], peers["floor"])]
-            memory = [f"{peer.get('kept_mib', peer['peak_mib']):,.0f}" for peer in (row, peers["timm"])]
-            rows.append([name, *times, spread(ratios(peers["timm"], row), ".2f"), *memory])
-    times_of = ["this package, ms:", "timm, ms:", "floor, ms:", "timm's time over ours:"]
-    return table(["", *times_of, "memory, MiB:", "timm's memory, MiB:"], rows)
+        compiled = "compiled" if "compiled" in record["settings"] else ""
+        for row, peers in compared(record):
+            name = ", ".join(filter(None, [BENCHMARKS[record["benchmark"]], row["case"], compiled, variant_of(row)]))
+            ratio = spread(ratios(peers["timm"], row), ".2f")
+            rows.append([name, *medians(row, peers, ".2f"), ratio, *memory(row, peers)])
+    return table(["", *TIMES, *MEMORY], rows)
+
+
+def compared(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield each row of this package in ``record``, with the rows of all networks in the same case, by name."""
+    for row in record["rows"]:
+        if row["network"] not in ("timm", "floor"):
+            yield row, {peer["network"]: peer for peer in record["rows"] if peer["case"] == row["case"]}
+
+
+def variant_of(row: dict[str, Any]) -> str:
+    """Return the form of the network, such as "reparameterized", or "" for the usual one."""
+    return str(row["network"].removeprefix("nfnet_timm").removeprefix(", "))
+
+
+def medians(row: dict[str, Any], peers: dict[str, Any], digits: str) -> list[str]:
+    """Return the median times of ours, timm's and the floor's, if there is one."""
+    return [
+        f"{statistics.median(peer['milliseconds']):{digits}}" if peer else ""
+        for peer in (row, peers["timm"], peers.get("floor"))
+    ]
+
+
+def memory(row: dict[str, Any], peers: dict[str, Any]) -> list[str]:
+    """Return the memory of ours and timm's in MiB: what a training step keeps, else the peak."""
+    return [f"{peer.get('kept_mib', peer['peak_mib']):.0f}" for peer in (row, peers["timm"])]
 
 
 def insert(text: str, name: str, content: str) -> str:
