@@ -20,6 +20,12 @@ from nfnet_timm.publish.locks import locked
 from nfnet_timm.publish.staging import written_beside
 
 
+def other_network(tiny):
+    model = tiny()
+    model.head.fc.bias.data.fill_(3)
+    return model
+
+
 def test_folder_has_only_weights_and_config_and_loads(tiny, tmp_path):
     model = tiny()
     save_folder(model, tmp_path / "a" / "model", golden.TINY, {"source": "here"})
@@ -48,8 +54,7 @@ def contents(folder):
 def test_saved_folder_is_replaced_only_with_overwrite(tiny, tmp_path):
     save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
     before = contents(tmp_path)
-    other = tiny()
-    other.head.fc.bias.data.fill_(3)
+    other = other_network(tiny)
     with pytest.raises(ValueError, match=r"out exists, and README.md, model.safetensors would change: pass --overwr"):
         save_folder(other, tmp_path / "out", golden.TINY)
     assert contents(tmp_path) == before
@@ -89,6 +94,13 @@ def test_a_failed_write_leaves_nothing(tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def save_with(replace, model, folder, monkeypatch):
+    """Save ``model`` to ``folder`` while ``replace`` stands for ``os.replace``."""
+    with monkeypatch.context() as patch:
+        patch.setattr("nfnet_timm.publish.staging.os.replace", replace)
+        save_folder(model, folder, golden.TINY, card="another", overwrite=True)
+
+
 @pytest.mark.parametrize("at", range(9))
 @pytest.mark.parametrize(
     ("error", "existing"), [(OSError(5, "Input/output error"), True), (KeyboardInterrupt(), True), (OSError(), False)]
@@ -105,16 +117,12 @@ def test_error_while_files_are_moved_leaves_the_folder_unchanged(tiny, tmp_path,
             raise error
         replace(a, b)
 
-    other = tiny()
-    other.head.fc.bias.data.fill_(3)
-    with monkeypatch.context() as patch:
-        patch.setattr("nfnet_timm.publish.staging.os.replace", failing)
-        try:
-            save_folder(other, tmp_path / "out", golden.TINY, card="another", overwrite=True)
-        except (OSError, KeyboardInterrupt):
-            assert contents(tmp_path) == before
-        else:
-            assert at >= (8 if existing else 5)
+    try:
+        save_with(failing, other_network(tiny), tmp_path / "out", monkeypatch)
+    except (OSError, KeyboardInterrupt):
+        assert contents(tmp_path) == before
+    else:
+        assert at >= (8 if existing else 5)
     assert [p.name for p in tmp_path.rglob(".*")] == []
 
 
@@ -136,12 +144,8 @@ def test_second_ctrl_c_or_error_while_files_are_put_back_loses_no_files(tiny, tm
             os.kill(os.getpid(), signal.SIGINT)
         replace(a, b)
 
-    other = tiny()
-    other.head.fc.bias.data.fill_(3)
-    with monkeypatch.context() as patch:
-        patch.setattr("nfnet_timm.publish.staging.os.replace", failing)
-        with pytest.raises((OSError, KeyboardInterrupt)):
-            save_folder(other, tmp_path / "out", golden.TINY, card="another", overwrite=True)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        save_with(failing, other_network(tiny), tmp_path / "out", monkeypatch)
     if second == "error":
         save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
     assert contents(tmp_path) == before
@@ -244,8 +248,7 @@ def test_two_runs_at_once_write_one_folder_after_the_other(tiny, tmp_path, capsy
         entered.set()
         assert go_on.wait(60)
 
-    other = tiny()
-    other.head.fc.bias.data.fill_(3)
+    other = other_network(tiny)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(save_folder, tiny(), tmp_path / "out", golden.TINY, card="first", finish=slow)
         assert entered.wait(60)
