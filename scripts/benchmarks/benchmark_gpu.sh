@@ -35,11 +35,11 @@ on_the_gpu=(--device cuda --repeat 10)
 measure agc "${on_the_gpu[@]}"
 for command in inference train; do
     batch=(1 128)
-    [ $command = train ] && batch=(4 64)
-    for dtype in bfloat16 float32; do
-        measure $command "${on_the_gpu[@]}" --dtype $dtype --channels-last --batch "${batch[@]}"
+    [ $command = train ] && batch=(4 64 256)
+    for way in "--dtype bfloat16" "--dtype bfloat16 --cuda-graph" "--dtype float32"; do
+        # shellcheck disable=SC2086  # a way is several words
+        measure $command "${on_the_gpu[@]}" $way --channels-last --batch "${batch[@]}"
     done
-    measure $command "${on_the_gpu[@]}" --dtype bfloat16 --batch "${batch[@]}"
 done
 for command in inference train; do
     measure $command "${on_the_gpu[@]}" --dtype bfloat16 --channels-last --compile --batch 64

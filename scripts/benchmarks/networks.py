@@ -122,20 +122,38 @@ def measured(functions: dict[str, Callable[[Tensor, Tensor], None]], args: argpa
         x = torch.randn(batch, 3, args.pixels, args.pixels).to(args.device, memory_format=layout(args))
         y = torch.randint(1000, (batch,), device=args.device)
         times: dict[str, list[float]] = {name: [] for name in functions}
+        timed = {name: partial(function, x, y) for name, function in functions.items()}
+        if args.cuda_graph:
+            timed = {name: captured(function) for name, function in timed.items()}
         for i in range(args.repeat + 2):  # the first two are not counted
             # Back and forth: the caches that a network finds depend on the network before it.
-            for name, function in list(functions.items())[:: 1 if i % 2 else -1]:
+            for name, function in list(timed.items())[:: 1 if i % 2 else -1]:
                 start = now(args.device)
-                function(x, y)
+                function()
                 if i >= 2:
                     times[name].append(1000 * (now(args.device) - start) / batch)
-        for name, function in functions.items():
+        del timed  # and the memory of the graphs
+        for name, eager in functions.items():
             row: dict[str, Any] = {"case": f"batch {batch}", "network": name, "milliseconds": times[name]}
-            row.update(peak_memory(partial(function, x, y), args.device))
+            row.update(peak_memory(partial(eager, x, y), args.device))
             if args.profile:
-                row["operations"] = operations(partial(function, x, y), args.device)
+                row["operations"] = operations(partial(eager, x, y), args.device)
             rows.append(row)
     return rows
+
+
+def captured(function: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that replays ``function`` as one CUDA graph: its time is the device's, without the host's."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # compiles kernels and creates the optimizer's state
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def now(device: str) -> float:

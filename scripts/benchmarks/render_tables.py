@@ -93,16 +93,16 @@ def speed_table(records: list[dict[str, Any]]) -> str:
     return table(["", *TIMES, *MEMORY], rows)
 
 
-def gpu_table(records: list[dict[str, Any]]) -> str:
-    """Return the table of times per image on a GPU: ours beside timm's and the floor."""
+def gpu_table(records: list[dict[str, Any]], alone: bool) -> str:
+    """Return the table of times per image on a GPU, as Python calls it or ``alone``: ours beside timm's and the floor."""
     rows = []
-    for record in records:
-        compiled = "compiled" if "compiled" in record["settings"] else ""
+    for record in (r for r in records if ("CUDA graph" in r["settings"]) == alone):
+        ways = [way for way in ("float32", "compiled") if way in record["settings"]]
         for row, peers in compared(record):
-            name = ", ".join(filter(None, [BENCHMARKS[record["benchmark"]], row["case"], compiled, variant_of(row)]))
+            name = ", ".join(filter(None, [BENCHMARKS[record["benchmark"]], row["case"], *ways, variant_of(row)]))
             ratio = spread(ratios(peers["timm"], row), ".2f")
-            rows.append([name, *medians(row, peers, ".2f"), ratio, *memory(row, peers)])
-    return table(["", *TIMES, *MEMORY], rows)
+            rows.append([name, *medians(row, peers, ".3f"), ratio, *([] if alone else memory(row, peers))])
+    return table(["", *TIMES, *([] if alone else MEMORY)], rows)
 
 
 def compared(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -184,7 +184,8 @@ def render() -> dict[Path, str]:
         "docs/speed.md": {
             "speed": speed_table(results("cpu")),
             "deployment": deployment_table(results("deployment")["rows"]),
-            "gpu": gpu_table(results("cuda")),
+            "gpu": gpu_table(results("cuda"), alone=False),
+            "gpu alone": gpu_table(results("cuda"), alone=True),
             "launches": launches_table(results("launches")),
             "batches": batches_table(results("memory")),
         },

@@ -74,6 +74,9 @@ def main() -> None:
         command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
         command.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
         command.add_argument("--compile", action="store_true", help="torch.compile every network")
+        command.add_argument(
+            "--cuda-graph", action="store_true", help="measure the GPU alone: each pass is replayed as a CUDA graph"
+        )
         command.add_argument("--profile", action="store_true", help="add where the time goes, by operation")
         command.set_defaults(run=networks)
     for command in (agc, forward, train):
@@ -89,6 +92,8 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             parser.error("--device cuda: torch finds no GPU here; leave it out to measure on the CPU")
+    elif getattr(args, "cuda_graph", False):
+        parser.error("--cuda-graph needs --device cuda")
     record = args.run(args)
     print(markdown(record))
     if args.json:
@@ -174,6 +179,7 @@ def networks(args: argparse.Namespace) -> dict[str, Any]:
     what = "Inference" if args.command == "inference" else "Training step with adaptive clipping and SGD"
     settings = f"{args.size}, {args.device}, {args.pixels} x {args.pixels} pixels, {args.dtype}, "
     settings += f"{'channels-last' if args.channels_last else 'contiguous'}, {'compiled' if args.compile else 'eager'}"
+    settings += ", CUDA graph" if args.cuda_graph else ""
     record = {"benchmark": args.command, "what": f"{what} of {args.size.upper()}, ms per image"}
     return {**record, "machine": machine(args.device), "settings": settings, "rows": rows}
 
