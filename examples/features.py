@@ -14,18 +14,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
+
+MISSING = "error: {} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm"
 
 try:
     import timm
     import torch
     import torch.nn.functional as F
-    from matplotlib.figure import Figure
-    from sklearn.datasets import load_digits
     from timm.data import resolve_model_data_config
     from torch import Tensor, nn
     from tqdm import tqdm
 except ModuleNotFoundError as error:
-    sys.exit(f"error: {error.name} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm")
+    sys.exit(MISSING.format(error.name))
 
 
 def main() -> None:
@@ -38,6 +39,11 @@ def main() -> None:
         parser.error(f"--out {args.out}: there is no folder {args.out.parent}; make it first")
     if args.out.suffix not in (".png", ".pdf", ".svg") or args.out.is_dir():
         parser.error(f"--out {args.out}: expected a file that ends in .png, .pdf or .svg")
+    try:  # here, so that --help works without them
+        from matplotlib.figure import Figure
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        sys.exit(MISSING.format(error.name))
     data = load_digits()
     images, classes = torch.tensor(data.images, dtype=torch.float32) / 16, torch.tensor(data.target)
     try:
@@ -49,7 +55,10 @@ def main() -> None:
     near = neighbours(vectors, queries, 5)
     same = (classes[near[:, 0]] == classes[queries]).float().mean().item()
     print(f"the nearest neighbour of {same:.1%} of {len(queries)} digits is the same digit; guessing gives about 10 %")
-    draw(images, classes, queries[:8], near[:8], args.out, f"Neighbours by {args.model}; red: another digit")
+    figure = Figure(figsize=(6, 8.5), layout="constrained")
+    figure.suptitle(f"Neighbours by {args.model}; red: another digit", wrap=True)
+    draw(figure, images, classes, queries[:8], near[:8])
+    figure.savefig(args.out, dpi=110)
     print(f"picture: {args.out}")
 
 
@@ -71,10 +80,8 @@ def neighbours(vectors: Tensor, queries: Tensor, count: int) -> Tensor:
     return similarity.topk(count).indices
 
 
-def draw(images: Tensor, classes: Tensor, queries: Tensor, near: Tensor, path: Path, title: str) -> None:
+def draw(figure: Any, images: Tensor, classes: Tensor, queries: Tensor, near: Tensor) -> None:
     """Draw a row for each query: the query and its neighbours. A red frame marks another digit."""
-    figure = Figure(figsize=(6, 8.5), layout="constrained")
-    figure.suptitle(title, wrap=True)
     axes = figure.subplots(len(queries), near.shape[1] + 1)
     for row, query, found in zip(axes, queries.tolist(), near.tolist(), strict=True):
         for axis, index in zip(row, [query, *found], strict=True):
@@ -84,7 +91,6 @@ def draw(images: Tensor, classes: Tensor, queries: Tensor, near: Tensor, path: P
             axis.spines[:].set_linewidth(2)
     for axis, text in zip(axes[0], ["query", "nearest", "second", "third", "fourth", "fifth"], strict=True):
         axis.set_title(text)
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

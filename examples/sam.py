@@ -16,18 +16,20 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
+
+MISSING = "error: {} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm"
 
 try:
     import timm
     import torch
     import torch.nn.functional as F
-    from sklearn.datasets import load_digits
     from torch import Tensor, nn
     from tqdm import tqdm
 
     from nfnet_timm.optim import SAM, create_optimizer
 except ModuleNotFoundError as error:
-    sys.exit(f"error: {error.name} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm")
+    sys.exit(MISSING.format(error.name))
 
 Data = tuple[Tensor, Tensor]
 
@@ -43,7 +45,11 @@ def main() -> None:
         parser.error(f"--rho {args.rho}: expected a number above 0")
     if args.epochs < 1 or not 50 <= args.images <= 1437:
         parser.error(f"--epochs {args.epochs} --images {args.images}: expected at least 1, and from 50 to 1437")
-    train, test = digits(args.images)
+    try:  # here, so that --help works without it
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        sys.exit(MISSING.format(error.name))
+    train, test = digits(load_digits(), args.images)
     for label, share in (("without SAM", None), ("SAM", 1.0), ("SAM, ascent on a fifth", 0.2)):
         start = time.perf_counter()
         accuracy = run(train, test, args.epochs, args.rho, share, label)
@@ -86,9 +92,8 @@ def gradients_of(model: nn.Module, images: Tensor, classes: Tensor) -> Callable[
     return closure
 
 
-def digits(count: int) -> tuple[Data, Data]:
+def digits(data: Any, count: int) -> tuple[Data, Data]:
     """Return the digits, (N, 1, 32, 32), and their classes: ``count`` to train with, and the last fifth to test."""
-    data = load_digits()
     images = F.interpolate(torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1, size=32, mode="bilinear")
     classes = torch.tensor(data.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

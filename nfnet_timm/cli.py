@@ -31,9 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     The status is 0 after success, 1 after an error, and 128 + the signal's number after a signal. Wrong usage exits
     with 2.
     """
-    args = _parser().parse_args(argv)
+    args = argparse.Namespace(how_to_continue="; run the same command again to continue")
     try:
         with interrupted_by_signals():
+            _parser().parse_args(argv, args)
             args.run(args)
             print(end="", flush=True)  # raises errors of stdout here, where they are handled
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
@@ -60,11 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfnet-timm", description="Normalizer-Free networks for timm, as their authors published them."
     )
-    parser.set_defaults(how_to_continue="; run the same command again to continue")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="train a small NFNet with and without AGC, save it and load it again")
-    demo.add_argument("--out", type=Path, default=Path("nfnet-demo"), help="folder for the results (%(default)s)")
+    demo.add_argument("--out", type=_path, default=Path("nfnet-demo"), help="folder for the results (%(default)s)")
     demo.add_argument("--epochs", type=_positive, default=10, help="epochs of each of the two runs (%(default)s)")
     demo.add_argument("--overwrite", action="store_true", help="replace results in that folder")
     demo.set_defaults(run=_demo, how_to_continue="")
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     download.add_argument("names", nargs="+", metavar="NAME", help="f0 to f6")
     download.add_argument(
-        "--to", type=Path, default=Path("."), metavar="DIR", help="folder for the files (%(default)s)"
+        "--to", type=_path, default=Path("."), metavar="DIR", help="folder for the files (%(default)s)"
     )
     download.set_defaults(run=_download)
 
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "source", help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors; also a URL of fsspec"
     )
-    convert.add_argument("--out", type=Path, required=True, help="folder to write, or a file ending in .npz")
+    convert.add_argument("--out", type=_path, required=True, help="folder to write, or a file ending in .npz")
     convert.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     convert.set_defaults(run=_convert)
 
@@ -109,9 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         "torch.save, Lightning) with --model. Then check it, push it in one commit, download it and verify it. "
         "Set the access token with `hf auth login` or HF_TOKEN.",
     )
-    publish.add_argument("source", type=Path, help="F*_haiku.npz, a directory, model_best.pth.tar, or a state dict")
+    publish.add_argument("source", type=_path, help="F*_haiku.npz, a directory, model_best.pth.tar, or a state dict")
     publish.add_argument("repo", help="Hub repo to push to: ORG/NAME")
-    publish.add_argument("--out", type=Path, help="folder to build in, kept afterwards (hub-repos/NAME)")
+    publish.add_argument("--out", type=_path, help="folder to build in, kept afterwards (hub-repos/NAME)")
     publish.add_argument("--overwrite", action="store_true", help="replace the files in that folder")
     publish.add_argument("--license", help="licence of your own weights, by its name on the Hub, such as apache-2.0")
     publish.add_argument(
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         help="further arguments of that network, as in train.py",
     )
     publish.add_argument(
-        "--class-names", type=Path, metavar="FILE", help="text file with the names of the classes, one per line"
+        "--class-names", type=_path, metavar="FILE", help="text file with the names of the classes, one per line"
     )
     publish.add_argument(
         "--yes", action="store_true", help="publish the class names that the command finds, without asking"
@@ -168,6 +168,12 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
+
+
+def _path(text: str) -> Path:
+    if not text:  # Path("") is the current folder
+        raise argparse.ArgumentTypeError("'': expected a path; is a variable of your shell empty?")
+    return Path(text)
 
 
 def _key_value(text: str) -> tuple[str, Any]:

@@ -227,7 +227,16 @@ def test_failed_output_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["unknown"], ["convert"], ["demo", "--epochs", "0"], ["demo", "--epochs", "x"]]
+    "arguments",
+    [
+        [],
+        ["unknown"],
+        ["convert"],
+        ["demo", "--epochs", "0"],
+        ["demo", "--epochs", "x"],
+        ["demo", "--out", ""],
+        ["publish", "", "org/name"],
+    ],
 )
 def test_wrong_usage_ends_with_2_and_no_traceback(capsys, arguments):
     with pytest.raises(SystemExit) as end:

@@ -61,7 +61,7 @@ def _read_class_map(class_map: Any, folder: Path | None, library: str) -> tuple[
         raise ValueError(f"train.py does not use the class map {class_map!r} with datasets of torchvision")
     if isinstance(class_map, Mapping):
         if not all(isinstance(k, str) and type(v) is int for k, v in class_map.items()):
-            raise ValueError("the class map in the run's options does not give a number to each name")
+            raise ValueError("the class map in the options of train.py does not give a number to each name")
         return dict(class_map), "the run's class map"
     path = Path(class_map)
     if not path.exists() and folder is not None:
@@ -86,19 +86,34 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def check_class_names(names: list[str], num_classes: int, place: Path | str) -> list[str]:
-    """Return ``names`` if there is one for each class, and each is text without control characters.
+    """Return ``names`` if there is one for each class, all look different, and none has control characters.
+
+    transformers finds a class by its name, so two classes of one name would become one.
 
     Raises:
         ValueError: If not; the message contains ``place``.
     """
     if len(names) != num_classes:
         raise ValueError(f"{place} has {len(names)} class names for {num_classes} classes: expected one for each")
+    seen: dict[str, str] = {}
     for name in names:
-        # Control characters, surrogates (bytes of a folder's name that are not UTF-8), line and paragraph separators.
-        odd = [char for char in name if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char == "\ufeff"]
-        if odd or not name.strip():
-            raise ValueError(f"{place} has the class name {name!r}: expected text without control characters")
+        # Characters without a form of their own, such as joiners, which emoji and Persian words need.
+        visible = "".join(char for char in name if unicodedata.category(char) != "Cf")
+        if any(map(_is_odd, name)) or not visible.strip():
+            raise ValueError(f"{place} has the class name {name!r}: expected visible text without control characters")
+        if visible in seen:
+            raise ValueError(
+                f"{place} has the class names {seen[visible]!r} and {name!r}, which look the same: expected a name for "
+                "each class alone, such as 'crane (bird)' and 'crane (machine)'"
+            )
+        seen[visible] = name
     return names
+
+
+def _is_odd(char: str) -> bool:
+    """Return whether this is a control character, a byte that is not UTF-8, a line end, or reverses the text."""
+    reverses = unicodedata.bidirectional(char) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return reverses or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char == "\ufeff"
 
 
 def _text(path: Path) -> str:

@@ -181,4 +181,4 @@ def check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
 def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
     check_types(values, hints, where)
     if unknown := sorted(set(map(str, values)) - set(hints)):
-        raise ValueError(f"{where} has the unknown entry {unknown[0]!r}, expected {', '.join(hints)}")
+        raise ValueError(f"{where}: unknown entry {unknown[0]!r}, expected {', '.join(hints)}")

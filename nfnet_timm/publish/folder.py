@@ -77,26 +77,23 @@ def save_folder(
     others = sorted(name for name in names_in(folder) if name not in FILES)
     if others:
         raise ValueError(f"{folder} holds other files ({', '.join(others[:3])}): expected a folder, new or empty")
-    try:
-        with staged_folder(folder, FILES) as staged:
-            write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
-            _write_config(model, staged / "config.json", model_config or {}, model_args or {})
-            if card is not None:
-                (staged / "README.md").write_bytes(card.encode())
-            if finish is not None:
-                finish(staged)
-            changed = _changed(folder, staged)
-            only_repetitions = changed == ["config.json"] and _same_config(folder, staged)
-            if changed and names_in(folder) and not overwrite and not only_repetitions:
-                lost = "; copy README.md first if you have edited it" if "README.md" in changed else ""
-                raise ValueError(
-                    f"{folder} exists, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
-                    f"choose another folder with --out{lost}"
-                )
-            if changed:
-                put_in_place(folder, FILES)
-    except OSError as error:
-        raise OSError(f"cannot write {folder}: {error}. Nothing was changed") from None
+    with staged_folder(folder, FILES) as staged:
+        write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
+        _write_config(model, staged / "config.json", model_config or {}, model_args or {})
+        if card is not None:
+            (staged / "README.md").write_bytes(card.encode())
+        if finish is not None:
+            finish(staged)
+        changed = _changed(folder, staged)
+        only_repetitions = changed == ["config.json"] and _same_config(folder, staged)
+        if changed and names_in(folder) and not overwrite and not only_repetitions:
+            lost = "; copy README.md first if you have edited it" if "README.md" in changed else ""
+            raise ValueError(
+                f"{folder} exists, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
+                f"choose another folder with --out{lost}"
+            )
+        if changed:
+            put_in_place(folder, FILES)
 
 
 def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:

@@ -353,7 +353,7 @@ def open_network(model: nn.Module) -> Source:
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None
     built.pretrained_cfg = network.pretrained_cfg
-    built.pretrained_cfg = published_cfg(built, {})
+    built.pretrained_cfg = published_cfg(built, {}, "the network's pretrained_cfg")
     return Source(built, arguments, metadata={})
 
 

@@ -55,6 +55,7 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
         names: The files of ``folder`` that ``put_in_place`` replaces.
     Raises:
         ValueError: If one of ``names`` is a directory, which would be lost.
+        OSError: If ``folder`` cannot be written. The message says whether it was changed.
     """
     for name in names:
         _refuse_directory(folder / name)
@@ -75,6 +76,10 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
                         shutil.rmtree(folder / name, ignore_errors=True)
                     with suppress(OSError):  # old files that could not be put back: the next run tries again
                         (folder / _OLD).rmdir()
+    except OSError as error:
+        moved = next((str(folder / name) for name in (_OLD, _REPLACED) if (folder / name).exists()), None)
+        state = f"Its files were moved to {moved}: run again to put them back" if moved else "Nothing was changed"
+        raise OSError(f"cannot write {folder}: {error}. {state}") from None
     finally:
         if is_new:
             with suppress(OSError):  # it has files now, or another run waits in it

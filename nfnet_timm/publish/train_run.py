@@ -43,7 +43,7 @@ class Accuracy:
     crop_pct: float
 
 
-def network_of(checkpoint: TrainCheckpoint, where: str = "the run's options") -> tuple[Any, dict[str, Any]]:
+def network_of(checkpoint: TrainCheckpoint, where: str = "the options of train.py in it") -> tuple[Any, dict[str, Any]]:
     """Return the network that train.py builds from the run's options, with the weights, and its arguments.
 
     ``timm.create_model`` builds the same network from its architecture's name and these arguments. The
@@ -67,7 +67,7 @@ def network_of(checkpoint: TrainCheckpoint, where: str = "the run's options") ->
     # The same call as in train.py. check_folder compares the published folder with this model.
     model: Any = timm.create_model(args["model"], **own)
     model.load_state_dict(check_state_dict(state_dict, model, name, exact=True))
-    model.pretrained_cfg = published_cfg(model, args)
+    model.pretrained_cfg = published_cfg(model, args, where)
     arguments = {**base_arguments, **{key: value for key, value in own.items() if value is not None}}
     return model.eval(), {key: value for key, value in arguments.items() if key not in _TRAINING_KWARGS}
 
@@ -94,18 +94,19 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
-def published_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+def published_cfg(model: Any, args: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the ``pretrained_cfg`` of trained weights: the preprocessing of ``model`` and ``args``, no origin.
 
     Args:
         args: Options of train.py; {} where the model's own ``pretrained_cfg`` has the preprocessing.
+        where: Where the preprocessing comes from, for messages.
     Raises:
         ValueError: If timm cannot create transforms from it.
     """
     chans = model.in_chans  # with --in-chans alone, timm's data configuration still has three channels
     for key in ("mean", "std"):
         if args.get(key) and len(args[key]) not in (1, chans):
-            raise ValueError(f"--{key} has {len(args[key])} numbers, expected 1 or {chans}")
+            raise ValueError(f"{where}: --{key} has {len(args[key])} numbers, expected 1 or {chans}")
     cfg = {**model.pretrained_cfg, **resolve_data_config(dict(args), model=model), "num_classes": model.num_classes}
     # These entries describe the weights from which the run started.
     cfg.update(dict.fromkeys(("tag", "hf_hub_id", "source", "file", "description", "notes", *LABELS)))
@@ -117,7 +118,7 @@ def published_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
         cfg.update(test_input_size=None, pool_size=None, test_crop_pct=None)
     elif cfg.get("test_input_size"):
         cfg["test_input_size"] = (chans, *cfg["test_input_size"][1:])
-    check_preprocessing(cfg, "the run's options")
+    check_preprocessing(cfg, where)
     return cfg
 
 

@@ -150,6 +150,17 @@ def test_mistakes_are_one_line(args, message, digits, tmp_path):
     assert message in run("fine_tune.py", *args, cwd=tmp_path, code=2).splitlines()[-1]
 
 
+@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_help_needs_no_extra(run_python, example):
+    out = run_python(
+        "import runpy, sys\n"
+        "sys.modules |= dict.fromkeys(('sklearn', 'matplotlib', 'accelerate', 'datasets', 'opacus'))\n"
+        f"sys.argv = ['{example}', '--help']\n"
+        f"runpy.run_path({str(EXAMPLES / example)!r}, run_name='__main__')"
+    )
+    assert f"usage: {example}" in out
+
+
 @pytest.mark.library("opacus")
 def test_private_prints_what_was_spent(tmp_path):
     """private.py (Opacus) trains, in both modes, and prints epsilon and delta."""

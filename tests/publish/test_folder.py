@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -144,9 +145,10 @@ def test_second_ctrl_c_or_error_while_files_are_put_back_loses_no_files(tiny, tm
             os.kill(os.getpid(), signal.SIGINT)
         replace(a, b)
 
-    with pytest.raises((OSError, KeyboardInterrupt)):
+    with pytest.raises((OSError, KeyboardInterrupt)) as raised:
         save_with(failing, other_network(tiny), tmp_path / "out", monkeypatch)
     if second == "error":
+        assert any(Path(re.search(r"moved to (\S+):", str(raised.value))[1]).iterdir())
         save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
     assert contents(tmp_path) == before
     assert [p.name for p in tmp_path.rglob(".*")] == []

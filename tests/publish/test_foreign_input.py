@@ -393,6 +393,10 @@ def test_other_file_of_torch_save_gives_a_one_line_error(refused):
         (b"", "0 class names"),
         ("\n".join([*"abcdefghi", "\x1b[31mred"]).encode(), "red"),
         ("\n".join([*"abcdefghi", "x\u2028y"]).encode(), "2028"),
+        ("\n".join([*"abcdefghi", "\u202egod"]).encode(), "202e"),
+        ("\n".join([*"abcdefghi", "\u200b"]).encode(), "200b"),
+        ("\n".join([*"abcdefgh", "crane", "crane"]).encode(), "'crane' and 'crane', which look the same"),
+        ("\n".join([*"abcdefgh", "crane", "cra\u200bne"]).encode(), "'crane' and 'cra\\u200bne', which look the same"),
     ],
 )
 def test_invalid_class_names_give_a_one_line_error(folder, refused, content, expected):

@@ -140,7 +140,7 @@ REFUSED = {
         ["--model", "nfnet_f00"],
         "--model nfnet_f00: no such network; expected one of nfnet_timm, such as nfnet_f0 or",
     ),
-    "unknown argument": (tensors, [*KWARGS, "width=3"], "--model-kwargs has the unknown entry 'width'"),
+    "unknown argument": (tensors, [*KWARGS, "width=3"], "--model-kwargs: unknown entry 'width'"),
     "whole numbers": (
         lambda sd: tensors({**sd, "head.fc.bias": sd["head.fc.bias"].long()}),
         KWARGS,
