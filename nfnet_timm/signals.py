@@ -38,6 +38,9 @@ def interrupted_by_signals() -> Iterator[None]:
         signal.signal(number, interrupt)
     try:
         yield
+    except Exception:  # torch and NumPy turn a KeyboardInterrupt in their code into errors of other types
+        stop_if_interrupted()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

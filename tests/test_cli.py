@@ -192,6 +192,18 @@ def test_signal_that_a_finalizer_drops_stops_the_run_before_files_are_put_in_pla
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_signal_that_another_error_hides_is_reported_as_an_interruption(tmp_path, monkeypatch, capsys):
+    def convert(*_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:  # as torch's C++ code does
+            raise ValueError("could not determine the shape") from None
+
+    monkeypatch.setattr("nfnet_timm.publish.convert.convert_to_folder", convert)
+    assert main(["convert", str(golden.DATA / "nfnet_tiny_haiku_2021.npz"), "--out", str(tmp_path / "out")]) == 143
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_ignored_signal_stays_ignored(tmp_path, monkeypatch):
     """nohup ignores SIGHUP."""
     write = nfnet_timm.publish.folder.write_weights
