@@ -171,8 +171,8 @@ def _positive(text: str) -> int:
 
 
 def _path(text: str) -> Path:
-    if not text:  # Path("") is the current folder
-        raise argparse.ArgumentTypeError("'': expected a path; is a variable of your shell empty?")
+    if not text or "://" in text:  # Path("") is the current folder, and Path of a URL is a folder in it
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the path of a file or folder on this computer")
     return Path(text)
 
 

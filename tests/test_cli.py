@@ -47,6 +47,7 @@ def test_convert_to_a_folder_and_back(tmp_path, capsys):
         ("", "out", "'' does not exist: expected one of the authors' files"),
         ("empty.npz", "out", "empty.npz is empty"),
         ("text.npz", "out", "is not a pickle"),
+        ("pipe.npz", "out", "pipe.npz is not a regular file"),
         (SOURCE, "out.npz", "cannot convert"),
         ("folder", "out", "cannot convert"),
         ("folder", "out.npz", "has no model.safetensors"),
@@ -60,6 +61,7 @@ def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "note.txt").touch()
+    os.mkfifo(tmp_path / "pipe.npz")
     before = sorted(tmp_path.rglob("*"))
     assert main(["convert", source, "--out", out]) == 1
     error = capsys.readouterr().err
@@ -123,8 +125,8 @@ def test_dangling_link_and_directory_are_not_replaced_by_a_file(tmp_path, capsys
     assert f"error: {folder} is a directory: expected a file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
-def test_failed_write_leaves_the_existing_file_unchanged(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_failed_write_leaves_the_existing_file_unchanged(tmp_path, monkeypatch, capsys, error):
     mine, file = converted(tmp_path, torch.float32), tmp_path / "back.npz"
     file.write_bytes(b"mine")
 
@@ -135,6 +137,7 @@ def test_failed_write_leaves_the_existing_file_unchanged(tmp_path, monkeypatch, 
     monkeypatch.setattr(nfnet_timm.publish.convert, "write_tree", fail)
     before = sorted(tmp_path.rglob("*"))
     assert main(["convert", str(mine), "--out", str(file), "--overwrite"]) in (1, 130)
+    assert isinstance(error, KeyboardInterrupt) or f"No space left on device: '{file}'" in capsys.readouterr().err
     assert file.read_bytes() == b"mine"
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -248,6 +251,7 @@ def test_failed_output_is_an_error():
         ["demo", "--epochs", "x"],
         ["demo", "--out", ""],
         ["publish", "", "org/name"],
+        ["convert", "F0_haiku.npz", "--out", "s3://bucket/nfnet_f0"],
     ],
 )
 def test_wrong_usage_ends_with_2_and_no_traceback(capsys, arguments):

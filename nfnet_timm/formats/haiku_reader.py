@@ -128,6 +128,8 @@ def read_tree(path: str | Path | BinaryIO) -> Tree:
     """
     if isinstance(path, (str, Path)):
         path = Path(path)
+        if path.exists() and not path.is_file():  # a pipe or a device cannot be mapped
+            raise ValueError(f"{path} is not a regular file: expected one of the authors' F*_haiku.npz files")
         with path.open("rb") as file:
             is_empty = not file.read(1)  # mmap refuses an empty file
             data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))

@@ -120,5 +120,9 @@ def _text(path: Path) -> str:
     """Return the content of a text file, without a byte-order mark, with newlines as line ends."""
     try:
         return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be read ({error.strerror}): expected a text file with a name on each line"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from None

@@ -142,9 +142,9 @@ def publish(
 
 def check_destination(repo_id: str, revision: str = "main", tag: str | None = None) -> None:
     """Raise ValueError unless these are valid names of a repo, a branch and a tag. Needs no network."""
-    validate_repo_id(repo_id)
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r}: expected ORGANIZATION/NAME, or USER/NAME")
+    validate_repo_id(repo_id)
     for kind, name in (("branch", revision), ("tag", tag)):
         if name is not None and (not re.fullmatch(_REF, name) or ".." in name or name.endswith((".lock", ".", "/"))):
             raise ValueError(f"{name!r} cannot be the name of a {kind}: expected letters, digits and . _ - /")

@@ -39,6 +39,10 @@ def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
             yield partial
             stop_if_interrupted()
             os.replace(partial, file)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # errors of write() contain no name
+                error.filename = str(file)
+            raise
         finally:
             partial.unlink(missing_ok=True)
 

@@ -81,8 +81,8 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
     except Exception as error:  # from the disk, the Hub or its client
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"it was trained from {model!r}, whose config.json cannot be read: {reason}. Run this where train.py ran, "
-            "or connect to the Hub"
+            f"--model {model}: its config.json cannot be read: {reason}. Run this where that folder is, or connect to "
+            "the Hub"
         ) from None
     if path is not None:
         config = read_config(path)

@@ -376,13 +376,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path
         ({"repo": "just-a-name"}, "expected ORGANIZATION/NAME"),
         ({"repo": "org/bad name"}, "org/bad name"),
         ({"repo": "/"}, "'/'"),
-        ({"repo": "https://huggingface.co/org/name"}, "org/name"),
+        ({"repo": "https://huggingface.co/org/name"}, "org/name': expected ORGANIZATION/NAME"),
         ({"options": ("--revision", "a b")}, "'a b' cannot be the name of a branch"),
         ({"options": ("--revision", "..")}, "'..' cannot be the name of a branch"),
         ({"options": ("--tag", "v 1")}, "'v 1' cannot be the name of a tag"),
         ({"options": ("--tag", "")}, "'' cannot be the name of a tag"),
         ({"options": ("--tag", "x..y")}, "'x..y' cannot be the name of a tag"),
         ({"names": "few.txt"}, "few.txt has 2 class names for 10 classes"),
+        ({"names": "missing.txt"}, "missing.txt cannot be read (No such file or directory): expected a text file"),
     ],
 )
 def test_user_error_gives_a_one_line_error_and_sends_nothing(hub, publish, tmp_path, arguments, message):

@@ -186,7 +186,7 @@ def test_missing_start_weights_give_a_one_line_error(publish, capsys):
     Path("base/config.json").unlink()
     assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 1
     error = capsys.readouterr().err
-    assert "it was trained from 'local-dir:base'" in error
+    assert "--model local-dir:base: its config.json cannot be read" in error
     assert error.count("\n") == 1
 
 
