@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,8 +107,17 @@ def main() -> None:
     accelerator.print(f"Classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
     best, listed = (Path(args.output) / name for name in ("model_best.pth.tar", "class_names.txt"))
     if not args.push_to_hub:
-        command = f"nfnet-timm publish {best} ORG/NAME --license apache-2.0 --class-names {listed}"
-        accelerator.print(f"To publish the best epoch:\n  {command}")
+        command = [
+            "nfnet-timm",
+            "publish",
+            str(best),
+            "ORG/NAME",
+            "--license",
+            "apache-2.0",
+            "--class-names",
+            str(listed),
+        ]
+        accelerator.print(f"To publish the best epoch:\n  {shlex.join(command)}")
     elif accelerator.is_main_process:
         load_checkpoint(ema.module, str(best), use_ema=True)
         report = push_to_hub(

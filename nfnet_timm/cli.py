@@ -239,7 +239,7 @@ def _convert_at(path: Path, args: argparse.Namespace) -> None:
     digest = source.metadata["source_sha256"]
     print(f"{path.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
     print(source.origin())
-    print(f'wrote {args.out}: timm.create_model("local-dir:{args.out}", pretrained=True)')
+    print(f'wrote {args.out}: timm.create_model("local-dir:{args.out.as_posix()}", pretrained=True)')
 
 
 def _publish(args: argparse.Namespace) -> None:

@@ -116,7 +116,7 @@ def _compare(out: Path, epochs: int, overwrite: bool) -> None:
         logits, loaded_logits = model(digits.test), loaded(digits.test)
     identical = torch.equal(logits, loaded_logits)
     print(
-        f'Saved to {folder} and loaded by timm.create_model("local-dir:{folder}", pretrained=True): logits '
+        f'Saved to {folder} and loaded by timm.create_model("local-dir:{folder.as_posix()}", pretrained=True): logits '
         f"{'identical' if identical else 'DIFFERENT'}, "
         f"test accuracy {_accuracy(loaded_logits, digits.test_classes):.1%}."
     )

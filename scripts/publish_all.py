@@ -10,6 +10,7 @@ or a failure, the script continues with the next checkpoint and ends with exit s
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from nfnet_timm.publish.download import download
 from nfnet_timm.publish.folder import build_repo, show_repo
 from nfnet_timm.publish.push import publish
 from nfnet_timm.publish.sources import Source, open_model
+from nfnet_timm.signals import interrupted_by_signals
 
 
 def main() -> int:
@@ -67,13 +69,15 @@ def main() -> int:
         except (ValueError, OSError, SafetensorError) as error:
             failed.append(name)
             print(f"  error: {error}", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to continue", file=sys.stderr)
-            return 130
     if failed:
         print(f"failed: {', '.join(failed)}. Run the same command again after you have fixed this", file=sys.stderr)
     return bool(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        with interrupted_by_signals():
+            sys.exit(main())
+    except KeyboardInterrupt as error:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))

@@ -1,6 +1,7 @@
 """Each program in examples/ runs on real images, and says what it prints."""
 
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -73,8 +74,8 @@ def test_fine_tune_goes_on_where_it_stopped(digits, tmp_path):
 def test_fine_tune_ends_with_the_line_that_publishes(digits, tmp_path):
     """The line that fine_tune.py ends with publishes what it trained, with class names and its figure."""
     pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
-    out = fine_tune(digits, tmp_path, "--epochs", 1)
-    line = out.splitlines()[-1].split()
+    out = fine_tune(digits, tmp_path, "--epochs", 1, "--output", "my run")
+    line = shlex.split(out.splitlines()[-1])
     assert line[:2] == ["nfnet-timm", "publish"]
     line[3] = "org/name"
     command = [PROGRAM, *line[1:], "--dry-run"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import signal
 
 import golden
 import pytest
@@ -77,16 +78,17 @@ def test_another_file_of_that_name_is_not_published(hub, run, tmp_path):
     assert set(hub.repos) == {"org/nfnet_f0.dm_in1k"}
 
 
-def test_ctrl_c_ends_it_and_the_next_run_does_the_rest(hub, run, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_the_next_run_does_the_rest(hub, run, monkeypatch, number):
     real = push.publish
 
     def interrupted(source, folder, repo_id, **kwargs):
         if "f1" in repo_id:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return real(source, folder, repo_id, **kwargs)
 
     monkeypatch.setattr(push, "publish", interrupted)
-    assert run()[0] == 130
+    assert run()[0] == 128 + number
     assert "org/nfnet_f1.dm_in1k" not in hub.repos
     monkeypatch.setattr(push, "publish", real)
     assert run()[0] == 0
