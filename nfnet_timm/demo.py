@@ -102,8 +102,8 @@ def _compare(out: Path, epochs: int, overwrite: bool) -> None:
         f"\nTraining a small NFNet on {len(digits.train)} handwritten digits, testing on {len(digits.test)}; "
         f"SGD at learning rate {LR}, {epochs} epochs."
     )
-    _, plain = _train(digits, epochs, clip_factor=None)
-    model, clipped = _train(digits, epochs, clip_factor=CLIP_FACTOR)
+    _, plain = train(digits, epochs, clip_factor=None)
+    model, clipped = train(digits, epochs, clip_factor=CLIP_FACTOR)
     for label, curves in (("without AGC", plain), ("with AGC", clipped)):
         print(f"  {label:12} test accuracy {curves.accuracies[-1]:6.1%}, last loss {curves.losses[-1]:.3g}")
     folder = out / "model"
@@ -146,7 +146,8 @@ def load_images() -> Digits:
     return Digits(images[train], classes[train], images[test], classes[test], mean, std)
 
 
-def _train(digits: Digits, epochs: int, clip_factor: float | None) -> tuple[nn.Module, Curves]:
+def train(digits: Digits, epochs: int, clip_factor: float | None) -> tuple[nn.Module, Curves]:
+    """Train the small network from the same weights each time, and return it in eval mode with its curves."""
     torch.manual_seed(0)
     model = timm.create_model(
         "nfnet_f0",

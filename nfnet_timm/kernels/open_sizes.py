@@ -54,6 +54,8 @@ class _GradOfInput(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.geometry
         of_x = F.conv_transpose2d(grad, weight.to(grad.dtype), None, stride, padding, 0, groups, dilation)
-        # If the kernel is smaller than the stride, the convolution may not read the last rows and columns.
-        of_x = F.pad(of_x, [0, ctx.width - of_x.shape[3], 0, ctx.height - of_x.shape[2]])
+        windows = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        if any(window < s for window, s in zip(windows, stride, strict=True)):
+            # The convolution may not have read the last rows and columns. SAME padding excludes this for other windows.
+            of_x = F.pad(of_x, [0, ctx.width - of_x.shape[3], 0, ctx.height - of_x.shape[2]])
         return grad, of_x.to(ctx.dtype), None, None, None, None, None
