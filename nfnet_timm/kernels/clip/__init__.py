@@ -17,15 +17,15 @@ from torch import Tensor
 
 from nfnet_timm.compat.torch import has_dispatch_modes
 from nfnet_timm.kernels.check import has_right_kernel
-from nfnet_timm.kernels.choose import is_on_a_device
 from nfnet_timm.kernels.clip.reference import clip_by_torch_
 from nfnet_timm.kernels.clip.settings import Clipping
+from nfnet_timm.kernels.eager import is_on_a_device
 
 __all__ = ["clip_"]
 
 torch.library.define(
     "nfnet_timm::clip_",
-    # settings: clip_factor and clip_eps of the first tensor, then of the second, and so on
+    # settings: the fields of ``Clipping`` of the first tensor, then of the second, and so on
     "(Tensor[] weights, Tensor(a!)[] grads, float[] settings, Tensor? grad_scale) -> ()",
 )
 
