@@ -37,7 +37,7 @@ def attach_agc(
     optimizer clips if its process has imported timm or this module.
 
     Args:
-        settings: The other fields of ``Clipping``: ``clip_eps``.
+        settings: The other fields of ``Clipping``, such as ``clip_eps``.
     Raises:
         ValueError: If ``optimizer`` is none, a setting is not a number above 0, the optimizer differentiates gradients,
             or it does not run torch's hooks.
