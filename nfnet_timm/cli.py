@@ -210,7 +210,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _convert_at(path: Path, args: argparse.Namespace) -> None:
-    from nfnet_timm.formats.authors import is_of_authors
+    from nfnet_timm.formats.authors import is_recognised
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
     if not (args.source and path.exists()):
@@ -218,7 +218,7 @@ def _convert_at(path: Path, args: argparse.Namespace) -> None:
             f"{args.source or repr('')} does not exist: expected one of the authors' files, such as F0_haiku.npz, an "
             "Orbax checkpoint, or a folder written by `nfnet-timm convert`"
         )
-    is_folder = path.is_dir() and not is_of_authors(path)
+    is_folder = path.is_dir() and not is_recognised(path)
     if is_folder != (args.out.suffix == ".npz"):
         raise ValueError(
             f"cannot convert {args.source} to {args.out}: expected a file or an Orbax checkpoint and a new folder, or "

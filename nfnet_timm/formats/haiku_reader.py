@@ -17,7 +17,7 @@ import pickletools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -110,15 +110,12 @@ class _Array:
     value: np.ndarray | None = None
 
 
-def read_tree(path: str | Path | BinaryIO) -> Tree:
+def read_tree(path: str | Path) -> Tree:
     """Return the parameter tree of float32 arrays in one of the authors' files.
 
     The arrays are views of the memory-mapped file. Do not change the file while you use them. Writing to an array does
     not change the file.
 
-    Args:
-        path: The file, or a file that is open for reading bytes, such as an ``io.BytesIO``. An open file is read into
-            memory.
     Raises:
         ValueError: If the file is not such a pickle, is damaged, contains anything but a tree of arrays, or contains
             arrays that are not float32. The message says what was found and what was expected.
@@ -126,13 +123,10 @@ def read_tree(path: str | Path | BinaryIO) -> Tree:
     Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py. It needs dill, Haiku and JAX, and runs code that
         the file contains.
     """
-    if isinstance(path, (str, Path)):
-        path = Path(path)
-        with path.open("rb") as file:
-            is_empty = not file.read(1)  # mmap refuses an empty file
-            data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    else:
-        data, path = memoryview(bytearray(path.read())), Path(str(getattr(path, "name", "the file")))
+    path = Path(path)
+    with path.open("rb") as file:
+        is_empty = not file.read(1)  # mmap refuses an empty file
+        data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     head = bytes(data[:4])
     if not head:
         raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")

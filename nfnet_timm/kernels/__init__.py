@@ -2,7 +2,7 @@
 
 Each operation has one function, which chooses the implementation.
 
-choose         which implementation a tensor may use
+eager          whether a tensor may use a fast implementation
 standardize/   weight standardization
 clip/          adaptive gradient clipping of many tensors
 gelu           GELU in its tanh form

@@ -156,10 +156,11 @@ def _standardize_backward(device: torch.device) -> Iterator[tuple[Tensor, Tensor
 def _clip(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     from nfnet_timm.kernels.clip import triton as clip_triton
     from nfnet_timm.kernels.clip.reference import clip_by_torch_
+    from nfnet_timm.kernels.clip.settings import Clipping
 
     # Among them: a unit that is longer than a block, a unit of one element, a scalar and a vector.
     shapes = [(5, 3, 3, 3), (3, 1300), (4, 1), (), (40,)]
-    settings = [0.02, 1e-3] * len(shapes)
+    clippings = [Clipping(clip_factor=0.02)] * len(shapes)
     for dtype, scale in itertools.product(TOLERANCE, (None, torch.tensor(8.0, device=device))):
         weights = [_numbers(shape, device, 12.9898 + i) for i, shape in enumerate(shapes)]
         weights[1][1] = 0  # the limit is clip_factor * clip_eps
@@ -168,8 +169,8 @@ def _clip(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         for tensors in (weights, grads):
             tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
         expected = [grad.clone() for grad in grads]
-        clip_triton.clip_(weights, grads, settings, scale)
-        clip_by_torch_(weights, expected, settings, scale)
+        clip_triton.clip_(weights, grads, clippings, scale)
+        clip_by_torch_(weights, expected, clippings, scale)
         for found, other in zip(grads, expected, strict=True):
             unit = other.abs().max() + 1e-9  # clipped gradients are too small for an absolute tolerance
             yield (found / unit).reshape(1, -1), (other / unit).reshape(1, -1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfnet_timm.kernels.choose import is_eager_on_cpu
+from nfnet_timm.kernels.eager import is_eager_on_cpu
 
 __all__ = ["gelu_tanh"]
 

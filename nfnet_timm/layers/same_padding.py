@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfnet_timm.kernels.choose import is_eager_on_cpu
+from nfnet_timm.kernels.eager import is_eager_on_cpu
 from nfnet_timm.kernels.open_sizes import conv2d_of_open_size, is_open
 from nfnet_timm.layers.recompute import carry_origin, record_origin, saving_origins
 

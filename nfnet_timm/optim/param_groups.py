@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping
+from nfnet_timm.optim.agc import CLIP_FACTOR, Clipping
 
 __all__ = ["agc_param_groups", "classifier_weights", "exempt_classifier", "known_classifier_weights"]
 
@@ -67,10 +67,9 @@ def agc_param_groups(
     model: nn.Module,
     weight_decay: float = 0.0,
     clip_factor: float | None = CLIP_FACTOR,
-    clip_eps: float = CLIP_EPS,
     layer_decay: float | None = None,
     no_clip: str | Iterable[str] | None = None,
-    **layer_decay_kwargs: Any,
+    **kwargs: Any,
 ) -> list[dict[str, Any]]:
     """Return the authors' parameter groups for any model; each trainable parameter is in exactly one group.
 
@@ -84,7 +83,7 @@ def agc_param_groups(
             group then has an entry ``lr_scale``, which timm's schedulers apply.
         no_clip: Names of further parameters that are not clipped, or patterns such as "fc.*". An empty tuple confirms
             that all other parameters are clipped, and prevents the warning below.
-        layer_decay_kwargs: Further arguments of ``param_groups_layer_decay``.
+        kwargs: The other fields of ``Clipping``, and further arguments of ``param_groups_layer_decay``.
     Raises:
         ValueError: If ``model`` is not a module, a number is out of its range, or a name or pattern in ``no_clip``
             matches no parameter.
@@ -101,6 +100,7 @@ def agc_param_groups(
         raise ValueError(f"weight_decay={weight_decay!r}: expected a number of at least 0, such as 2e-5")
     if layer_decay is not None and not (isinstance(layer_decay, Real) and 0 < layer_decay < math.inf):
         raise ValueError(f"layer_decay={layer_decay!r}: expected a number above 0, such as 0.8, or None")
+    clipping = Clipping.entries(clip_factor=clip_factor, **Clipping.taken_from(kwargs))
     network = _unwrapped(model)
     exempt = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
     if no_clip is not None:
@@ -118,9 +118,7 @@ def agc_param_groups(
     else:
         from timm.optim import param_groups_layer_decay  # here by the rule in nfnet_timm/__init__.py
 
-        groups = param_groups_layer_decay(network, 0.0, layer_decay=layer_decay, **layer_decay_kwargs)
-    clipping = {"clip_factor": clip_factor, "clip_eps": clip_eps}
-    Clipping.of(clipping)  # raises an error for wrong values
+        groups = param_groups_layer_decay(network, 0.0, layer_decay=layer_decay, **kwargs)
     out: dict[tuple[Any, ...], dict[str, Any]] = {}
     for i, group in enumerate(groups):
         for p in group["params"]:

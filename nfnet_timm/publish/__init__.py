@@ -1,7 +1,7 @@
 """Publishes weights on the Hugging Face Hub. The modules, in the order in which they work:
 
 sources       reads the user's model and the facts about it
-  train_run     the network and the accuracy of a run of timm's train.py
+  train_run     the network, the accuracy and the options of a run of timm's train.py
   train_data    the images of such a run
   class_names   the names of its classes
   config_json   the folder of a model

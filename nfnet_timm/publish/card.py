@@ -23,46 +23,10 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.train_data import dataset_name, hub_dataset, hub_id, path_name
+from nfnet_timm.publish.train_run import shown_options
 from nfnet_timm.recipes import recipe
 
 __all__ = ["multiply_adds", "render_card"]
-
-# Options of train.py that describe the training. The card must not contain paths or names of machines.
-_TRAINING = (
-    "pretrained",
-    "opt",
-    "opt_kwargs",
-    "lr",
-    "batch_size",
-    "grad_accum_steps",
-    "world_size",
-    "epochs",
-    "warmup_epochs",
-    "sched",
-    "momentum",
-    "weight_decay",
-    "clip_grad",
-    "clip_mode",
-    "layer_decay",
-    "drop",
-    "drop_path",
-    "smoothing",
-    "aa",
-    "mixup",
-    "cutmix",
-    "reprob",
-    "model_ema",
-    "model_ema_decay",
-    "amp",
-    "amp_dtype",
-    "seed",
-)
-
-# Types of options that the card shows. A checkpoint may have options of any other type.
-_SHOWN = (bool, int, float, str, list, tuple, dict)
-
-# Options that have no effect without another option.
-_NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
 
 
 def render_card(source: Source, repo_id: str, license: str | None = None) -> str:
@@ -141,7 +105,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         sources=published["sources"],
         licence=_escaped(license or ""),
         recipe=_recipe(name) if figures else None,
-        training={option: _escaped(value) for option, value in _training(source).items()},
+        training={option: _escaped(value) for option, value in shown_options(source.training).items()},
         script=_escaped(source.training.get("script", "timm's train.py")),
         ema=source.ema,
         epoch=source.epoch,
@@ -295,13 +259,6 @@ def _recipe(name: str) -> dict[str, Any]:
     values = yaml.safe_load(recipe(name))
     batch = values["batch_size"] * values["grad_accum_steps"] * 8  # 8 processes, see the recipe
     return {**values, "batch": batch, "lr": values["lr_base"] * batch / values["lr_base_size"]}
-
-
-def _training(source: Source) -> dict[str, Any]:
-    """Return the options of a run of train.py that describe the training."""
-    unused = {option for option, other in _NOTHING_WITHOUT.items() if not source.training.get(other)}
-    given = {option: source.training.get(option) for option in _TRAINING if option not in unused}
-    return {option: value for option, value in given.items() if isinstance(value, _SHOWN) and value}
 
 
 def _how_to_license(source: Source) -> str:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nfnet_timm.formats.authors import is_of_authors
+from nfnet_timm.formats.authors import is_recognised
 from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
@@ -151,7 +151,7 @@ def open_model(
         source = _from_state_dict(path, saved, model, model_kwargs or {})
     elif saved is not None:
         source = _from_training(path, saved)
-    elif path.is_dir() and not is_of_authors(path):
+    elif path.is_dir() and not is_recognised(path):
         source = _from_folder(path)
     else:
         source = open_authors(path)

@@ -1,4 +1,4 @@
-"""Builds the network of a run of timm's train.py from its options, and reads its accuracy.
+"""Reads from a run of timm's train.py its network, its accuracy and the options that the card shows.
 
 docs/weights.md says how each option is used. Source: timm's train.py at commit aa4b585.
 """
@@ -20,10 +20,47 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen
 
-__all__ = ["Accuracy", "accuracy_of", "network_of", "published_cfg"]
+__all__ = ["Accuracy", "accuracy_of", "network_of", "published_cfg", "shown_options"]
 
 # Arguments that affect training only.
 _TRAINING_KWARGS = ("recompute_acts", "drop_rate", "drop_path_rate")
+
+# Options that the card shows, because they describe the training. It must not contain paths or names of machines.
+_SHOWN_OPTIONS = (
+    "pretrained",
+    "opt",
+    "opt_kwargs",
+    "lr",
+    "batch_size",
+    "grad_accum_steps",
+    "world_size",
+    "epochs",
+    "warmup_epochs",
+    "sched",
+    "momentum",
+    "weight_decay",
+    "clip_grad",
+    "clip_mode",
+    "layer_decay",
+    "drop",
+    "drop_path",
+    "smoothing",
+    "aa",
+    "mixup",
+    "cutmix",
+    "reprob",
+    "model_ema",
+    "model_ema_decay",
+    "amp",
+    "amp_dtype",
+    "seed",
+)
+
+# Their types. A checkpoint may have options of any other type.
+_SHOWN_TYPES = (bool, int, float, str, list, tuple, dict)
+
+# Options that have no effect without another option.
+_NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
 
 
 @dataclass(frozen=True)
@@ -147,3 +184,10 @@ def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
     # train.py validates at the training size, not the network's test size, with a centre crop.
     cfg = model.pretrained_cfg
     return Accuracy(label, round(float(metric), 3), cfg["input_size"][1:], cfg["crop_pct"])
+
+
+def shown_options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that the card shows: those of ``_SHOWN_OPTIONS`` that are given and have an effect."""
+    unused = {option for option, other in _NOTHING_WITHOUT.items() if not args.get(other)}
+    given = {option: args.get(option) for option in _SHOWN_OPTIONS if option not in unused}
+    return {option: value for option, value in given.items() if isinstance(value, _SHOWN_TYPES) and value}

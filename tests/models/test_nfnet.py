@@ -529,6 +529,7 @@ def test_an_unknown_field_is_reported_with_the_known_ones():
         ({"depths": (1, 2, 6)}, r"depths=\(1, 2, 6\).*four"),
         ({"channels": (256, 0, 1536, 1536)}, r"channels=\(256, 0, 1536, 1536\).*at least 1"),
         ({"group_size": 4096}, r"group_size=4096.*smaller group_size"),
+        ({"group_size": 0, "bottle_ratio": 1e-3}, r"too narrow for one channel.*larger bottle_ratio"),
         ({"stem_type": "4x4"}, r"stem_type='4x4': expected one of deep_quad, 3x3, 7x7_pool"),
         ({"output_stride": 4}, r"output_stride=4: expected 8, 16 or 32"),
         *(

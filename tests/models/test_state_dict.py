@@ -274,7 +274,7 @@ def test_missing_surplus_and_misshapen_arrays_are_named(tiny):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_network_has_the_authors_number_of_parameters_and_is_identified_from_its_arrays(name):
     state_dict = timm.create_model(name, device="meta").state_dict()
-    assert {"parameters": sum(p.numel() for p in state_dict.values()), "arrays": len(state_dict)} == COUNTS[name]
+    assert {"parameters": sum(p.numel() for p in state_dict.values()), "arrays": len(state_dict)} == COUNTS.get(name)
     assert infer_variant(state_dict) == (name, {})
 
 
