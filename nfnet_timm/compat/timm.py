@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 __all__ = [
-    "clip_grad_module",
     "config_file",
     "keep_cfgs_of_entrypoints",
     "optimizer_registry",
@@ -46,13 +45,6 @@ def optimizer_registry() -> Any:
     from timm.optim._optim_factory import default_registry
 
     return default_registry
-
-
-def clip_grad_module() -> Any:
-    """Return the module from which timm's dispatch_clip_grad takes its adaptive clipping."""
-    import timm.utils.clip_grad
-
-    return timm.utils.clip_grad
 
 
 def keep_cfgs_of_entrypoints(names: Iterable[str]) -> None:

@@ -34,8 +34,8 @@ def recompute_acts_of(model: nn.Module, activations: tuple[type[nn.Module], ...]
     (which decides by itself), and where other code has set hooks on saved tensors, such as activation checkpointing.
 
     Args:
-        activations: Classes of activations to change. They should be those whose gradient is computed from their input.
-            For the others autograd saves the output in any case, and nothing is gained.
+        activations: Classes of activations to change: those for which autograd saves the input. It saves the output of
+            the others, so nothing is gained.
     """
     for module in model.modules():
         plain: Any = type(module)

@@ -104,15 +104,15 @@ register_optimizer_step_pre_hook(_clip_before_step)
 
 def _clip(optimizer: Optimizer) -> None:
     exempt = known_classifier_weights()
-    limits = []
+    clipped = []
     for group in optimizer.param_groups:
         for key in Clipping._fields:
             group.setdefault(key, optimizer.defaults[key])  # missing from the state of an optimizer without clipping
         clipping = Clipping.of(group)
         if clipping is not None:
-            limits += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
+            clipped += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
     # A fused optimizer unscales in its step. Before that, the gradients contain the factor of the gradient scaler.
-    clip_each_(limits, grad_scale=getattr(optimizer, "grad_scale", None))
+    clip_each_(clipped, grad_scale=getattr(optimizer, "grad_scale", None))
 
 
 @cache

@@ -102,17 +102,18 @@ def agc_param_groups(
     if layer_decay is not None and not (isinstance(layer_decay, Real) and 0 < layer_decay < math.inf):
         raise ValueError(f"layer_decay={layer_decay!r}: expected a number above 0, such as 0.8, or None")
     network = _unwrapped(model)
-    exempt = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
+    classifiers = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
+    exempt = classifiers
     if no_clip is not None:
         patterns: list[Any] = (
             list(no_clip) if isinstance(no_clip, Iterable) and not isinstance(no_clip, str) else [no_clip]
         )
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise ValueError(f"no_clip={no_clip!r}: expected a name or pattern, or a list of them")
-        exempt |= _matching(network, patterns)
+        exempt = classifiers | _matching(network, patterns)
     elif not any(id(p) in exempt for p in network.parameters()):
         _warn_of_linear_layers(network)
-    not_decayed = _not_decayed(network) - {id(p) for p in classifier_weights(network)} - known_classifier_weights()
+    not_decayed = _not_decayed(network) - classifiers
     if layer_decay is None:
         groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p.requires_grad]}]
     else:
