@@ -48,9 +48,9 @@ def optimizer_registry() -> Any:
 
 
 def keep_cfgs_of_entrypoints(names: Iterable[str]) -> None:
-    """Make functions of timm.models.nfnet use their own pretrained_cfg after their names were registered again.
+    """Make timm's own functions ``names`` use timm's pretrained_cfg, although this package registers the same names.
 
-    timm looks a configuration up by name. Without this, ``timm.models.nfnet.nfnet_f0(pretrained=True)`` would load the
+    timm finds a configuration by its name. Without this, ``timm.models.nfnet.nfnet_f0(pretrained=True)`` would load the
     weights of this package's network into timm's network.
     """
     import timm.models as models

@@ -70,8 +70,8 @@ def adaptive_clip_grad_(
     ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` for each unit; ``unitwise_norm`` defines a unit. Norms are
     computed at least in float32.
 
-    All given parameters are clipped. The authors do not clip the classifier's weight, so leave it out. They clip its
-    bias.
+    All given parameters are clipped. The authors clip the classifier's bias, but not its weight, so leave the weight
+    out.
 
     Parameters may be sharded over processes on dim 0 (FSDP2), with the same result. Each process clips its own rows,
     and the norms of all vectors take one collective.
@@ -173,17 +173,16 @@ def clip_stats(
     clip_factor: float = CLIP_FACTOR,
     eps: float = CLIP_EPS,
 ) -> dict[str, ClipStats]:
-    """Return, by name, how the present gradients would be clipped in the next step; call it before the step.
+    """Return, by name, how the next step would clip the present gradients.
 
-    The weight of a network's classifier counts as not clipped, as in the optimizers. The call computes the norms, and
-    makes one transfer from each device. For sharded parameters it counts only the rows of this process.
-
-    A unit whose gradient is NaN counts as clipped.
+    The classifier's weight in a network of this package counts as not clipped, as in the optimizers. A unit whose
+    gradient is NaN counts as clipped. For sharded parameters, only the rows of this process are counted. There is one
+    transfer from each device.
 
     Args:
         parameters: ``model.named_parameters()``, or a dict.
     Raises:
-        ValueError: If ``parameters`` are no such pairs, or as ``adaptive_clip_grad_``.
+        ValueError: If ``parameters`` are not such pairs; see also ``adaptive_clip_grad_``.
     """
     from nfnet_timm.optim.param_groups import known_classifier_weights
 

@@ -28,17 +28,17 @@ def attach_agc(
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
     ``clip_factor`` and ``clip_eps`` become entries of each parameter group that does not have them, and of groups that
-    are added later. They are saved in ``state_dict()``, and you can change them at any time. A second call changes the
-    groups that have the values of the first one. A ``clip_factor`` of None disables clipping for the group. The weight
-    of the classifier of a network of this package is never clipped.
+    are added later. They are saved in ``state_dict()``, and you can change them at any time. ``clip_factor=None``
+    disables clipping for a group. A second call changes only groups that still have the values of the first call. The
+    classifier's weight in a network of this package is never clipped.
 
     Gradients are clipped in place, once for each step and after each run of a closure. This happens after a gradient
     scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled
-    optimizer clips if its process has imported timm or this module.
+    optimizer clips if timm or this module has been imported in its process.
 
     Raises:
-        ValueError: If ``optimizer`` is none, a setting is not a number above 0, the optimizer differentiates gradients,
-            or it does not run torch's hooks.
+        ValueError: If ``optimizer`` is not an optimizer, differentiates gradients or does not run torch's hooks, or if a
+            setting is not a number above 0.
     """
     if isinstance(optimizer, type) or not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
         raise ValueError(
