@@ -243,20 +243,17 @@ def _norms(clipped: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], lis
 
 def _are_finite(clipped: list[ClippedParam]) -> bool:
     """Return whether all gradients are finite; the result is the same in all processes that share a parameter."""
-    finite: dict[Any, Tensor] = {}
+    finite: dict[Any, list[Tensor]] = {}  # process group, or None -> a flag for each parameter
     for here in _by_device(clipped).values():
         for entry, grad_norm in zip(here, _norms(here)[2], strict=True):
-            group = _local(entry.param)[2]
-            all_here = grad_norm.isfinite().all()
-            finite[group] = (
-                finite[group].logical_and(all_here.to(finite[group].device)) if group in finite else all_here
-            )
-    for group, all_here in finite.items():
+            finite.setdefault(_local(entry.param)[2], []).append(grad_norm.isfinite().all())
+    shared = []
+    for group, flags in finite.items():
+        all_finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all().float()
         if group is not None:
-            flag = all_here.float()
-            dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=group)
-            finite[group] = flag > 0
-    return all(bool(all_here) for all_here in finite.values())
+            dist.all_reduce(all_finite, op=dist.ReduceOp.MIN, group=group)
+        shared.append(all_finite)
+    return all(all_finite > 0 for all_finite in shared)
 
 
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:

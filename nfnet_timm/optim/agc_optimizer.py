@@ -37,7 +37,7 @@ def attach_agc(
     optimizer clips if timm or this module has been imported in its process.
 
     Raises:
-        ValueError: If ``optimizer`` is not an optimizer, differentiates gradients or does not run torch's hooks, or if a
+        ValueError: If ``optimizer`` is not an optimizer, differentiates gradients or does not run torch's hooks. If a
             setting is not a number above 0.
     """
     if isinstance(optimizer, type) or not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):

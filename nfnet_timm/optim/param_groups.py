@@ -70,7 +70,6 @@ def agc_param_groups(
     clip_eps: float = CLIP_EPS,
     layer_decay: float | None = None,
     no_clip: str | Iterable[str] | None = None,
-    **layer_decay_kwargs: Any,
 ) -> list[dict[str, Any]]:
     """Return the authors' parameter groups for any model; each trainable parameter is in exactly one group.
 
@@ -84,7 +83,6 @@ def agc_param_groups(
             group then has an entry ``lr_scale``, which timm's schedulers apply.
         no_clip: Names of further parameters that are not clipped, or patterns such as "fc.*". An empty tuple confirms
             that all other parameters are clipped, and prevents the warning below.
-        layer_decay_kwargs: Further arguments of ``param_groups_layer_decay``.
     Raises:
         ValueError: If ``model`` is not a module, a number is out of its range, or a name or pattern in ``no_clip``
             matches no parameter.
@@ -119,7 +117,7 @@ def agc_param_groups(
     else:
         from timm.optim import param_groups_layer_decay  # here by the rule in nfnet_timm/__init__.py
 
-        groups = param_groups_layer_decay(network, 0.0, layer_decay=layer_decay, **layer_decay_kwargs)
+        groups = param_groups_layer_decay(network, 0.0, layer_decay=layer_decay)
     clipping = {"clip_factor": clip_factor, "clip_eps": clip_eps}
     Clipping.of(clipping)  # raises an error for wrong values
     out: dict[tuple[Any, ...], dict[str, Any]] = {}
