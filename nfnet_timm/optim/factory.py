@@ -47,7 +47,7 @@ def create_optimizer(
         no_clip: See ``agc_param_groups``.
         kwargs: Further arguments of timm's ``create_optimizer_v2``, except those about parameter groups.
     Raises:
-        ValueError: If ``opt`` is not a name, or an argument is about parameter groups; see also ``agc_param_groups`` and
+        ValueError: If ``opt`` is not a name or an argument is about parameter groups; see also ``agc_param_groups`` and
             ``attach_agc``.
     Differs from timm: with ``layer_decay``, timm's groups have an entry ``lr_scale``, which only timm's schedulers use.
     """
