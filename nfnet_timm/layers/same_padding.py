@@ -114,7 +114,7 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return ``x`` and the padding for torch's convolution; pad ``x`` here if that padding cannot be SAME."""
+        """Return ``x`` and the padding for torch's convolution, or ``x`` padded and (0, 0) if that is not possible."""
         own = self.own_padding()
         if own is not None:
             return x, own
@@ -130,9 +130,8 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         return self.symmetric_padding() if self.padding_mode == "zeros" else None
 
     def symmetric_padding(self) -> tuple[int, int] | None:
-        """Return the rows and columns of SAME padding at each side; None if both sides or all sizes do not agree."""
+        """Return the rows and columns of SAME padding at each side, or None if they depend on the side or the size."""
         window_h, window_w = self.window()
-        # torch pads the same number of zeros at both ends.
         same_h = window_h == 1 or (self.stride[0] == 1 and window_h % 2 == 1)
         same_w = window_w == 1 or (self.stride[1] == 1 and window_w % 2 == 1)
         if same_h and same_w:

@@ -55,20 +55,14 @@ def attach_agc(
             f"the step of {type(plain).__name__} runs no hooks, because it does not call the constructor of "
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"
         )
-    settings = _checked(clip_factor, clip_eps)
+    clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": clip_eps})
+    settings = {"clip_factor": None, "clip_eps": clip_eps} if clipping is None else clipping._asdict()
     for group in plain.param_groups:
         for key, value in settings.items():
             if key not in group or (key in plain.defaults and group[key] == plain.defaults[key]):
                 group[key] = value  # not if agc_param_groups or the user has set another one
     plain.defaults.update(settings)  # for groups that are added later
     return optimizer
-
-
-def _checked(clip_factor: float | None, clip_eps: float) -> dict[str, Any]:
-    """Return the settings as numbers, or raise ValueError."""
-    settings = {"clip_factor": clip_factor, "clip_eps": clip_eps}
-    clipping = Clipping.of(settings)
-    return settings if clipping is None else clipping._asdict()
 
 
 def _innermost(optimizer: Any) -> Any:
