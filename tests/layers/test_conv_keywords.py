@@ -1,4 +1,4 @@
-"""Code that builds a convolution anew from its own attributes works, as with nn.Conv2d, or gets a clear error."""
+"""A convolution can be built from the attributes of another one, as with nn.Conv2d. A wrong padding is an error."""
 
 import golden
 import pytest
