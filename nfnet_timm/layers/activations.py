@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.kernels.gelu import gelu_tanh
 
-__all__ = ["ACTIVATIONS", "SAVES_INPUT", "GELUTanh", "ScaledAct", "activation"]
+__all__ = ["ACTIVATIONS", "GELUTanh", "ScaledAct", "activation"]
 
 
 class GELUTanh(nn.Module):
@@ -47,12 +47,6 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, object], float]] = {
     "softsign": (nn.Softsign, {}, 2.338853120803833),
     "tanh": (nn.Tanh, {}, 1.5939117670059204),
 }
-
-# Autograd saves the input of these activations. It saves the output of the others, which the next convolution also
-# saves.
-SAVES_INPUT = tuple(
-    {cls for cls, _, _ in ACTIVATIONS.values()} - {nn.Identity, nn.LogSoftmax, nn.ReLU, nn.Sigmoid, nn.Tanh}
-)
 
 
 def activation(name: str) -> tuple[nn.Module, float]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.compat.timm import keep_cfgs_of_entrypoints, take_feature_indices
 from nfnet_timm.formats import authors
-from nfnet_timm.layers.activations import SAVES_INPUT, GELUTanh, ScaledAct
+from nfnet_timm.layers.activations import GELUTanh, ScaledAct
 from nfnet_timm.layers.recompute import recompute_acts_of
 from nfnet_timm.layers.same_padding import AvgPool2dSame, Conv2dSame, MaxPool2dSame
 from nfnet_timm.layers.squeeze_excite import GlobalMean
@@ -165,7 +165,7 @@ class NormFreeNet(nn.Module):
         self.init_weights(needs_reset=False)
         exempt_classifier(self)
         if recompute_acts:
-            recompute_acts_of(self, SAVES_INPUT)
+            recompute_acts_of(self)
 
     def __setstate__(self, state: Any) -> None:  # called by copy and pickle
         super().__setstate__(state)

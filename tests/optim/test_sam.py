@@ -237,13 +237,7 @@ def test_the_scaler_skips_only_steps_whose_gradients_overflow():
     sam.step(closure, scaler=scaler)
     scaler.update()
     unscaled = SAM(torch.optim.SGD(plain.parameters(), lr=0.01), rho=0.1)
-
-    def closure_of_mean():
-        loss = F.mse_loss(plain(x), y, reduction="sum")
-        loss.backward()
-        return loss
-
-    unscaled.step(closure_of_mean)
+    unscaled.step(closure_of(plain, x, y))
     torch.testing.assert_close(model.weight, plain.weight, rtol=1e-5, atol=1e-6)
 
 
