@@ -7,5 +7,5 @@ standardize/   weight standardization
 clip/          adaptive gradient clipping of many tensors
 gelu           GELU in its tanh form
 check          comparison of a Triton kernel with torch's operations, at its first use
-open_sizes     convolution for torch.compile with dynamic image sizes
+dynamic_sizes  convolution for torch.compile with dynamic image sizes
 """

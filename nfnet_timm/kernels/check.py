@@ -46,7 +46,7 @@ class Comparison:
     @property
     def is_right(self) -> bool:
         """Whether the kernel ran without an error and agrees with torch's operations."""
-        return self.error is None and self.difference <= 1  # False also for NaN
+        return self.error is None and self.difference <= 1
 
     def __str__(self) -> str:
         if self.error is not None:
@@ -57,8 +57,8 @@ class Comparison:
 def has_right_kernel(name: str, device: torch.device) -> bool:
     """Return whether the kernel ``name`` agrees with torch's operations on ``device``.
 
-    The first call for each device compares them, and later calls return the same result. While a CUDA graph is captured
-    or a dispatch mode is active, nothing is compared: the result is then False for a kernel without a comparison.
+    The first call for each device compares them, and later calls return the same result. Nothing is compared while a
+    CUDA graph is captured or a dispatch mode is active. If there is no earlier result, the function then returns False.
 
     Args:
         name: A key of ``KERNELS``.
@@ -110,8 +110,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     found, expected = (x.double().reshape(len(x), -1) for x in (found, expected))
     # At least 0.1: some rows are zero except for rounding errors.
     relative = (found - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=0.1)
-    largest = float(relative.max()) / tolerance
-    return largest if largest == largest else float("inf")
+    return float(relative.nan_to_num(nan=float("inf")).max()) / tolerance
 
 
 def _numbers(shape: tuple[int, ...], device: torch.device, frequency: float) -> Tensor:

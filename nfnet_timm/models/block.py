@@ -3,6 +3,7 @@
 Source: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py.
 """
 
+from collections import OrderedDict
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,18 +19,6 @@ from nfnet_timm.models.variants import NormFreeCfg
 __all__ = ["NormFreeBlock", "create_stem"]
 
 Device = torch.device | str | None
-
-
-class Downsample(nn.Sequential):
-    """Shortcut of a block that changes width or resolution.
-
-    Takes (N, in_chs, H, W), and returns the shape of the block's output.
-    """
-
-    def __init__(self, pool: nn.Module, conv: nn.Module):
-        super().__init__()
-        self.pool = pool
-        self.conv = conv
 
 
 class NormFreeBlock(nn.Module):
@@ -52,8 +41,8 @@ class NormFreeBlock(nn.Module):
         alpha, beta and gamma.
     """
 
-    # A hook: a function (block, residual, gate) that every block calls in forward, before it adds the residual branch
-    # (N, C, H, W) times the gate (N, C or 1, 1, 1). nfnet_timm.privacy sets it, for the gradients of the skip gain.
+    # nfnet_timm.privacy sets this function (block, out, gate), for the gradients of the skip gain. Every block calls it
+    # in forward. out (N, C, H, W) is the output of the residual branch, gate (N, C or 1, 1, 1) its factor.
     residual_hook: ClassVar[Any] = None
 
     initial_skip_gain = 0.0  # 1 in a network that with_batch_norm has changed
@@ -103,15 +92,14 @@ class NormFreeBlock(nn.Module):
             pool: nn.Module = nn.Identity()
             if avg_down and (stride > 1 or dilation > 1):
                 pool = AvgPool2dSame(stride)
-            self.downsample = Downsample(
-                pool, WSConv2d(in_chs, out_chs, 1, 1 if avg_down else stride, scale=gamma * beta, **dd)
-            )
+            conv = WSConv2d(in_chs, out_chs, 1, 1 if avg_down else stride, scale=gamma * beta, **dd)
+            self.downsample = nn.Sequential(OrderedDict(pool=pool, conv=conv))
         self.conv1 = WSConv2d(in_chs, mid_chs, 1, scale=gamma * beta, **dd)
         self.act2, _ = activation(act_layer)
-        conv = partial(WSConv2d, mid_chs, mid_chs, 3, groups=groups, scale=gamma, **dd)
-        self.conv2 = conv(stride=stride, dilation=first_dilation)
+        conv3x3 = partial(WSConv2d, mid_chs, mid_chs, 3, groups=groups, scale=gamma, **dd)
+        self.conv2 = conv3x3(stride=stride, dilation=first_dilation)
         self.act2b = activation(act_layer)[0] if extra_conv else None
-        self.conv2b = conv(dilation=dilation) if extra_conv else None
+        self.conv2b = conv3x3(dilation=dilation) if extra_conv else None
         self.attn = SqueezeExcite(mid_chs, rd_ratio, **dd) if reg and rd_ratio else None
         self.act3, _ = activation(act_layer)
         self.conv3 = WSConv2d(mid_chs, out_chs, 1, scale=gamma, **dd)
@@ -121,7 +109,7 @@ class NormFreeBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the skip gain to its initial value, 0. The output of the block is then that of its shortcut."""
+        """Set the skip gain to its initial value, 0. The output of the block is then the output of its shortcut."""
         nn.init.constant_(self.skipinit_gain, self.initial_skip_gain)
 
     def forward(self, x: Tensor) -> Tensor:

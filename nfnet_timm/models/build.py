@@ -95,12 +95,11 @@ def _materialize(model: Any, device: torch.device, copy: bool) -> Any:
     """Return ``model`` on ``device``, and initialise the parameters that the checkpoint did not contain.
 
     Args:
-        copy: Whether to copy the loaded tensors. This is necessary if they belong to a file of the user, which may be
-            overwritten while the model is in use, or to the user's state dict. Nobody writes to a file in the Hub's
-            cache, so it stays memory-mapped without a copy.
+        copy: Whether to copy the loaded tensors. This is necessary for the user's state dict, and for a file of the
+            user, which may be overwritten while the model is in use. Nobody writes to a file in the Hub's cache.
     """
     # Parameters that were not loaded are still on the meta device. ``reset_parameters`` initialises all parameters of a
-    # module. So a module that lacks some gets new memory for all, is initialised, and then gets the loaded ones back.
+    # module, so all of them get new memory first. Afterwards the module gets its loaded parameters back.
     fc = getattr(getattr(model, "head", None), "fc", None)
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nfnet_timm.compat.timm import optimizer_registry
-from nfnet_timm.optim.agc import CLIP_FACTOR, ClippedParam, Clipping, clip_each_
+from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, ClippedParam, Clipping, clip_each_
 from nfnet_timm.optim.param_groups import known_classifier_weights
 
 __all__ = ["agc_class", "attach_agc"]
@@ -23,24 +23,25 @@ __all__ = ["agc_class", "attach_agc"]
 def attach_agc(
     optimizer: Optimizer,
     clip_factor: float | None = CLIP_FACTOR,
+    clip_eps: float = CLIP_EPS,
     **settings: float,
 ) -> Optimizer:
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
     The settings become entries of each parameter group that does not have them, and of groups that are added later.
-    They are saved in ``state_dict()``, and you can change them at any time. A second call changes the groups that have
-    the values of the first one. A ``clip_factor`` of None disables clipping for the group. The weight of the classifier
-    of a network of this package is never clipped.
+    They are saved in ``state_dict()``, and you can change them at any time. ``clip_factor=None`` disables clipping for a
+    group. A second call changes only groups that still have the values of the first call. The classifier's weight in a
+    network of this package is never clipped.
 
     Gradients are clipped in place, once for each step and after each run of a closure. This happens after a gradient
     scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled
-    optimizer clips if its process has imported timm or this module.
+    optimizer clips if timm or this module has been imported in its process.
 
     Args:
-        settings: The other fields of ``Clipping``, such as ``clip_eps``.
+        settings: Further fields of ``Clipping``.
     Raises:
-        ValueError: If ``optimizer`` is none, a setting is not a number above 0, the optimizer differentiates gradients,
-            or it does not run torch's hooks.
+        ValueError: If ``optimizer`` is not an optimizer, differentiates gradients or does not run torch's hooks. If a
+            setting is not a number above 0.
     """
     if isinstance(optimizer, type) or not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
         raise ValueError(
@@ -57,7 +58,7 @@ def attach_agc(
             f"the step of {type(plain).__name__} runs no hooks, because it does not call the constructor of "
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"
         )
-    entries = Clipping.entries(clip_factor=clip_factor, **settings)
+    entries = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **settings)
     for group in plain.param_groups:
         for key, value in entries.items():
             if key not in group or (key in plain.defaults and group[key] == plain.defaults[key]):
@@ -99,15 +100,15 @@ register_optimizer_step_pre_hook(_clip_before_step)
 
 def _clip(optimizer: Optimizer) -> None:
     exempt = known_classifier_weights()
-    limits = []
+    clipped = []
     for group in optimizer.param_groups:
         for key in Clipping._fields:
             group.setdefault(key, optimizer.defaults[key])  # missing from the state of an optimizer without clipping
         clipping = Clipping.of(group)
         if clipping is not None:
-            limits += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
+            clipped += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
     # A fused optimizer unscales in its step. Before that, the gradients contain the factor of the gradient scaler.
-    clip_each_(limits, grad_scale=getattr(optimizer, "grad_scale", None))
+    clip_each_(clipped, grad_scale=getattr(optimizer, "grad_scale", None))
 
 
 @cache

@@ -1,6 +1,5 @@
 """Pretrained weights load through timm's usual path, from a Hub cache in the Hub's own layout."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -148,14 +147,6 @@ def test_a_new_classifier_and_first_convolution_are_filled(saved):
     assert loaded.head.fc.weight.shape == (3, 192)
     assert all(p.isfinite().all() and not p.is_meta for p in loaded.parameters())
     assert loaded(torch.randn(1, 5, 32, 32)).shape == (1, 3)
-
-
-def test_pretrained_models_train_and_are_copied(saved):
-    loaded = load(saved[1])
-    twin = copy.deepcopy(loaded)
-    loaded(torch.randn(2, 3, 32, 32)).sum().backward()
-    torch.optim.SGD(loaded.parameters(), lr=1.0).step()
-    assert not torch.equal(loaded.head.fc.weight, twin.head.fc.weight)
 
 
 # --- checkpoints of other networks
