@@ -159,15 +159,6 @@ def test_card_code_of_a_grey_network_runs_and_its_comments_are_right(publish, ca
     assert f"| image size | {height} x {width} in training, {height} x {width} in testing |" in text
 
 
-def test_a_network_that_train_script_would_not_build_is_refused(publish, capsys):
-    publish()
-    checkpoint = torch.load("run.pth.tar", weights_only=False)
-    checkpoint["args"].model_kwargs = {**SMALL, "no_such_argument": 3}
-    torch.save(checkpoint, "run.pth.tar")
-    assert main(["publish", "run.pth.tar", "org/tiny", "--license", "mit", "--dry-run"]) == 1
-    assert "no_such_argument" in capsys.readouterr().err
-
-
 def test_run_that_started_from_a_published_folder_is_published(publish, tmp_path, capsys):
     """Users fine-tune published models, by the prefixes ``local-dir:`` and ``hf-hub:``."""
     publish("--out", "base", gp="max", input_size=[3, 64, 64])
@@ -206,6 +197,7 @@ def test_card_names_the_hub_repo_that_a_run_started_from(hub, publish, monkeypat
 
 FIGURES = {
     "plain": ({}, "Top-1 accuracy in percent at 192 pixels, measured in training"),
+    "zero": ({"metric": 0.0}, "Top-1 accuracy in percent at 192 pixels, measured in training"),
     "top 5": ({"eval_metric": "top5"}, "Top-5 accuracy in percent at 192 pixels, measured in training"),
     "another size": ({"input_size": [3, 64, 64]}, "Top-1 accuracy in percent at 64 pixels, measured in training"),
     "the average": ({"ema": True, "model_ema": True}, "Top-1 accuracy in percent at 192 pixels, measured in training"),
@@ -224,14 +216,14 @@ def test_card_has_an_accuracy_only_if_it_was_measured_on_unseen_images_with_thes
     card = ModelCard.load(BUILT / "README.md")
     results = card.data.eval_results or []
     assert [result.metric_name for result in results] == ([name] if name else [])
-    assert ("% top-" in card.text) == bool(name)
-    assert ("87.5" in str(card)) == bool(name)
+    value = options.get("metric", 87.5)
+    assert (f"| {value} % top-" in card.text) == bool(name)
     assert ("No accuracy of these on images that training did not see is known" in card.text) == (name is None)
     if name:
         pixels = int(re.search(r"at (\d+) pixels", name)[1])
         assert results[0].dataset_args == {"resolution": pixels, "crop_pct": 0.9}
         assert f"at {pixels} x {pixels} pixels |" in card.text
-        assert results[0].metric_value == 87.5
+        assert results[0].metric_value == value
 
 
 def images(folder, names="abcdefghij"):
@@ -535,7 +527,6 @@ def test_dataset_has_its_name_on_the_hub_or_that_of_its_folder(tmp_path, monkeyp
     ("options", "name", "on_the_hub"),
     [
         ({"dataset": "hfds/org/birds"}, "org/birds", ["org/birds"]),
-        ({"dataset": "hfds//srv/private/birds"}, "birds", None),
         ({"data_dir": "{here}/birds/"}, "birds", None),
         ({"data_dir": "."}, "a folder of images", None),
     ],
@@ -549,7 +540,6 @@ def test_card_has_the_dataset_of_the_run(publish, tmp_path, options, name, on_th
     assert card.data.eval_results[0].dataset_name == name
     assert card.data.datasets == on_the_hub
     assert str(tmp_path) not in str(card)
-    assert "private" not in str(card)
 
 
 def rows(text, first):
