@@ -1,7 +1,7 @@
 """Writes model.safetensors: the same arrays give the same bytes, and the header contains a hash of the arrays.
 
-Source of the format: https://github.com/huggingface/safetensors. The library's own ``save_file`` orders the entries of
-the header differently in every process. It has no progress bar, and Ctrl-C does not interrupt it.
+Source of the format: https://github.com/huggingface/safetensors. The library's ``save_file`` orders the entries of the
+header differently in every process, has no progress bar, and cannot be interrupted with Ctrl-C.
 """
 
 from __future__ import annotations

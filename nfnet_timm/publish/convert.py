@@ -19,7 +19,7 @@ __all__ = ["convert_to_file", "convert_to_folder"]
 
 
 def convert_to_folder(path: Path, folder: Path, overwrite: bool = False) -> Source:
-    """Write a file of the authors, or an Orbax checkpoint, as a folder that timm loads, and return its model.
+    """Convert a file of the authors or an Orbax checkpoint to a folder that timm loads, and return its model.
 
     After an error, ``folder`` is unchanged.
 
@@ -34,7 +34,7 @@ def convert_to_folder(path: Path, folder: Path, overwrite: bool = False) -> Sour
 
 
 def convert_to_file(folder: Path, file: Path, overwrite: bool = False) -> Tree:
-    """Write the weights of a folder as a file that the authors' ``load_haiku_file`` reads, and return the tree.
+    """Write the weights in a folder to a file that the authors' ``load_haiku_file`` reads, and return the tree.
 
     Half-precision weights become float32 with the same values. After an error, ``file`` is unchanged.
 
