@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (%(default)s)")
     publish.add_argument("--tag", help="tag for the commit")
     publish.add_argument("--message", help="message of the commit")
-    publish.add_argument("--force", action="store_true", help="replace files of the same names in the repo")
+    publish.add_argument("--force", action="store_true", help="replace files with the same names in the repo")
     publish.set_defaults(run=_publish)
 
     verify = commands.add_parser(

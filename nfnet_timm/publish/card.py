@@ -302,11 +302,11 @@ def _training(source: Source) -> dict[str, Any]:
 
 def _how_to_license(source: Source) -> str:
     """Return the advice for weights without a known licence: pass --license, or --checkpoint."""
-    own = "choose one for weights of your own; pass, for instance, --license apache-2.0"
+    own = "choose one for your own weights, for instance --license apache-2.0"
     claims = [name for name in released_checkpoints() if name.split(".")[0] == source.architecture]
     if not claims or set(source.model_args) - {"num_classes"}:
         return own
     return (
-        f"its hash is not that of a released file; {own}. If it is a released checkpoint: --checkpoint "
-        f"{' or '.join(claims)}"
+        f"the hash of the weights is not that of a released file; {own}. If they are a released checkpoint, pass "
+        f"--checkpoint {' or '.join(claims)}"
     )

@@ -12,7 +12,7 @@ import timm
 from timm.data import str_to_interp_mode
 from timm.models import PretrainedCfg
 
-from nfnet_timm.formats.safetensors_writer import read_layout
+from nfnet_timm.formats.safetensors_file import read_layout
 from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.state_dict import check_state_dict

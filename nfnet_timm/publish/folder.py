@@ -21,7 +21,7 @@ from huggingface_hub import constants, get_token
 from torch import nn
 
 from nfnet_timm.compat.timm import save_config
-from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header, read_layout, write_weights
+from nfnet_timm.formats.safetensors_file import arrays_hash, read_header, read_layout, write_weights
 from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import released_checkpoints
 from nfnet_timm.publish.class_names import check_class_names
@@ -229,10 +229,8 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
             "name in it, or remove README.md to get a new one"
         )
     card = source.card or render_card(source, repo_id, license)
-    owned = card_metadata(card, "README.md").get("license")
-    _check_license(card, license)
     # config.json gets the licence of the card, and no origin that the config.json of a source states.
-    about = {"license": owned, "origin_url": None, "tag": None}
+    about = {"license": _checked_license(card, license), "origin_url": None, "tag": None}
     if "url" in released_checkpoints().get(source.checkpoint or "", {}):
         of_timm: Any = timm.get_pretrained_cfg(source.architecture)
         about = {key: getattr(of_timm, key) for key in about}
@@ -246,7 +244,7 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
         if source.card is None and (folder / "README.md").is_file() and _same_model(folder, staged):
             theirs = read_card(folder / "README.md")
             if _is_for(theirs, repo_id):
-                _check_license(theirs, license)
+                _checked_license(theirs, license)
                 kept = theirs != card
                 shutil.copyfile(folder / "README.md", staged / "README.md")
         check_folder(staged, source.model, (token,) if token else ())
@@ -274,7 +272,8 @@ def _is_for(card: str, repo_id: str) -> bool:
     return not names or f"hf-hub:{repo_id}" in names
 
 
-def _check_license(card: str, license: str | None) -> None:
+def _checked_license(card: str, license: str | None) -> str | None:
+    """Return the licence in the metadata of a card; raise ValueError if it is not ``license``."""
     stated = card_metadata(card, "README.md").get("license")
     if license is not None and stated is None:
         raise ValueError(
@@ -286,6 +285,7 @@ def _check_license(card: str, license: str | None) -> None:
             f"--license {license}: the existing card says {stated}; change it in README.md, or remove README.md to get "
             "a new one"
         )
+    return stated
 
 
 def _logits(source: Source) -> list[float]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nfnet_timm.formats.authors import is_of_authors
-from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header
+from nfnet_timm.formats.safetensors_file import checked_header
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
 from nfnet_timm.models.state_dict import check_state_dict, infer_variant
@@ -182,12 +182,7 @@ def _from_folder(folder: Path) -> Source:
         return Source(
             _load_pickled(folder, pickled, config.architecture, arguments), arguments, identify(pickled), **about
         )
-    header = read_header(weights)
-    if header.get("arrays_sha256") not in (None, arrays_hash(weights)):
-        raise ValueError(
-            f"the arrays of {weights} do not have the hash in its header: the file is damaged or was changed. Convert "
-            "or copy it again; if you changed the arrays yourself, save them without the entry arrays_sha256"
-        )
+    header = checked_header(weights)
     stated = _stated(header) if "arrays_sha256" in header else {}
     # The header of a network that push_to_hub wrote from memory has logits and no source.
     from_memory = "arrays_sha256" in header and "logits" in header and "source" not in header

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
-from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header
+from nfnet_timm.formats.safetensors_file import checked_header
 from nfnet_timm.publish.config_json import is_ours, load_folder, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, logits_of, recorded_logits
 from nfnet_timm.publish.hub_errors import hub_errors_explained
@@ -82,8 +82,9 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
                 raise ValueError(str(error).replace(str(folder), repo_id)) from None
     if difference is not None and not difference <= TOLERANCE:
         raise ValueError(
-            f"the logits of {repo_id} at {commit} differ by {difference:.1e} (relative) from those recorded: expected "
-            f"at most {TOLERANCE:.0e}. The hashes of the files are right, so the weights or this machine are the cause"
+            f"the logits of {repo_id} at {commit} differ by {difference:.1e} (relative) from the recorded logits: "
+            f"expected at most {TOLERANCE:.0e}. The hashes of the files are right, so the weights or this machine are "
+            "the cause"
         )
     return Report(commit, files, difference, _bad_cached(api, repo_id, commit))
 
@@ -112,13 +113,7 @@ def _difference(folder: Path, expected: Any) -> float | None:
         theirs = logits_of(expected)
         ours = logits_of(load_folder(folder))
     else:
-        weights = folder / "model.safetensors"
-        header = read_header(weights)
-        if header.get("arrays_sha256") not in (None, arrays_hash(weights)):
-            raise ValueError(
-                f"the arrays of {weights} do not have the hash in its header, so somebody changed the file after it "
-                "was published: publish the weights again"
-            )
+        header = checked_header(folder / "model.safetensors")
         if "logits" not in header:
             return None
         config = read_json(folder / "config.json")

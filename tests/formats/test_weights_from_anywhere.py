@@ -138,8 +138,6 @@ def test_a_url_that_ends_in_two_dots_writes_only_to_the_temporary_folder(tmp_pat
         ("zip://a::text.npz", "cannot be read: File is not a zip file"),
         ("tar://a::text.npz", "cannot be read: "),
         ("reference://x", "cannot be read: "),
-        ("generic://x", "cannot be read: "),
-        ("async_wrapper://x", "cannot be read: "),
         ("dir://x", "cannot be read: "),
     ],
 )

@@ -128,7 +128,7 @@ def test_folder_is_identified_by_its_header_until_an_array_is_changed(
     del metadata["arrays_sha256"]
     save_file(arrays, weights, metadata)
     assert main(["publish", "b0", "org/b0", "--dry-run", "--out", "other"]) == 1
-    assert "its hash is not that of a released file; choose one for weights of your own" in capsys.readouterr().err
+    assert "not that of a released file; choose one for your own weights" in capsys.readouterr().err
     assert main(["publish", "b0", "org/b0", "--dry-run", "--out", "other", "--license", "mit"]) == 0
     card = (tmp_path / "other" / "README.md").read_text()
     assert "83.6" not in card
@@ -202,7 +202,7 @@ def test_other_content_with_the_same_name_is_own_weights(small_file, record, tmp
     record("0" * 32)
     assert main(["publish", path, "org/b0", "--dry-run", "--out", "out"]) == 1
     error = capsys.readouterr().err
-    assert "its hash is not that of a released file" in error
+    assert "the hash of the weights is not that of a released file" in error
     assert f"--checkpoint {CHECKPOINT}" in error
     assert main(["publish", path, "org/b0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
     card = ModelCard.load("out/README.md")

@@ -192,6 +192,30 @@ def test_card_names_the_hub_repo_that_a_run_started_from(hub, publish, monkeypat
     assert ModelCard.load(BUILT / "README.md").data.base_model == "org/base"
 
 
+def test_the_average_is_published_if_there_is_one(publish):
+    _, out, _, model = publish()
+    assert "weights: as trained; the checkpoint has no EMA" in out
+    assert "the run kept no average" in (BUILT / "README.md").read_text()
+    trained = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    _, out, _, average = publish("--out", "average", state_dict=trained, ema=True)
+    assert "weights: the moving average (EMA)" in out
+    loaded = timm.create_model("local-dir:average", pretrained=True)
+    assert all(tensor.equal(loaded.state_dict()[name]) for name, tensor in average.state_dict().items())
+
+
+def test_checkpoint_of_a_compiled_and_distributed_run_is_published(publish):
+    _, _, _, model = publish()
+    renamed = {f"module._orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    assert publish("--overwrite", state_dict=renamed)[0] == 0
+
+
+def test_card_has_the_options_and_the_initial_weights_of_the_run(publish):
+    publish(pretrained=True)
+    card = ModelCard.load(BUILT / "README.md")
+    assert card.data.base_model == "timm/dm_nfnet_f0.dm_in1k"
+    assert "| `opt` | agc-sgd |" in card.text
+
+
 # --- accuracies
 
 
@@ -218,7 +242,7 @@ def test_card_has_an_accuracy_only_if_it_was_measured_on_unseen_images_with_thes
     assert [result.metric_name for result in results] == ([name] if name else [])
     value = options.get("metric", 87.5)
     assert (f"| {value} % top-" in card.text) == bool(name)
-    assert ("No accuracy of these on images that training did not see is known" in card.text) == (name is None)
+    assert ("Their accuracy on images that training did not see is not known" in card.text) == (name is None)
     if name:
         pixels = int(re.search(r"at (\d+) pixels", name)[1])
         assert results[0].dataset_args == {"resolution": pixels, "crop_pct": 0.9}
@@ -449,7 +473,7 @@ def test_torchvision_datasets_have_no_class_map(found):
     [
         lambda: (images("data/train/animals", "fghij"), images("data/train/things", "abcde")),
         lambda: (images("data/train"), Path("data/train/.ipynb_checkpoints").mkdir()),
-        lambda: images("data/train", [f"dog {i}" for i in range(3, 13)]),
+        lambda: images("data/train", ["cat", *(f"dog {i}" for i in range(3, 12))]),
         lambda: images("data"),
         lambda: images("data/training"),
         lambda: (images("data/train", "abcdefghijk"), Path("data/train/k/1.png").rename("data/train/k/1.txt")),
