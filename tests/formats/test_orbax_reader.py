@@ -47,18 +47,13 @@ def plain_checkpoint(tmp_path_factory):
     return write_to(tmp_path_factory.mktemp("orbax") / "mini", {"params": mini_tree(), "state": {}}, ocdbt=False)
 
 
-def assert_equal(tree, expected):
-    assert {m: set(ps) for m, ps in tree.items()} == {m: set(ps) for m, ps in expected.items()}
-    assert all(np.array_equal(tree[m][p], a) for m, ps in expected.items() for p, a in ps.items())
-
-
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name)
 def test_checkpoints_of_2023_and_2024_are_read_exactly(archive, tmp_path):
     pytest.importorskip("orbax.checkpoint", reason="needs the extra orbax")
     with tarfile.open(archive) as file:
         file.extractall(tmp_path / "checkpoint", filter="data")
     assert is_orbax(tmp_path / "checkpoint")
-    assert_equal(read_orbax(tmp_path / "checkpoint"), mini_tree())
+    golden.assert_same_tree(read_orbax(tmp_path / "checkpoint"), mini_tree())
 
 
 @pytest.mark.parametrize("ocdbt", [True, False])
@@ -68,7 +63,7 @@ def test_checkpoint_of_the_installed_orbax_converts_to_a_folder_and_a_file(write
     assert main(["convert", "mini", "--out", "out"]) == 0
     assert "weights of your own: no hash identifies mini as a released checkpoint" in capsys.readouterr().out
     model = timm.create_model("local-dir:out", pretrained=True)
-    assert_equal(to_haiku(model.state_dict()), mini_tree())
+    golden.assert_same_tree(to_haiku(model.state_dict()), mini_tree())
     assert main(["convert", "out", "--out", "back.npz"]) == 0
     assert is_orbax(path)
 

@@ -56,14 +56,6 @@ def record(monkeypatch):
     return record
 
 
-def equal(a, b):
-    return {m: set(ps) for m, ps in a.items()} == {m: set(ps) for m, ps in b.items()} and all(
-        array.tobytes() == b[m][p].tobytes() and array.shape == b[m][p].shape
-        for m, ps in a.items()
-        for p, array in ps.items()
-    )
-
-
 @pytest.mark.slow
 def test_file_of_the_released_size_converts_loads_and_converts_back_exactly(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -76,7 +68,7 @@ def test_file_of_the_released_size_converts_loads_and_converts_back_exactly(tmp_
     assert re.search("F0_haiku.npz has the MD5 [0-9a-f]{32}, which no released file has", out)
     assert main(["convert", "nfnet_f0", "--out", "back.npz"]) == 0
     tree = read_tree("F0_haiku.npz")
-    assert equal(read_tree("back.npz"), tree)
+    golden.assert_same_tree(read_tree("back.npz"), tree)
     folder = timm.create_model("local-dir:nfnet_f0", pretrained=True)
     direct = timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay={"file": "F0_haiku.npz"})
     assert all(p.equal(direct.get_parameter(name)) for name, p in folder.named_parameters())
