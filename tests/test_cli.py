@@ -44,6 +44,7 @@ def test_convert_to_a_folder_and_back(tmp_path, capsys):
         (SOURCE, "out.npz", "cannot convert"),
         ("folder", "out", "cannot convert"),
         ("folder", "out.npz", "has no model.safetensors"),
+        ("damaged", "out.npz", "damaged/model.safetensors is damaged, or is not a safetensors file"),
         (SOURCE, "folder", "contains other files (note.txt)"),
         (SOURCE, "text.npz/out", "cannot write text.npz/out"),
     ],
@@ -54,6 +55,8 @@ def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "note.txt").touch()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model.safetensors").write_text("hello")
     before = sorted(tmp_path.rglob("*"))
     assert main(["convert", source, "--out", out]) == 1
     error = capsys.readouterr().err

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nfnet_timm.formats.progress import bytes_bar
 
-__all__ = ["arrays_hash", "checked_header", "read_header", "read_layout", "write_weights"]
+__all__ = ["arrays_hash", "checked_header", "read_arrays", "read_header", "read_layout", "write_weights"]
 
 _DTYPES = {
     torch.float64: "F64",
@@ -88,6 +88,17 @@ def checked_header(path: Path) -> dict[str, str]:
             "again from its source; if you changed the arrays yourself, save them without the entry arrays_sha256"
         )
     return header
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of a safetensors file.
+
+    Raises:
+        ValueError: If the file is damaged or has another format.
+        OSError: If it cannot be opened.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def read_layout(path: Path) -> dict[str, Tensor]:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nfnet_timm.formats.authors import is_of_authors
-from nfnet_timm.formats.safetensors_file import checked_header
+from nfnet_timm.formats.safetensors_file import checked_header, read_arrays
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
 from nfnet_timm.models.state_dict import check_state_dict, infer_variant
@@ -132,7 +130,7 @@ def open_model(
         ValueError: If it is not one of the types above, or contains another network.
     """
     is_safetensors = path.suffix == ".safetensors" and path.is_file()
-    saved = _read_safetensors(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
+    saved = read_arrays(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
     if isinstance(saved, dict):
         source = _from_state_dict(path, saved, model, model_kwargs or {})
     elif saved is not None:
@@ -215,13 +213,6 @@ def _load_pickled(folder: Path, pickled: Path, architecture: str, arguments: dic
     except ValueError as error:
         raise ValueError(f"{folder}: config.json and {pickled.name} are of different networks: {error}") from None
     return model.eval()
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from None
 
 
 def _from_state_dict(
