@@ -50,7 +50,7 @@ _CALLS = {
     ("haiku._src.data_structures", "frozendict"): "dict",
     ("builtins", "dict"): "dict",
 }
-# The names that a file may contain: numpy.ndarray only as an argument.
+# All names that a file may contain. numpy.ndarray may only be the argument of a call.
 _ALLOWED = {*_CALLS, ("numpy", "ndarray")}
 
 # Limits for one file. F7 has 70,000 instructions, keys of 60 letters, and tuples of five items, nested three deep.

@@ -184,13 +184,3 @@ def test_hostile_orbax_checkpoint_gives_a_one_line_error_soon(plain_checkpoint, 
     assert error.splitlines()[-1].startswith("nfnet-timm: error: mini")
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("param", [("linear", "b"), ("nf_block/~/conv2", "w")])
-def test_array_without_dimensions_gives_a_one_line_error_with_its_name(write, capsys, tmp_path, monkeypatch, param):
-    monkeypatch.chdir(tmp_path)
-    tree = mini_tree()
-    tree[f"NFNet/~/{param[0]}"][param[1]] = np.ones((), np.float32)
-    write({"params": tree, "state": {}}, "mini")
-    assert main(["convert", "mini", "--out", "out"]) == 1
-    assert f"{param[0]}/{param[1]} has shape ()" in capsys.readouterr().err.splitlines()[-1]

@@ -171,7 +171,7 @@ def test_run_that_started_from_a_published_folder_is_published(publish, tmp_path
     assert tuple(resolve_model_data_config(loaded)["input_size"]) == (3, 64, 64)
 
 
-def test_missing_start_weights_give_a_one_line_error(publish, capsys):
+def test_missing_initial_weights_give_a_one_line_error(publish, capsys):
     publish("--out", "base")
     assert publish(model="local-dir:base", model_kwargs={}, num_classes=7)[0] == 0
     Path("base/config.json").unlink()
