@@ -263,7 +263,7 @@ def test_built_folder_that_was_edited_is_not_replaced(publish, built):
         ({"source": "missing.npz"}, "missing.npz does not exist: expected one of the authors' files"),
         ({"source": "text.npz"}, "is not a pickle"),
         ({"source": "."}, "has no config.json"),
-        ({"source": "other.pth.tar"}, "no arrays"),
+        ({"source": "other.pth.tar"}, "'model', which is int: expected names and dense tensors"),
         ({"repo": "just-a-name"}, "expected ORGANIZATION/NAME"),
         ({"repo": "org/bad name"}, "org/bad name"),
         ({"repo": "/"}, "'/'"),
