@@ -29,9 +29,9 @@ def attach_agc(
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
     The settings become entries of each parameter group that does not have them, and of groups that are added later.
-    They are saved in ``state_dict()``, and you can change them at any time. ``clip_factor=None`` disables clipping for a
-    group. A second call changes only groups that still have the values of the first call. The classifier's weight in a
-    network of this package is never clipped.
+    They are saved in ``state_dict()``, and you can change them at any time. ``clip_factor=None`` disables clipping for
+    a group. A second call changes only groups that still have the values of the first call. The classifier's weight in
+    a network of this package is never clipped.
 
     Gradients are clipped in place, once for each step and after each run of a closure. This happens after a gradient
     scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled

@@ -65,7 +65,7 @@ _NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_dec
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy of the published weights that train.py measured on images that were not used for training.
+    """An accuracy that train.py measured with the published weights, on images that training did not see.
 
     Args:
         label: "Top-1" or "Top-5".
@@ -81,10 +81,9 @@ class Accuracy:
 
 
 def network_of(checkpoint: TrainCheckpoint, where: str = "the run's options") -> tuple[Any, dict[str, Any]]:
-    """Return the network that train.py builds from the run's options, with the weights, and its arguments.
+    """Return the network of a run, with the weights, and its arguments of ``timm.create_model``.
 
-    ``timm.create_model`` builds the same network from its architecture's name and these arguments. The
-    ``pretrained_cfg`` of the network has the preprocessing of the run.
+    The ``pretrained_cfg`` of the network has the preprocessing of the run.
 
     Args:
         where: Where the options come from, for messages.
@@ -132,10 +131,10 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def published_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``pretrained_cfg`` of trained weights: the preprocessing of ``model`` and ``args``, no origin.
+    """Return the ``pretrained_cfg`` of trained weights, with the preprocessing of ``model`` and ``args``.
 
     Args:
-        args: Options of train.py; {} where the model's own ``pretrained_cfg`` has the preprocessing.
+        args: Options of train.py that change the preprocessing in the ``pretrained_cfg`` of ``model``.
     Raises:
         ValueError: If timm cannot create transforms from it.
     """
@@ -144,7 +143,7 @@ def published_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
         if args.get(key) and len(args[key]) not in (1, chans):
             raise ValueError(f"--{key} has {len(args[key])} numbers, expected 1 or {chans}")
     cfg = {**model.pretrained_cfg, **resolve_data_config(dict(args), model=model), "num_classes": model.num_classes}
-    # These entries describe the weights from which the run started.
+    # These entries describe the initial weights of the run.
     cfg.update(dict.fromkeys(("tag", "hf_hub_id", "source", "file", "description", "notes", *LABELS)))
     cfg["input_size"] = (chans, *cfg["input_size"][1:])
     for key in ("mean", "std"):  # like train.py, use the mean of ImageNet's three values
@@ -159,10 +158,7 @@ def published_cfg(model: Any, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
-    """Return the accuracy that train.py measured with exactly these weights on images not used for training.
-
-    If there is none, return the reason, which completes the sentence "no accuracy on the card: ".
-    """
+    """Return the accuracy of these weights on images that training did not see, or a reason why it is unknown."""
     args, metric = checkpoint.args, checkpoint.metric
     label = {"top1": "Top-1", "top5": "Top-5"}.get(args.get("eval_metric") or "top1")
     if metric is None:
