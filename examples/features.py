@@ -5,8 +5,8 @@
     python features.py --model local-dir:nfnet-demo/model     a network trained on digits
     python features.py --model nfnet_f0                       a network that was not trained on digits
 
-The digits are scikit-learn's, 1,797 scans. Prints for how many of 300 digits the nearest neighbour is the same digit,
-and draws some digits with their neighbours.
+The data are 1,797 scans of scikit-learn. Prints the share of 300 digits whose nearest neighbour is the same digit, and
+draws some digits with their neighbours.
 """
 
 from __future__ import annotations

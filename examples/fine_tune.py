@@ -4,11 +4,11 @@
     python fine_tune.py DATA --model nfnet_f0 --pretrained
     accelerate launch --num_processes 8 fine_tune.py DATA --model nfnet_f0 --pretrained --mixed-precision bf16
 
-DATA is a folder with train/ and val/, in each a folder of images for each class. With --dataset hfds/ORG/NAME it is
-where that dataset of the Hub is kept. Prints, after each epoch, the mean loss and the accuracy of the moving average
-(EMA) of the weights. The folder of --output gets last.pth.tar, from which --resume goes on, and model_best.pth.tar and
-class_names.txt, which the line printed at the end publishes. With --push-to-hub ORG/NAME --license apache-2.0 the
-program publishes the best epoch itself.
+DATA is a folder with train/ and val/, each with a folder of images for each class. With --dataset hfds/ORG/NAME, it is
+the folder in which this dataset of the Hub is stored. Prints the mean loss after each epoch, and the accuracy of the
+moving average (EMA) of the weights. Writes last.pth.tar, model_best.pth.tar and class_names.txt to the folder --output.
+--resume continues from last.pth.tar. At the end, prints the command that publishes the best epoch. With
+--push-to-hub ORG/NAME --license apache-2.0 the program publishes the best epoch itself.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     if not args.dataset:
         check_folders(images[args.train_split].reader.root, images[args.val_split].reader.root, args)
     names = class_names(images[args.train_split])
-    # `nfnet-timm publish` reads the options, and says on the card what trained.
+    # `nfnet-timm publish` reads these options for the card.
     args.num_classes, args.model_ema, args.script = len(names), True, "examples/fine_tune.py of nfnet_timm"
     model: Any = timm.create_model(args.model, pretrained=args.pretrained, num_classes=len(names), drop_path_rate=0.1)
     config = resolve_model_data_config(model, {"img_size": args.img_size})
@@ -141,8 +141,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--val-split", default="validation", help="(%(default)s)")
     parser.add_argument("--model", default="nfnet_f0", help="(%(default)s)")
     parser.add_argument("--pretrained", action="store_true", help="start from published weights")
-    parser.add_argument("--img-size", type=int, help="pixels (those that the network was trained at)")
-    parser.add_argument("--batch-size", type=int, default=32, help="of one process (%(default)s)")
+    parser.add_argument("--img-size", type=int, help="pixels (the size at which the network was trained)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images in a batch of one process (%(default)s)")
     parser.add_argument("--epochs", type=int, default=10, help="(%(default)s)")
     parser.add_argument("--lr", type=float, default=0.02, help="(%(default)s)")
     parser.add_argument("--clip-factor", type=float, default=0.05, help="larger for smaller batches (%(default)s)")
@@ -150,7 +150,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes that load images (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--output", default="fine_tuned", help="folder of the checkpoints (%(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on from last.pth.tar there, if it is")
+    parser.add_argument("--resume", action="store_true", help="continue from last.pth.tar in --output, if it exists")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="publish the best epoch on the Hub, with class names")
     parser.add_argument("--license", help="of these weights, for --push-to-hub, such as apache-2.0")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -165,7 +165,7 @@ def parse() -> argparse.Namespace:
     if args.push_to_hub and not args.license:
         parser.error("--push-to-hub needs the licence of the weights: expected --license apache-2.0, or another one")
     if Path(args.output).is_file():
-        parser.error(f"--output {args.output} is a file: expected a folder, new or there")
+        parser.error(f"--output {args.output} is a file: expected a new or existing folder")
     if args.train_split == args.val_split:
         parser.error(f"--train-split and --val-split are both {args.val_split}: expected two splits")
     if not args.dataset and not (Path(args.data_dir) / args.train_split).is_dir():
@@ -178,10 +178,10 @@ def parse() -> argparse.Namespace:
 
 
 def check_folders(train: str, validation: str, args: argparse.Namespace) -> None:
-    """Stop where validation would be on images of the training: timm reads DATA itself for a split without a folder."""
+    """Stop if validation would use training images: timm reads DATA itself for a split without a folder."""
     if any(os.path.samefile(validation, seen) for seen in (train, args.data_dir)):
         sys.exit(
-            f"there is no folder of {args.data_dir} for --val-split {args.val_split} alone: expected "
+            f"{args.data_dir} has no separate folder for --val-split {args.val_split}: expected "
             f"{Path(args.data_dir) / 'val'}, with one folder in it per class"
         )
 
@@ -206,7 +206,7 @@ def train_epoch(
         with accelerator.autocast():
             loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
         accelerator.backward(loss)
-        optimizer.step()  # which clips before
+        optimizer.step()  # clips first
         optimizer.zero_grad()
         ema.update(accelerator.unwrap_model(model), step)
         losses.append(loss.detach())
@@ -215,7 +215,7 @@ def train_epoch(
 
 @torch.no_grad()
 def accuracy(model: Any, loader: Any, accelerator: Accelerator) -> float:
-    """Return how many percent of the images are classified rightly."""
+    """Return the percentage of images that are classified correctly."""
     model.eval()
     right = total = 0
     for images, labels in loader:
@@ -230,4 +230,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; --resume goes on from the last epoch that was complete")
+        sys.exit("\nstopped; --resume continues after the last complete epoch")

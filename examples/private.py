@@ -4,7 +4,7 @@
     python private.py
     python private.py --epsilon 3 --ghost
 
-The digits are scikit-learn's, 1,797 scans. DP-SGD needs a gradient for each sample, which batch norm does not
+The data are 1,797 scans of scikit-learn. DP-SGD needs a gradient for each sample, which batch norm does not
 have, because it mixes samples. The settings are those of arXiv 2204.13650: large batches, no weight decay, skip gains
 that start at one. Prints the accuracy after each epoch and the privacy budget: with probability 1 - delta, epsilon
 bounds what the training run reveals about one image. Takes about a minute on two cores.
@@ -42,9 +42,14 @@ def main() -> None:
         "--epsilon", type=float, default=8.0, help="privacy to spend; less is more private (%(default)s)"
     )
     parser.add_argument("--epochs", type=int, default=20, help="(%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="the mean: samples are drawn (%(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=256,
+        help="mean size of a batch (%(default)s)",
+    )
     parser.add_argument("--lr", type=float, default=1.0, help="(%(default)s)")
-    parser.add_argument("--ghost", action="store_true", help="ghost clipping: less memory, as much time")
+    parser.add_argument("--ghost", action="store_true", help="ghost clipping: less memory in about the same time")
     args = parser.parse_args()
     for name in ("epsilon", "lr"):
         if not 0 < getattr(args, name) < math.inf:
@@ -81,7 +86,7 @@ def main() -> None:
             max_grad_norm=1.0,
             grad_sample_mode="ghost" if args.ghost else "hooks",
         )
-    except ValueError as error:  # such as a budget that no noise keeps
+    except ValueError as error:  # for example, no noise is enough for this epsilon
         parser.error(f"--epsilon {args.epsilon}: {error}")
     train_privately(private, optimizer, criteria[0] if criteria else criterion, loader, test, test_classes, args.epochs)
     spent = engine.get_epsilon(delta)
@@ -103,7 +108,7 @@ def train_privately(
         model.eval()
         with torch.no_grad():
             accuracy = (model(test).argmax(1) == test_classes).float().mean().item()
-        print(f"epoch {epoch + 1}: {accuracy:.1%} of the test images are classified rightly")
+        print(f"epoch {epoch + 1}: {accuracy:.1%} of the test images are classified correctly")
 
 
 def digits(data: Any) -> tuple[TensorDataset, Tensor, Tensor]:
@@ -119,4 +124,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nstopped: what was spent until then is spent")
+        sys.exit("\nstopped; the steps until now have spent privacy too")

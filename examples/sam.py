@@ -3,7 +3,7 @@
     pip install '.[demo]'     in a clone of nfnet_timm
     python sam.py
 
-The digits are scikit-learn's, 1,797 scans. Few are used for training, so that the network can overfit. Three runs:
+The data are 1,797 scans of scikit-learn. Few are used for training, so that the network can overfit. Three runs:
 without SAM, with the ascent on the whole batch, and with the ascent on a fifth of it, as for the published NFNet-F6
 (arXiv 2102.06171, appendix A.4). Prints the test accuracy and the time of each run, for one seed. Takes a minute on two
 cores.

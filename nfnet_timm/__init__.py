@@ -10,7 +10,7 @@ Importing this package registers its models and optimizers with timm. After inst
     optim/          adaptive gradient clipping, and optimizers that clip
     formats/        files to state dicts and back: the authors', train.py's, Orbax's
     layers/         the formulas of the papers as modules
-    kernels/        the same formulas made fast
+    kernels/        fast implementations of these formulas
     compat/         the private functions of torch and timm that are used
     autoload, lazy  how timm finds this package; names that are imported on first use
     recipes/        the published hyper-parameters for timm's train.py
@@ -22,7 +22,7 @@ A second rule prevents circular imports. ``import timm`` imports ``models.nfnet`
 Example: ``models.nfnet`` imports ``layers.ws_conv``. If ws_conv imported timm at its top, then importing ws_conv would
 import timm, timm would import ``models.nfnet``, and that would import the half-finished ws_conv.
 
-docs/inside.md leads from each formula of the papers to its line.
+docs/inside.md lists the line of code for each formula of the papers.
 """
 
 from typing import TYPE_CHECKING

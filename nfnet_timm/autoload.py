@@ -1,8 +1,8 @@
-"""Registers this package with timm without an import, and any other package that declares the same entry points.
+"""Registers this package with timm, so that users need not import it.
 
 ``import torch`` calls ``install`` (entry-point group ``torch.backends``, torch >= 2.5) before torch is completely
-imported. So this module must not import torch or timm. ``install`` registers a hook. After timm has been imported, the
-hook loads the entry points of the groups ``timm.models`` and ``timm.optim``.
+imported. So this module must not import torch or timm. ``install`` registers a hook. After the import of timm, the hook
+loads the entry points of the groups ``timm.models`` and ``timm.optim``, also those of other packages.
 
 ``NFNET_TIMM_AUTOLOAD=0`` switches this off; ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` switches off all plugins of torch.
 ``import nfnet_timm`` still registers everything.
@@ -21,8 +21,8 @@ from nfnet_timm.installation import to_upgrade
 
 __all__ = ["install", "torch_is_being_imported", "watch_timm"]
 
-# Each module of timm that is watched, and the module of this package that extends it. The first is also the name of the
-# entry-point group. The second is named here too: a package that is on the path but not installed has no entry points.
+# Modules of timm, and the module of this package that extends each. The name of timm's module is also the name of the
+# entry-point group. Our modules are listed because a package that is on the path but not installed has no entry points.
 OURS = {"timm.models": "nfnet_timm.models.nfnet", "timm.optim": "nfnet_timm.optim.agc_optimizer"}
 
 OLDEST_TIMM = "1.0.21"  # the first release whose layers take device= and dtype=
@@ -32,7 +32,7 @@ _loaded: set[str] = set()
 
 
 def install() -> None:
-    """Register the hook that loads timm's plugins after its import. Never raises, because torch's import would fail."""
+    """Register the hook that loads timm's plugins. Never raises an error, because ``import torch`` would then fail."""
     if os.environ.get("NFNET_TIMM_AUTOLOAD") == "0":
         # Undo this import, so that `import nfnet_timm` runs nfnet_timm/__init__.py, which registers.
         for name in ("nfnet_timm", "nfnet_timm.autoload"):
@@ -42,13 +42,13 @@ def install() -> None:
 
 
 def torch_is_being_imported() -> bool:
-    """Return whether ``import torch`` is running. If so, torch imports this package, not the user."""
+    """Return whether ``import torch`` is running. If so, torch and not the user imports this package."""
     spec = getattr(sys.modules.get("torch"), "__spec__", None)
     return getattr(spec, "_initializing", False)
 
 
 def watch_timm() -> None:
-    """Load the plugins of each watched module of timm after its import, or now if it has been imported."""
+    """Load the plugins of ``timm.models`` and ``timm.optim`` after their import, or now if they have been imported."""
     for group in OURS:
         if group in _watched:
             continue
@@ -93,5 +93,5 @@ def _is_too_old(timm_version: str) -> bool:
 def _warn(message: str) -> None:
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:  # the user made warnings errors; an error would break the import of torch or timm
+    except RuntimeWarning:  # with `python -W error`; an error would break the import of torch or timm
         print(f"RuntimeWarning: {message}", file=sys.stderr)

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         with interrupted_by_signals():
             _parser().parse_args(argv, args)
             args.run(args)
-            print(end="", flush=True)  # raises errors of stdout here, where they are handled
+            print(end="", flush=True)  # an error of stdout occurs here, and not when Python exits
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument(
         "--checkpoint",
         metavar="NAME",
-        help="released checkpoint that the weights are, such as nfnet_f0.dm_in1k, if their hash does not identify it",
+        help="name of the released checkpoint, such as nfnet_f0.dm_in1k, if the file has another hash",
     )
     publish.add_argument("--model", metavar="NAME", help="network of a state dict, such as nfnet_f0")
     publish.add_argument(
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (%(default)s)")
     publish.add_argument("--tag", help="tag for the commit")
     publish.add_argument("--message", help="message of the commit")
-    publish.add_argument("--force", action="store_true", help="replace files of the same names in the repo")
+    publish.add_argument("--force", action="store_true", help="replace files with the same names in the repo")
     publish.set_defaults(run=_publish)
 
     verify = commands.add_parser(
@@ -177,7 +177,7 @@ def _path(text: str) -> Path:
 
 
 def _key_value(text: str) -> tuple[str, Any]:
-    """Return the argument that KEY=VALUE spells. Source: ``ParseKwargs`` in timm/utils/misc.py."""
+    """Return the name and the value in KEY=VALUE. Source: ``ParseKwargs`` in timm/utils/misc.py."""
     key, equals, value = text.partition("=")
     if not key.isidentifier() or not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as group_size=8")
@@ -209,35 +209,29 @@ def _download(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     # Not at the top: `nfnet-timm --help` should not wait for torch.
-    from nfnet_timm.formats.authors import fetched
-
-    with fetched(args.source) as path:
-        _convert_at(path, args)
-
-
-def _convert_at(path: Path, args: argparse.Namespace) -> None:
-    from nfnet_timm.formats.authors import is_of_authors
+    from nfnet_timm.formats.authors import fetched, is_recognised
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
-    if not (args.source and path.exists()):
-        raise FileNotFoundError(
-            f"{args.source or repr('')} does not exist: expected one of the authors' files, such as F0_haiku.npz, an "
-            "Orbax checkpoint, or a folder written by `nfnet-timm convert`"
-        )
-    is_folder = path.is_dir() and not is_of_authors(path)
-    if is_folder != (args.out.suffix == ".npz"):
-        raise ValueError(
-            f"cannot convert {args.source} to {args.out}: expected a file or an Orbax checkpoint and a new folder, or "
-            "a folder written by `nfnet-timm convert` and a new file whose name ends in .npz"
-        )
-    if is_folder:
-        tree = convert_to_file(path, args.out, args.overwrite)
-        print(f"wrote {args.out}: {sum(map(len, tree.values()))} arrays in {len(tree)} modules")
-        return
-    source = convert_to_folder(path, args.out, args.overwrite)
+    with fetched(args.source) as path:
+        if not (args.source and path.exists()):
+            raise FileNotFoundError(
+                f"{args.source or repr('')} does not exist: expected one of the authors' files, such as F0_haiku.npz, "
+                "an Orbax checkpoint, or a folder written by `nfnet-timm convert`"
+            )
+        is_folder = path.is_dir() and not is_recognised(path)
+        if is_folder != (args.out.suffix == ".npz"):
+            raise ValueError(
+                f"cannot convert {args.source} to {args.out}: expected a file or an Orbax checkpoint and a new folder, "
+                "or a folder written by `nfnet-timm convert` and a new file whose name ends in .npz"
+            )
+        if is_folder:
+            tree = convert_to_file(path, args.out, args.overwrite)
+            print(f"wrote {args.out}: {sum(map(len, tree.values()))} arrays in {len(tree)} modules")
+            return
+        source = convert_to_folder(path, args.out, args.overwrite)
     parameters = sum(p.numel() for p in source.model.parameters())
-    digest = source.metadata["source_sha256"]
-    print(f"{path.name}: {source.architecture}, {parameters:,} parameters, SHA-256 {digest}")
+    facts = source.metadata
+    print(f"{facts['source']}: {source.architecture}, {parameters:,} parameters, SHA-256 {facts['source_sha256']}")
     print(source.origin())
     print(f'wrote {args.out}: timm.create_model("local-dir:{args.out.as_posix()}", pretrained=True)')
 
@@ -262,7 +256,7 @@ def _publish(args: argparse.Namespace) -> None:
         print(reason)
     _name_classes(source, args)
     kept = build_repo(source, args.repo, folder, args.license, args.overwrite)
-    print(f"built and checked {folder}: timm loads it, with the logits of {args.source.name}")
+    print(f"built and checked {folder}: timm loads it, with the logits of {args.source}")
     if source.card:
         print(f"the card is a copy of {args.source / 'README.md'}: its statements are not checked")
     if kept:
@@ -278,7 +272,7 @@ def _publish(args: argparse.Namespace) -> None:
 
 
 def _name_classes(source: Source, args: argparse.Namespace) -> None:
-    """Set the names of the classes of ``source``: from the user's file, or those found, if the user agrees."""
+    """Set the class names of ``source``: those in the user's file, or the found ones if the user agrees."""
     from nfnet_timm.publish.class_names import check_class_names, read_class_names
 
     found, names = source.found_names, source.label_names

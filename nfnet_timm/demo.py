@@ -1,6 +1,6 @@
-"""``nfnet-timm demo``: trains a small NFNet on handwritten digits without and with AGC, saves it, and loads it by timm.
+"""``nfnet-timm demo``: trains a small NFNet on digits without and with AGC, saves it, and loads it with timm.
 
-The digits are scikit-learn's, 1,797 real scans of 8 x 8 pixels, and part of that library. The demo takes about a minute
+The digits are 1,797 scans of handwriting, of 8 x 8 pixels, which scikit-learn contains. The demo takes about a minute
 on two cores.
 """
 
@@ -42,7 +42,7 @@ ARGS: dict[str, Any] = {
     "num_classes": 10,
 }
 SIZE = 32  # pixels: the network halves its input five times
-TOP = 1e4  # largest loss in the plot; the loss grows without bound when training diverges
+TOP = 1e4  # largest loss in the plot
 BATCH, LR, CLIP_FACTOR = 64, 0.4, 0.02  # at this learning rate, the network diverges without clipping
 
 
@@ -67,12 +67,12 @@ class Curves:
 
 
 def run(out: Path, epochs: int, overwrite: bool = False) -> None:
-    """Run the whole demo and write curves.png and model/ to ``out``.
+    """Write curves.png and model/ to ``out``, then classify a photograph with pretrained weights if they can be loaded.
 
-    Then classify a photograph with pretrained weights, if they can be loaded. Wait while another run writes ``out``.
+    Wait while another run writes ``out``.
 
     Raises:
-        ValueError: If ``out`` has results and ``overwrite`` is not set. Nothing is trained then.
+        ValueError: If ``out`` has results and ``overwrite`` is not set; nothing is trained then.
         OSError: If ``out`` cannot be written.
     """
     if out.exists() and not out.is_dir():
@@ -84,7 +84,12 @@ def run(out: Path, epochs: int, overwrite: bool = False) -> None:
                 f"{' and '.join(existing)} would be replaced: pass --overwrite to do so, or choose another folder with "
                 "--out"
             )
-        _list_networks()
+        print(f"timm {timm.__version__} has {len(VARIANTS)} networks of nfnet_timm:")
+        families: dict[str, list[str]] = {}
+        for name in VARIANTS:
+            families.setdefault(re.sub(r"\d", "", name), []).append(name)
+        for names in families.values():
+            print(f"  {', '.join(names)}")
         _compare(out, epochs, overwrite)
     _classify_photo()
     print(
@@ -96,14 +101,14 @@ def run(out: Path, epochs: int, overwrite: bool = False) -> None:
 
 
 def _compare(out: Path, epochs: int, overwrite: bool) -> None:
-    """Train without and with clipping; write the curves and the second model, and load it again."""
+    """Train without and with clipping. Write the curves and the model with clipping, and load this model again."""
     digits = load_images()
     print(
         f"\nTraining a small NFNet on {len(digits.train)} handwritten digits, testing on {len(digits.test)}; "
         f"SGD at learning rate {LR}, {epochs} epochs."
     )
-    _, plain = _train(digits, epochs, clip_factor=None)
-    model, clipped = _train(digits, epochs, clip_factor=CLIP_FACTOR)
+    _, plain = train(digits, epochs, clip_factor=None)
+    model, clipped = train(digits, epochs, clip_factor=CLIP_FACTOR)
     for label, curves in (("without AGC", plain), ("with AGC", clipped)):
         print(f"  {label:12} test accuracy {curves.accuracies[-1]:6.1%}, last loss {curves.losses[-1]:.3g}")
     folder = out / "model"
@@ -114,24 +119,14 @@ def _compare(out: Path, epochs: int, overwrite: bool) -> None:
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         logits, loaded_logits = model(digits.test), loaded(digits.test)
-    identical = torch.equal(logits, loaded_logits)
+    if not torch.equal(logits, loaded_logits):
+        difference = (logits - loaded_logits).abs().max()
+        raise ValueError(f"the logits of the loaded model differ by up to {difference:.3g}: expected identical logits")
     print(
-        f'Saved to {folder} and loaded by timm.create_model("local-dir:{folder.as_posix()}", pretrained=True): logits '
-        f"{'identical' if identical else 'DIFFERENT'}, "
+        f'Saved to {folder} and loaded by timm.create_model("local-dir:{folder.as_posix()}", pretrained=True): '
+        "logits identical, "
         f"test accuracy {_accuracy(loaded_logits, digits.test_classes):.1%}."
     )
-    if not identical:
-        difference = (logits - loaded_logits).abs().max()
-        raise ValueError(f"the loaded model's logits differ by up to {difference:.3g}, expected 0")
-
-
-def _list_networks() -> None:
-    print(f"timm {timm.__version__} has {len(VARIANTS)} networks of nfnet_timm:")
-    families: dict[str, list[str]] = {}
-    for name in VARIANTS:
-        families.setdefault(re.sub(r"\d", "", name), []).append(name)
-    for names in families.values():
-        print(f"  {', '.join(names)}")
 
 
 def load_images() -> Digits:
@@ -146,7 +141,8 @@ def load_images() -> Digits:
     return Digits(images[train], classes[train], images[test], classes[test], mean, std)
 
 
-def _train(digits: Digits, epochs: int, clip_factor: float | None) -> tuple[nn.Module, Curves]:
+def train(digits: Digits, epochs: int, clip_factor: float | None) -> tuple[nn.Module, Curves]:
+    """Train the small network from the same weights each time, and return it in eval mode with its curves."""
     torch.manual_seed(0)
     model = timm.create_model(
         "nfnet_f0",

@@ -57,8 +57,8 @@ def examine() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     try:
         yield Finding("nfnet-timm", version("nfnet-timm"))
-    except PackageNotFoundError:  # only on the path: torch calls the entry points of installed packages only
-        yield Finding("nfnet-timm", "not installed, though Python finds its modules", to_install())
+    except PackageNotFoundError:  # torch calls only the entry points of installed packages
+        yield Finding("nfnet-timm", "not installed, but Python finds its modules", to_install())
         return
     for requirement in map(Requirement, requires("nfnet-timm") or []):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -181,7 +181,7 @@ def _hub() -> Iterator[Finding]:
 
 
 def _cannot_write(folder: Path) -> str | None:
-    """Return why nothing can be written to ``folder``, which may not exist yet; None if it can be written to."""
+    """Return why files cannot be written to ``folder``, or None. ``folder`` may not exist yet."""
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
         with TemporaryFile(dir=there):

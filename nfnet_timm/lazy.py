@@ -1,4 +1,4 @@
-"""Imports the names of a package on first use (PEP 562), because torch or timm may be only partly imported before."""
+"""Imports the names of a package on first use (PEP 562). Before that, torch or timm may be only partly imported."""
 
 from collections.abc import Callable
 from importlib import import_module

@@ -51,7 +51,7 @@ _ROOM = 2**22
 @register_grad_sampler([Conv2dSame, WSConv2d])
 def conv_grads(layer: Conv2dSame, inputs: list[Tensor], grad: Tensor) -> Grads:
     """Return each sample's gradient of each parameter that is trained: (N, ...)."""
-    grads = _of_bias(layer, grad)
+    grads = _bias_grads(layer, grad)
     rows = _Rows(layer, grad.dtype) if isinstance(layer, WSConv2d) else None
     if not any(p.requires_grad for p in layer.parameters(recurse=False) if p is not layer.bias):
         return grads
@@ -87,7 +87,7 @@ def conv_norms(layer: Conv2dSame, inputs: list[Tensor], grad: Tensor) -> Grads:
 @register_grad_sampler(PixelConv2d)
 def pixel_conv_grads(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> Grads:
     """Return each sample's gradient of each parameter that is trained: (N, ...)."""
-    grads = _of_bias(layer, grad)
+    grads = _bias_grads(layer, grad)
     if layer.weight.requires_grad:
         grads[layer.weight] = torch.einsum("nohw,nihw->noihw", grad, inputs[0].to(grad.dtype))
     return grads
@@ -96,7 +96,7 @@ def pixel_conv_grads(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> 
 @register_norm_sampler(PixelConv2d)
 def pixel_conv_norms(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> Grads:
     """Return the norm of each sample's gradient of each parameter that is trained: (N,)."""
-    norms = {p: grads.norm(dim=1) for p, grads in _of_bias(layer, grad).items()}
+    norms = {p: grads.norm(dim=1) for p, grads in _bias_grads(layer, grad).items()}
     if layer.weight.requires_grad:
         norms[layer.weight] = grad.flatten(1).norm(dim=1) * inputs[0].to(grad.dtype).flatten(1).norm(dim=1)
     return norms
@@ -147,8 +147,8 @@ def block_grads(block: NormFreeBlock, inputs: list[Tensor], grad: Tensor) -> Gra
     gain = block.skipinit_gain
     grads = {gain: (by_channel * gate.flatten(1)).sum(1).view(-1, *gain.shape)}
     # Opacus also counts the parameters of the layers inside as the block's own. If the block is the last module that
-    # counts a parameter, Opacus regards the parameter's gradient as complete and reads it. With ghost clipping there is
-    # only its norm. So the norm is returned as a gradient of one number, which has the same norm.
+    # counts a parameter, Opacus reads the parameter's gradient. With ghost clipping only the norm of this gradient is
+    # known. A gradient of one number, the norm, has the same norm.
     inside: list[Any] = [p for p in block.parameters() if p.requires_grad and p is not gain]
     complete = [p for p in inside if p._forward_counter == 1 and not hasattr(p, "_current_grad_sample")]
     return grads | {p: p._norm_sample.unsqueeze(1) for p in complete}
@@ -173,7 +173,7 @@ class _Rows:
         return along
 
 
-def _of_bias(layer: nn.Conv2d, grad: Tensor) -> Grads:
+def _bias_grads(layer: nn.Conv2d, grad: Tensor) -> Grads:
     return {} if layer.bias is None or not layer.bias.requires_grad else {layer.bias: grad.sum((2, 3))}
 
 

@@ -15,10 +15,10 @@ _received: list[int] = []
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, all with the signal's number as argument.
+    """Raise KeyboardInterrupt with the signal's number as argument for SIGTERM and SIGHUP, as for Ctrl-C.
 
-    Only the first SIGTERM or SIGHUP raises: `timeout` and terminals send it twice, and the second must not disturb the
-    cleanup. A signal that is already ignored, as under `nohup`, stays ignored.
+    Only the first SIGTERM or SIGHUP raises it. `timeout` and terminals send the signal twice, and the second one must
+    not interrupt the cleanup. A signal that is already ignored, as under `nohup`, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
@@ -48,10 +48,9 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 def stop_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt of an earlier signal again.
+    """Raise KeyboardInterrupt again if there was a signal. Call this before each step that cannot be undone.
 
-    Python prints and drops an exception that a finalizer (``__del__``) raises, so the run may have gone on. Call this
-    before each step that cannot be undone.
+    The first exception may be lost: Python prints and drops an exception in a finalizer (``__del__``).
     """
     if _received:
         raise KeyboardInterrupt(_received[0])
@@ -59,7 +58,7 @@ def stop_if_interrupted() -> None:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold back signals that raise exceptions until the block ends."""
+    """Delay signals until the block ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import timm
 import torch
 from golden import TINY
 from hub_server import Hub
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores SIGINT
 
 
 def pytest_unconfigure():

@@ -181,32 +181,6 @@ def test_a_broken_timm_raises_its_own_error_and_torch_works(tmp_path):
     assert lines(run_fresh(code, [tmp_path])) == ["broken timm 1.0"]
 
 
-SPAWN = """
-import timm, torch
-from torch.utils.data import DataLoader, Dataset
-
-class Names(Dataset):
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        import timm
-        return type(timm.create_model("nfnet_f0", device="meta")).__module__
-
-if __name__ == "__main__":
-    loader = DataLoader(Names(), batch_size=1, num_workers=1, multiprocessing_context="spawn")
-    print(sorted(name for batch in loader for name in batch))
-"""
-
-
-@pytest.mark.slow
-def test_spawned_workers_have_the_networks(tmp_path):
-    script = tmp_path / "spawn.py"
-    script.write_text(SPAWN)
-    out = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=True).stdout
-    assert out.strip() == "['nfnet_timm.models.nfnet', 'nfnet_timm.models.nfnet']"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["editable", "wheel"])
 def test_timm_has_our_networks_after_each_kind_of_install(run_python, tmp_path, mode):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import golden
@@ -23,11 +22,6 @@ SOURCE = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
 
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def hears_ctrl_c():
-    """Handle SIGINT: background jobs of a shell, and the processes that they start, ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_convert_to_a_folder_and_back(tmp_path, capsys):
@@ -51,8 +45,9 @@ def test_convert_to_a_folder_and_back(tmp_path, capsys):
         (SOURCE, "out.npz", "cannot convert"),
         ("folder", "out", "cannot convert"),
         ("folder", "out.npz", "has no model.safetensors"),
-        (SOURCE, "folder", "holds other files (note.txt)"),
-        (SOURCE, "text.npz/out", "cannot"),
+        ("damaged", "out.npz", "damaged/model.safetensors is damaged, or is not a safetensors file"),
+        (SOURCE, "folder", "contains other files (note.txt)"),
+        (SOURCE, "text.npz/out", "cannot write text.npz/out"),
     ],
 )
 def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, out, message):
@@ -62,13 +57,14 @@ def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "note.txt").touch()
     os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model.safetensors").write_text("hello")
     before = sorted(tmp_path.rglob("*"))
     assert main(["convert", source, "--out", out]) == 1
     error = capsys.readouterr().err
     assert error.startswith("nfnet-timm: error: ")
     assert error.count("\n") == 1
-    if message != "cannot":
-        assert message in error
+    assert message in error
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -286,25 +282,3 @@ def test_the_demo_trains_saves_and_loads(tmp_path):
     assert accuracy["with"] > 80 > 30 > accuracy["without"]
     assert (tmp_path / "nfnet-demo" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in (tmp_path / "nfnet-demo" / "model").iterdir()) == ["config.json", "model.safetensors"]
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_the_demo_without_a_traceback(tmp_path):
-    process = subprocess.Popen(
-        [COMMAND, "demo"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        preexec_fn=hears_ctrl_c,
-    )
-    for line in process.stdout:
-        if line.startswith("Training"):
-            break
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in error
-    assert "Traceback" not in error

@@ -1,5 +1,6 @@
-"""The links in README and docs have existing targets, and no page installs from a package index."""
+"""README and docs have links with existing targets, lines and messages of the code, and no install from an index."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -24,6 +25,27 @@ def test_link_targets_exist(page):
         assert there.exists(), target
         if anchor and not re.fullmatch(r"L\d+", anchor):
             assert anchor in anchors(there), target
+
+
+def test_lines_in_inside_md_are_in_the_linked_files():
+    text = (ROOT / "docs" / "inside.md").read_text()
+    links = re.findall(r"\[`([^`]+)`\]\(\.\./([^)]+)\)", text)
+    assert links
+    assert [line for line, path in links if line != path and line not in (ROOT / path).read_text()] == []
+
+
+def test_messages_in_troubleshooting_are_those_of_the_package():
+    def text_of(node):
+        return "".join(v.value if isinstance(v, ast.Constant) else "..." for v in node.values)
+
+    nodes = [node for path in (ROOT / "nfnet_timm").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    ours = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    ours |= {text_of(node) for node in nodes if isinstance(node, ast.JoinedStr)}
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    cells = re.findall(r"^\| (`[^|]+`) \|", page, flags=re.MULTILINE)  # without timm's message, which has "(timm)"
+    messages = [message.split("...") for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    assert messages
+    assert [parts for parts in messages if not any(all(p.strip() in text for p in parts) for text in ours)] == []
 
 
 def test_no_command_installs_from_a_package_index():

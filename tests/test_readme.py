@@ -104,4 +104,6 @@ def test_the_shell_blocks_run(folder, tmp_path, block):
         result = subprocess.run(line, shell=True, cwd=clone, env=env, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
     if "pip install" in block:
-        assert (tmp_path / "site" / "nfnet_timm" / "models" / "nfnet.py").exists()
+        installed = tmp_path / "site" / "nfnet_timm"
+        for file in ("py.typed", "recipes/nfnet.yaml", "publish/checkpoints.toml", "publish/card.md"):
+            assert (installed / file).exists(), file

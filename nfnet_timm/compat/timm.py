@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 __all__ = [
-    "clip_grad_module",
     "config_file",
     "keep_cfgs_of_entrypoints",
     "optimizer_registry",
@@ -48,17 +47,10 @@ def optimizer_registry() -> Any:
     return default_registry
 
 
-def clip_grad_module() -> Any:
-    """Return the module from which timm's dispatch_clip_grad takes its adaptive clipping."""
-    import timm.utils.clip_grad
-
-    return timm.utils.clip_grad
-
-
 def keep_cfgs_of_entrypoints(names: Iterable[str]) -> None:
-    """Make functions of timm.models.nfnet use their own pretrained_cfg after their names were registered again.
+    """Make timm's own functions ``names`` use timm's pretrained_cfg, although this package registers the same names.
 
-    timm looks a configuration up by name. Without this, ``timm.models.nfnet.nfnet_f0(pretrained=True)`` would load the
+    timm finds a configuration by its name. Without this, ``timm.models.nfnet.nfnet_f0(pretrained=True)`` would load the
     weights of this package's network into timm's network.
     """
     import timm.models as models

@@ -1,6 +1,6 @@
 """Reads weights in any format of the authors.
 
-To add a format, write a module with two functions: one recognises the format, one reads it as a tree. Then add both to
+To add a format, write a function that recognises it and a function that reads it as a tree, and add both to
 ``_FORMATS``.
 """
 
@@ -18,14 +18,14 @@ from nfnet_timm.formats.haiku_names import from_haiku
 from nfnet_timm.formats.haiku_reader import read_tree
 from nfnet_timm.formats.orbax_reader import is_orbax, read_orbax
 
-__all__ = ["fetched", "is_of_authors", "is_url", "load_state_dict"]
+__all__ = ["fetched", "is_recognised", "is_url", "load_state_dict"]
 
-# Pairs (recognise, read); the first match is used.
-_FORMATS = ((is_orbax, read_orbax), (Path.is_file, read_tree))
+# Pairs (recognise, read); the first match is used. Everything else is read as one of the authors' pickles.
+_FORMATS = ((is_orbax, read_orbax),)
 
 
-def is_of_authors(path: Path) -> bool:
-    """Return whether ``path`` may be in a format of the authors: an Orbax directory, or any single file."""
+def is_recognised(path: Path) -> bool:
+    """Return whether the content of ``path`` is in one of the formats other than the authors' pickles."""
     return any(recognise(path) for recognise, _ in _FORMATS)
 
 
@@ -36,9 +36,9 @@ def is_url(source: Any) -> bool:
 
 @contextmanager
 def fetched(source: str | Path | bytes | BinaryIO) -> Iterator[Path]:
-    """Yield the path of a file or directory with the content of ``source``: its own path, or that of a temporary copy.
+    """Yield a path with the content of ``source``: its own path, or the path of a temporary copy.
 
-    Messages of ValueErrors that pass through name ``source``.
+    If the block raises ValueError, the message names ``source`` instead of the copy.
 
     Args:
         source: A path, a URL of fsspec, the content of a file, or a file that is open for reading bytes.
@@ -73,41 +73,34 @@ def _download(url: str, folder: Path) -> Path:
     expected = "expected the URL of one of the authors' files, such as s3://bucket/F0_haiku.npz"
     try:
         filesystem, place = url_to_fs(url)
-        path = folder / (PurePosixPath(place).name or "root")
+        name = PurePosixPath(place).name
+        path = folder / (name if name not in ("", "..") else "root")
         filesystem.get(place.rstrip("/"), str(path), recursive=filesystem.isdir(place))
     except FileNotFoundError:
         raise FileNotFoundError(f"{url} does not exist: {expected}") from None
     except ImportError as error:
         command = ": `pip install 'fsspec[http]'`" if url.startswith("http") else ""
         raise ImportError(f"{url}: {error}{command}") from None
-    except Exception as error:  # the file systems also raise errors of zipfile and tarfile, TypeError, AttributeError
+    except Exception as error:  # file systems raise errors of many types, such as TypeError and those of zipfile
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"{url} cannot be read: {str(error) or type(error).__name__}; {expected}") from None
     return path
 
 
-def load_state_dict(path: str | Path | BinaryIO) -> dict[str, Tensor]:
+def load_state_dict(source: str | Path | bytes | BinaryIO) -> dict[str, Tensor]:
     """Return the state dict of one of the authors' files, or of an Orbax checkpoint.
 
     Args:
-        path: A file of the authors, the directory of an Orbax checkpoint, or a file of the authors that is open for
-            reading bytes.
+        source: See ``fetched``.
     Raises:
-        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``), if it does not contain a network (see
-            ``from_haiku``), or if it contains an array without values.
-        OSError: If ``path`` does not exist or cannot be opened.
-        ModuleNotFoundError: If ``path`` is an Orbax checkpoint and ``orbax-checkpoint`` is not installed.
+        ValueError: If it cannot be read (see ``read_tree``, ``read_orbax``), or if it does not contain a network (see
+            ``from_haiku``).
+        ImportError: If it is an Orbax checkpoint and ``orbax-checkpoint`` is not installed; see also ``fetched``.
+        OSError: If it does not exist or cannot be opened.
     """
-    if isinstance(path, (str, Path)):
-        path = Path(path)
+    with fetched(source) as path:
         tree = next((read for recognise, read in _FORMATS if recognise(path)), read_tree)(path)
-    else:
-        tree = read_tree(path)
-    try:
-        for module, params in tree.items():
-            for name, array in params.items():
-                if not array.size:
-                    raise ValueError(f"{module}/{name} has shape {array.shape}: expected sizes of at least 1")
-        return from_haiku(tree)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        try:
+            return from_haiku(tree)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None

@@ -1,14 +1,12 @@
 """Converts the authors' parameter trees to our state dicts and back, exact to the bit.
 
-One table of names and four rules of layout serve both directions.
-
 Source of the names and layouts: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py under Haiku.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -42,7 +40,7 @@ _OUTER = {
 # The root module, and the name of its blocks.
 _ROOTS = {"NFNet": "nf_block", "NF_ResNet": "nf_res_block", "NF_RegNet": "nf_block"}
 _PARAMS = {"w": "weight", "b": "bias", "gain": "gain", "bias": "bias"}
-_LINEAR = ("fc", "fc1", "fc2")  # last parts of our module names whose weight is a matrix; the others have kernels
+_LINEAR = ("fc", "fc1", "fc2")  # our modules whose weight is a matrix in Haiku; the weights of all others are kernels
 _DIMS = {"w": 4, "b": 1, "gain": 1, "bias": 1, "skip_gain": 0}
 
 
@@ -50,7 +48,7 @@ def from_haiku(tree: Tree) -> dict[str, Tensor]:
     """Return the state dict of ``tree``: our names, OIHW and OI layouts, new float32 tensors.
 
     Raises:
-        ValueError: If an array has a name or a number of dimensions that none of the three networks has, if two arrays
+        ValueError: If an array has a name or a number of dimensions that no network of the authors has, if two arrays
             would get the same name, or if an array has NaN or infinite values.
     """
     roots = {module.split("/")[0] for module in tree}
@@ -92,7 +90,7 @@ def from_haiku(tree: Tree) -> dict[str, Tensor]:
         bar.update(array.nbytes)
         return tensor
 
-    # The operating system spends most of this time on new memory pages. Two threads take 0.6 of the time of one.
+    # Most of this time goes into new memory pages. Two threads take 0.6 of the time of one.
     with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:
         try:
             return dict(zip(found, pool.map(convert, found), strict=True))
@@ -107,8 +105,8 @@ def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
     Half-precision arrays become float32 with the same values.
 
     Raises:
-        ValueError: If an array has a name or a number of dimensions that none of the three networks has, or a type
-            other than float32, bfloat16 and float16.
+        ValueError: If an array has a name or a number of dimensions that no network of the authors has, or a type other
+            than float32, bfloat16 and float16.
     """
     root = "NFNet" if "stem.conv1.weight" in state_dict else "NF_ResNet"
     if root == "NF_ResNet" and "final_conv.weight" in state_dict:
@@ -149,22 +147,13 @@ def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
     return tree
 
 
-def _blocks(tree: Tree, root: str) -> Iterator[int]:
-    pattern = re.compile(rf"{root}/~/{_ROOTS[root]}(?:_([1-9]\d*))?")
-    for module in tree:
-        match = pattern.fullmatch(module)
-        if match:
-            yield int(match[1] or 0)
-
-
 def _stages(tree: Tree, root: str) -> dict[int, str]:
-    """Return our name of each block by its number in ``tree``.
-
-    A stage begins where the shortcut has a convolution.
-    """
+    """Return our name of each block by its number in ``tree``. A stage begins where the shortcut has a convolution."""
+    pattern = re.compile(rf"{root}/~/{_ROOTS[root]}(?:_([1-9]\d*))?")
+    numbers = sorted(int(match[1] or 0) for match in map(pattern.fullmatch, tree) if match)
     names = {}
     stage, block = -1, 0
-    for expected, i in enumerate(sorted(_blocks(tree, root))):
+    for expected, i in enumerate(numbers):
         module = f"{root}/~/{_ROOTS[root]}" + (f"_{i}" if i else "")
         if i != expected:
             raise ValueError(f"block {expected} is missing: {module} follows block {expected - 1}")

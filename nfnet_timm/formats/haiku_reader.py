@@ -1,10 +1,9 @@
-"""Reads the authors' checkpoint files, which are pickles, without running the code in them.
+"""Reads the authors' checkpoint files, which are pickles, and runs no code in them.
 
-The authors wrote ``F*_haiku.npz`` with ``dill`` and read them with ``dill``, which runs any code that a file contains.
-This module does not unpickle. It interprets the few instructions that describe a tree of arrays, and builds plain
-Python values. It imports nothing for a name in the file. The only "calls" are those in ``_Interpreter.reduce``. It
-refuses all other instructions and does not carry them out. The number of instructions, the lengths of strings and
-tuples, and the depth of tuples are limited.
+The authors wrote and read ``F*_haiku.npz`` with ``dill``, which runs any code in a file. This module does not unpickle.
+It interprets the few instructions that describe a tree of arrays, builds plain Python values, and imports nothing that
+the file names. The only "calls" are those in ``_Interpreter.reduce``. It refuses all other instructions. The number of
+instructions, the lengths of strings and tuples, and the depth of tuples are limited.
 
 Source: dill 0.3.3 wrote the released files under Python 3.7 and NumPy 1.18. tests/data/README.md lists other files.
 """
@@ -17,7 +16,7 @@ import pickletools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +33,7 @@ _NUMPY_MODULES = (
     "numpy._core.multiarray",
     "numpy._core._multiarray_umath",
 )
-# The names that a file may call, and the case of ``reduce`` that handles each. NumPy and Haiku have moved some of them.
+# The names that a file may call, with the case of ``reduce`` for each. NumPy and Haiku have moved some of them.
 _CALLS = {
     ("numpy.core.multiarray", "_reconstruct"): "empty array",
     ("numpy._core.multiarray", "_reconstruct"): "empty array",
@@ -51,7 +50,7 @@ _CALLS = {
     ("haiku._src.data_structures", "frozendict"): "dict",
     ("builtins", "dict"): "dict",
 }
-# All names that a file may contain. It may pass numpy.ndarray as an argument, but not call it.
+# All names that a file may contain. numpy.ndarray may only be the argument of a call.
 _ALLOWED = {*_CALLS, ("numpy", "ndarray")}
 
 # Limits for one file. F7 has 70,000 instructions, keys of 60 letters, and tuples of five items, nested three deep.
@@ -59,8 +58,8 @@ _MOST_INSTRUCTIONS, _LONGEST_KEY = 1_000_000, 200
 _LONGEST_TUPLE, _DEEPEST_TUPLE = 8, 4
 
 _OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-# Instructions by the form of their argument. The numbers are sizes in bytes: of the argument, or, for _STRINGS and
-# _BYTES, of the length that precedes the content.
+# Instructions by the form of their argument. The number is the size of the argument in bytes. For _STRINGS and _BYTES,
+# it is the size of the length, which precedes the content.
 _SKIPPED = {"PROTO": 1, "FRAME": 8}
 _INTEGERS = {"BININT": 4, "BININT1": 1, "BININT2": 2}
 _PUTS = {"BINPUT": 1, "LONG_BINPUT": 4}
@@ -110,39 +109,31 @@ class _Array:
     value: np.ndarray | None = None
 
 
-def read_tree(path: str | Path | BinaryIO) -> Tree:
+def read_tree(path: str | Path) -> Tree:
     """Return the parameter tree of float32 arrays in one of the authors' files.
 
     The arrays are views of the memory-mapped file. Do not change the file while you use them. Writing to an array does
     not change the file.
 
-    Args:
-        path: The file, or a file that is open for reading bytes, such as an ``io.BytesIO``. An open file is read into
-            memory.
     Raises:
-        ValueError: If the file is not such a pickle, is damaged, contains anything but a tree of arrays, or contains
-            arrays that are not float32. The message says what was found and what was expected.
+        ValueError: If the file is damaged, or is not a pickle of a tree of float32 arrays.
         OSError: If the file cannot be opened.
-    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py. It needs dill, Haiku and JAX, and runs code that
-        the file contains.
+    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py. It needs dill, Haiku and JAX, and runs the code in
+        the file.
     """
-    if isinstance(path, (str, Path)):
-        path = Path(path)
-        if path.exists() and not path.is_file():  # a pipe or a device cannot be mapped
-            raise ValueError(f"{path} is not a regular file: expected one of the authors' F*_haiku.npz files")
-        with path.open("rb") as file:
-            is_empty = not file.read(1)  # mmap refuses an empty file
-            data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    else:
-        data, path = memoryview(bytearray(path.read())), Path(str(getattr(path, "name", "the file")))
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe or a device cannot be mapped
+        raise ValueError(f"{path} is not a regular file: expected one of the authors' F*_haiku.npz files")
+    with path.open("rb") as file:
+        is_empty = not file.read(1)  # mmap refuses an empty file
+        data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     head = bytes(data[:4])
     if not head:
         raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")
     if head == b"PK\x03\x04":
         raise ValueError(
-            f"{path} is a zip archive, a real .npz perhaps: expected one of the authors' F*_haiku.npz files, "
-            "which are pickles in spite of their name. Read a real .npz with numpy.load, and publish a file of "
-            "torch.save with `nfnet-timm publish`"
+            f"{path} is a zip archive, perhaps a real .npz: expected one of the authors' F*_haiku.npz files, which are "
+            "pickles. Read a real .npz with numpy.load, and publish a file of torch.save with `nfnet-timm publish`"
         )
     if head[:1] != b"\x80":
         raise ValueError(
@@ -161,7 +152,7 @@ def read_tree(path: str | Path | BinaryIO) -> Tree:
 
 
 def forget(array: np.ndarray) -> None:
-    """Free the memory of a view of a mapped file. The view stays valid: its next use reads the file again."""
+    """Free the memory of a view of a mapped file. The next use of the view reads the file again."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -174,11 +165,11 @@ def forget(array: np.ndarray) -> None:
 
 def _checked(tree: Any, path: Path) -> Tree:
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds a {_kind(tree)}: expected a dict of modules")
+        raise ValueError(f"{path} contains a {_kind(tree)}: expected a dict of modules")
     out: Tree = {}
     for module, params in tree.items():
         if not isinstance(params, dict):
-            raise ValueError(f"{path}: {module!r} holds a {_kind(params)}: expected a dict of parameters")
+            raise ValueError(f"{path}: {module!r} is a {_kind(params)}: expected a dict of parameters")
         out[module] = {}
         for name, entry in params.items():
             array = entry.value if isinstance(entry, _Array) else None
@@ -288,7 +279,7 @@ class _Interpreter:
 
     def recall(self, index: int) -> Any:
         if index not in self.memo:
-            raise Refused(f"it recalls value {index}, which it has not kept")
+            raise Refused(f"it gets value {index} from the memo, which it has not put there")
         return self.memo[index]
 
     def set_items(self, items: list[Any]) -> None:

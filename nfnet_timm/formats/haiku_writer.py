@@ -1,7 +1,7 @@
 """Writes a parameter tree as a file that the authors' code reads.
 
-A pickled array contains the name of a NumPy module. NumPy 2 renamed this module, so NumPy 1.18 to 1.25 cannot read a
-pickle of NumPy 2. This module writes the pickle instructions itself, with the old name, which all versions accept.
+NumPy 2 renamed the module that a pickled array names, so NumPy 1.18 to 1.25 cannot read a pickle of NumPy 2. This
+module writes the pickle instructions itself, with the old name, which all versions accept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nfnet_timm.formats.haiku_reader import Tree
 
 __all__ = ["write_tree"]
 
-# Pickle instructions of protocol 3, with their names in pickletools: the beginning of every array, and its dtype.
+# Pickle instructions of protocol 3 with their names in pickletools, for the beginning of an array and for its dtype.
 _EMPTY_ARRAY = (
     b"cnumpy.core.multiarray\n_reconstruct\n"  # GLOBAL
     b"cnumpy\nndarray\n"

@@ -1,7 +1,7 @@
 """Reads an Orbax checkpoint of jax_privacy: a directory with the same parameter tree as the authors' files.
 
-The checkpoint is a dict of ``params`` and ``state``; ``params`` has Haiku's names. This module was not tested with the
-released directories, because they were not available.
+The tree is the entry ``params`` of the checkpoint. This module was not tested with the released directories, because
+they were not available.
 
 Source: ``restore_from_path`` in experiments/image_classification/models/common.py of google-deepmind/jax_privacy, up to
 commit e3741d2.
@@ -39,9 +39,8 @@ def read_orbax(path: Path) -> Tree:
     Needs ``orbax-checkpoint``.
 
     Raises:
-        ValueError: If Orbax cannot read the directory, or it does not contain such a tree. The message says what was
-            found.
-        ModuleNotFoundError: If ``orbax-checkpoint`` is not installed. The message says what to install.
+        ValueError: If Orbax cannot read the directory, or it does not contain such a tree.
+        ModuleNotFoundError: If ``orbax-checkpoint`` is not installed.
     """
     try:
         import jax
@@ -73,10 +72,10 @@ def read_orbax(path: Path) -> Tree:
 
 @contextmanager
 def _late_callbacks_ignored() -> Iterator[None]:
-    """Keep TensorStore's threads from printing tracebacks after an error.
+    """Print no tracebacks of TensorStore's threads after an error.
 
-    Orbax closes its event loop when it cannot read an array. Each read that ends later raises an error in a thread,
-    where it cannot be caught.
+    Orbax closes its event loop when it cannot read an array. Other reads that end later raise errors in threads, where
+    nobody can catch them.
     """
     report = sys.unraisablehook
 
@@ -99,16 +98,15 @@ def _errors_of_orbax(path: Path) -> Iterator[None]:
 
 
 def _check(tree: Any, leaves: list[Any], path: Path) -> None:
-    """Raise ValueError unless the metadata describe a tree of float32 arrays of at most ``_MOST_BYTES``.
-
-    This happens before any array is read.
-    """
+    """Raise ValueError unless the metadata describe a tree of float32 arrays of at most ``_MOST_BYTES``."""
     if not isinstance(tree, dict) or not isinstance(tree.get("params"), dict):
         keys = ", ".join(sorted(map(str, tree))[:5]) if isinstance(tree, dict) else type(tree).__name__
-        raise ValueError(f"{path} holds {keys or 'nothing'}: expected 'params' and 'state', as jax_privacy saves them")
+        raise ValueError(
+            f"{path} contains {keys or 'nothing'}: expected 'params' and 'state', as jax_privacy saves them"
+        )
     for module, params in tree["params"].items():
         if not isinstance(module, str) or not isinstance(params, dict):
-            raise ValueError(f"{path}: {module!r} holds a {_kind(params)}: expected a dict of parameters")
+            raise ValueError(f"{path}: {module!r} is a {_kind(params)}: expected a dict of parameters")
         for name, array in params.items():
             dtype = getattr(array, "dtype", None)
             if not isinstance(name, str) or dtype != np.float32:
@@ -125,7 +123,7 @@ def _kind(saved: Any) -> str:
 
 
 def _bytes(leaf: Any) -> int:
-    """Return how many bytes it takes to read an array: its size, or the size of a chunk if that is larger."""
+    """Return the memory in bytes that reading an array needs: the size of the array or of a chunk, if larger."""
     chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None)
     sizes = (math.prod(getattr(leaf, "shape", None) or ()), math.prod(chunk or ()))
     return max(sizes) * np.dtype(getattr(leaf, "dtype", None)).itemsize

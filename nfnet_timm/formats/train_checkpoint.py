@@ -1,4 +1,4 @@
-"""Reads checkpoints of timm's train.py and other files of ``torch.save``, without running anything that is in them.
+"""Reads checkpoints of timm's train.py and other files of ``torch.save``, and runs no code in them.
 
 Source: ``CheckpointSaver`` in timm/utils/checkpoint_saver.py, ``load_state_dict`` in timm/models/_helpers.py.
 """
@@ -23,15 +23,15 @@ from nfnet_timm.formats.typed import check_types
 
 __all__ = ["TrainCheckpoint", "is_torch_file", "read_checkpoint"]
 
-# The first bytes of files that torch.save wrote before PyTorch 1.6: torch's magic number as a pickle of protocol 2.
+# The first bytes of files of torch.save before PyTorch 1.6: torch's magic number as a pickle of protocol 2.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ZIP = b"PK\x03\x04"
 _CHUNK = 1 << 22  # bytes
-# Where timm and others keep the weights of a checkpoint; the moving average first.
+# Keys of the weights in a checkpoint; the moving average first.
 _WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
-# Options that decide which model is built and published, with their types in train.py. A YAML file for --config may
-# contain a class map as a mapping.
+# Options that affect the published model, with their types in train.py. In a YAML file for --config, the class map may
+# be a mapping.
 _OPTIONS = {
     "model": str,
     "model_kwargs": dict[str, Any] | None,
@@ -90,9 +90,9 @@ def is_torch_file(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> TrainCheckpoint | dict[str, Tensor]:
-    """Return the content of a checkpoint of train.py; of any other file of ``torch.save``, the state dict in it.
+    """Return the content of a checkpoint of train.py, or the state dict in another file of ``torch.save``.
 
-    Of two state dicts in one file it is the moving average (EMA).
+    If the file contains a moving average (EMA), this is the state dict.
 
     Raises:
         ValueError: If the file is damaged, contains no state dict, or contains anything but tensors, numbers, strings
@@ -104,9 +104,9 @@ def read_checkpoint(path: Path) -> TrainCheckpoint | dict[str, Tensor]:
         _check_archive(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # type of the options
-            warnings.simplefilter("ignore")  # a broken or hostile file can make torch print warnings
+            warnings.simplefilter("ignore")  # torch warns about some broken or hostile files
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # whatever torch raises of a broken or hostile pickle
+    except Exception as error:  # torch raises many types of errors for a broken or hostile pickle
         raise ValueError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from None
     if not isinstance(saved, Mapping):
         raise ValueError(f"{path} contains {type(saved).__name__}: expected a state dict or a checkpoint with one")
@@ -131,12 +131,12 @@ def read_checkpoint(path: Path) -> TrainCheckpoint | dict[str, Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise ValueError if a zip archive is incomplete or damaged. torch does not check the CRCs in the archive."""
+    """Raise ValueError if a zip archive is incomplete or damaged. torch does not compare the CRCs in it."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is cut off: it has {size:,} bytes and lacks the zip directory at its end. Copy it again, or use "
-            "an earlier checkpoint"
+            f"{path} is cut off: it has {size:,} bytes, and the zip directory at its end is missing. Copy it again, or "
+            "use an earlier checkpoint"
         )
     try:
         with zipfile.ZipFile(path) as archive, bytes_bar(size, f"checking {path.name}") as bar:
@@ -158,8 +158,8 @@ def _arrays(weights: Any, where: str) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not isinstance(name, str) or not _is_array(value):
             raise ValueError(
-                f"{where} has entries that are no arrays with names, such as {str(name)[:80]!r}, which is "
-                f"{type(value).__name__}"
+                f"{where} has the entry {str(name)[:80]!r}, which is {type(value).__name__}: expected names and dense "
+                "tensors"
             )
     return dict(weights)
 
@@ -169,7 +169,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return in one line why torch refuses a file, without its advice on how to load the file in spite of that."""
+    """Return in one line why torch refuses a file, without torch's advice to load it with ``weights_only=False``."""
     text = str(error)
     if name := re.search(r"(?i)unsupported (?:global|class):? (?:GLOBAL )?(\S+)", text):
         reason = f"it contains {name[1]}, which could run code; expected tensors, numbers, strings and options"

@@ -1,4 +1,4 @@
-"""Checks values from a config.json or a checkpoint, which anybody may have written, against type hints."""
+"""Checks the types of values from a config.json or a checkpoint. Anybody may have written them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ __all__ = ["check_types"]
 def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
     """Raise ValueError unless each value has the type of its hint. Values without a hint are not checked.
 
-    A list is accepted as a tuple, and a whole number as a float. A tuple hint with one type allows any length, as in
+    A list may stand for a tuple, and a whole number for a float. A tuple hint with one type allows any length, as in
     timm's hints.
 
     Args:
         where: Where the values come from, for the message.
-    Raises:
-        ValueError: If a value has another type. The message contains the value.
     """
     for key, value in values.items():
         if key in hints and not _fits(value, hints[key]):

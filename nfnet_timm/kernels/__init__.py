@@ -2,10 +2,10 @@
 
 Each operation has one function, which chooses the implementation.
 
-choose         which implementation a tensor may use
+eager          whether a tensor may use a fast implementation
 standardize/   weight standardization
 clip/          adaptive gradient clipping of many tensors
 gelu           GELU in its tanh form
 check          comparison of a Triton kernel with torch's operations, at its first use
-open_sizes     convolution for torch.compile with dynamic image sizes
+dynamic_sizes  convolution for torch.compile with dynamic image sizes
 """

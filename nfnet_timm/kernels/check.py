@@ -46,7 +46,7 @@ class Comparison:
     @property
     def is_right(self) -> bool:
         """Whether the kernel ran without an error and agrees with torch's operations."""
-        return self.error is None and self.difference <= 1  # False also for NaN
+        return self.error is None and self.difference <= 1
 
     def __str__(self) -> str:
         if self.error is not None:
@@ -57,8 +57,8 @@ class Comparison:
 def has_right_kernel(name: str, device: torch.device) -> bool:
     """Return whether the kernel ``name`` agrees with torch's operations on ``device``.
 
-    The first call for each device compares them, and later calls return the same result. While a CUDA graph is captured
-    or a dispatch mode is active, nothing is compared: the result is then False for a kernel without a comparison.
+    The first call for each device compares them, and later calls return the same result. Nothing is compared while a
+    CUDA graph is captured or a dispatch mode is active. If there is no earlier result, the function then returns False.
 
     Args:
         name: A key of ``KERNELS``.
@@ -110,8 +110,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     found, expected = (x.double().reshape(len(x), -1) for x in (found, expected))
     # At least 0.1: some rows are zero except for rounding errors.
     relative = (found - expected).abs().amax(1) / expected.abs().amax(1).clamp(min=0.1)
-    largest = float(relative.max()) / tolerance
-    return largest if largest == largest else float("inf")
+    return float(relative.nan_to_num(nan=float("inf")).max()) / tolerance
 
 
 def _numbers(shape: tuple[int, ...], device: torch.device, frequency: float) -> Tensor:
@@ -156,10 +155,11 @@ def _standardize_backward(device: torch.device) -> Iterator[tuple[Tensor, Tensor
 def _clip(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     from nfnet_timm.kernels.clip import triton as clip_triton
     from nfnet_timm.kernels.clip.reference import clip_by_torch_
+    from nfnet_timm.kernels.clip.settings import Clipping
 
     # Among them: a unit that is longer than a block, a unit of one element, a scalar and a vector.
     shapes = [(5, 3, 3, 3), (3, 1300), (4, 1), (), (40,)]
-    settings = [0.02, 1e-3] * len(shapes)
+    clippings = [Clipping(clip_factor=0.02)] * len(shapes)
     for dtype, scale in itertools.product(TOLERANCE, (None, torch.tensor(8.0, device=device))):
         weights = [_numbers(shape, device, 12.9898 + i) for i, shape in enumerate(shapes)]
         weights[1][1] = 0  # the limit is clip_factor * clip_eps
@@ -168,8 +168,8 @@ def _clip(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         for tensors in (weights, grads):
             tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
         expected = [grad.clone() for grad in grads]
-        clip_triton.clip_(weights, grads, settings, scale)
-        clip_by_torch_(weights, expected, settings, scale)
+        clip_triton.clip_(weights, grads, clippings, scale)
+        clip_by_torch_(weights, expected, clippings, scale)
         for found, other in zip(grads, expected, strict=True):
             unit = other.abs().max() + 1e-9  # clipped gradients are too small for an absolute tolerance
             yield (found / unit).reshape(1, -1), (other / unit).reshape(1, -1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfnet_timm.kernels.choose import is_eager_on_cpu
+from nfnet_timm.kernels.eager import is_eager_on_cpu
 
 __all__ = ["gelu_tanh"]
 
@@ -27,7 +27,7 @@ _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return ``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` to the rounding of the dtype of ``x``.
 
-    On a CPU this takes no tanh. On other devices, in exported programs and in ``torch.func`` it is torch's ``F.gelu``.
+    On a CPU it computes no tanh. On other devices, in exported programs and in ``torch.func`` it is torch's ``F.gelu``.
     """
     if is_eager_on_cpu(x) and x.dtype != torch.float64:
         return _GELUTanh.apply(x) if torch.is_grad_enabled() else by_sigmoid(x)
@@ -35,8 +35,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
         y = x.float()
         return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
     if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
-        # torch.jit.optimize_for_inference passes the activation after a convolution to oneDNN. It lacks the tanh form.
-        # The view between the two prevents this.
+        # torch.jit.optimize_for_inference passes an activation after a convolution to oneDNN, which has no tanh form. A
+        # view between the convolution and the activation prevents this.
         x = x.view_as(x)
     return F.gelu(x, approximate="tanh")
 

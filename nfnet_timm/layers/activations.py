@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.kernels.gelu import gelu_tanh
 
-__all__ = ["ACTIVATIONS", "KEPT_BY_INPUT", "GELUTanh", "ScaledAct", "activation"]
+__all__ = ["ACTIVATIONS", "GELUTanh", "ScaledAct", "activation"]
 
 
 class GELUTanh(nn.Module):
@@ -47,13 +47,6 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, object], float]] = {
     "softsign": (nn.Softsign, {}, 2.338853120803833),
     "tanh": (nn.Tanh, {}, 1.5939117670059204),
 }
-
-
-# For these activations autograd saves the input. For the others it saves the output, which the next convolution saves
-# anyway.
-KEPT_BY_INPUT = tuple(
-    {cls for cls, _, _ in ACTIVATIONS.values()} - {nn.Identity, nn.LogSoftmax, nn.ReLU, nn.Sigmoid, nn.Tanh}
-)
 
 
 def activation(name: str) -> tuple[nn.Module, float]:

@@ -23,23 +23,24 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nfnet_timm.compat.torch import has_saved_tensors_hooks, has_transforms
+from nfnet_timm.layers.activations import ACTIVATIONS
 
 __all__ = ["carry_origin", "record_origin", "recompute_acts_of", "saving_origins"]
 
+# Autograd saves the input of these activations. It saves the output of the others, which the next convolution also
+# saves, so nothing would be gained.
+_SAVES_INPUT = {cls for cls, _, _ in ACTIVATIONS.values()} - {nn.Identity, nn.LogSoftmax, nn.ReLU, nn.Sigmoid, nn.Tanh}
 
-def recompute_acts_of(model: nn.Module, activations: tuple[type[nn.Module], ...]) -> None:
+
+def recompute_acts_of(model: nn.Module) -> None:
     """Make the convolutions of ``model`` save the input of the activation before them instead of its output.
 
     Outputs and gradients stay bit-identical. Everything is saved as usual in ``torch.func``, under ``torch.compile``
     (which decides by itself), and where other code has set hooks on saved tensors, such as activation checkpointing.
-
-    Args:
-        activations: Classes of activations to change. They should be those whose gradient is computed from their input.
-            For the others autograd saves the output in any case, and nothing is gained.
     """
     for module in model.modules():
         plain: Any = type(module)
-        if plain in activations:
+        if plain in _SAVES_INPUT:
             module.__class__ = _recomputing(plain)
 
 

@@ -13,29 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfnet_timm.kernels.choose import is_eager_on_cpu
-from nfnet_timm.kernels.open_sizes import conv2d_of_open_size, is_open
+from nfnet_timm.kernels.dynamic_sizes import conv2d_of_dynamic_size, has_dynamic_size
+from nfnet_timm.kernels.eager import is_eager_on_cpu
 from nfnet_timm.layers.recompute import carry_origin, record_origin, saving_origins
 
 __all__ = ["AvgPool2dSame", "Conv2dSame", "MaxPool2dSame"]
 
 
-def same_padding(size: int, reach: int, stride: int) -> int:
-    """Return how many rows SAME padding adds to ``size`` rows, for a window of ``reach`` rows."""
-    # The last window begins at row (size - 1) // stride * stride, so the padded size is this plus reach. In this form
-    # the size of the output simplifies to (size - 1) // stride + 1, also for symbols and over several stages.
-    padding = (size - 1) // stride * stride + reach - size
-    if reach < stride:  # max(padding, 0), where padding > -stride
+def same_padding(size: int, window: int, stride: int) -> int:
+    """Return how many rows SAME padding adds to ``size`` rows, for a window of this number of rows."""
+    # The last window begins at row (size - 1) // stride * stride, and the padded size is this plus window. With this
+    # form, the size of the output simplifies to (size - 1) // stride + 1, also for symbols and over several stages.
+    padding = (size - 1) // stride * stride + window - size
+    if window < stride:  # max(padding, 0), where padding > -stride
         padding = padding * ((padding + stride - 1) // stride)
     return padding
 
 
 def pad_same(
-    x: Tensor, reach: tuple[int, int], stride: tuple[int, int], mode: str = "constant", value: float = 0.0
+    x: Tensor, window: tuple[int, int], stride: tuple[int, int], mode: str = "constant", value: float = 0.0
 ) -> Tensor:
     """Pad (N, C, H, W) as SAME does. If the number of rows or columns is odd, one more is at the bottom or right."""
-    pad_h = same_padding(x.shape[2], reach[0], stride[0])
-    pad_w = same_padding(x.shape[3], reach[1], stride[1])
+    pad_h = same_padding(x.shape[2], window[0], stride[0])
+    pad_w = same_padding(x.shape[3], window[1], stride[1])
     return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2], mode, value)
 
 
@@ -108,38 +108,37 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         """Convolve ``x`` with ``weight`` instead of the module's own weight."""
         x, padding = self.padded(x)
         if not torch.jit.is_scripting():
-            conv = conv2d_of_open_size if is_open(x) else F.conv2d
+            conv = conv2d_of_dynamic_size if has_dynamic_size(x) else F.conv2d
             with saving_origins(x):
                 return conv(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return ``x`` and the padding for torch's convolution; pad ``x`` here if that padding cannot be SAME."""
+        """Return ``x`` and the padding for torch's convolution, or ``x`` padded and (0, 0) if that is not possible."""
         own = self.own_padding()
         if own is not None:
             return x, own
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         if torch.jit.is_scripting():
-            return pad_same(x, self.reach(), self.stride, mode), (0, 0)
+            return pad_same(x, self.window(), self.stride, mode), (0, 0)
         # A forward hook, such as Opacus's, may keep x. Then autograd saves only the origin of the padded x.
         pad = record_origin if self._forward_hooks else carry_origin
-        return pad(pad_same, x, self.reach(), self.stride, mode), (0, 0)
+        return pad(pad_same, x, self.window(), self.stride, mode), (0, 0)
 
     def own_padding(self) -> tuple[int, int] | None:
         """Return the padding of torch's convolution that equals SAME padding at any size, or None if there is none."""
         return self.symmetric_padding() if self.padding_mode == "zeros" else None
 
     def symmetric_padding(self) -> tuple[int, int] | None:
-        """Return the rows and columns of SAME padding at each side; None if both sides or all sizes do not agree."""
-        reach_h, reach_w = self.reach()
-        # torch pads the same number of zeros at both ends.
-        same_h = reach_h == 1 or (self.stride[0] == 1 and reach_h % 2 == 1)
-        same_w = reach_w == 1 or (self.stride[1] == 1 and reach_w % 2 == 1)
+        """Return the rows and columns of SAME padding at each side, or None if they depend on the side or the size."""
+        window_h, window_w = self.window()
+        same_h = window_h == 1 or (self.stride[0] == 1 and window_h % 2 == 1)
+        same_w = window_w == 1 or (self.stride[1] == 1 and window_w % 2 == 1)
         if same_h and same_w:
-            return reach_h // 2, reach_w // 2
+            return window_h // 2, window_w // 2
         return None
 
-    def reach(self) -> tuple[int, int]:
+    def window(self) -> tuple[int, int]:
         """Return the height and width of the window of input pixels for one output pixel."""
         (kernel_h, kernel_w), (dilation_h, dilation_w) = self.kernel_size, self.dilation
         return dilation_h * (kernel_h - 1) + 1, dilation_w * (kernel_w - 1) + 1
@@ -172,7 +171,7 @@ class AvgPool2dSame(_Pairs):
                 left, right = (top + bottom).unflatten(3, (-1, 2)).unbind(4)
                 return (left + right) * 0.25
             # With ceil_mode, torch.compile and torch.export would make a graph for even sizes alone.
-            if is_open(x) or isinstance(x.shape[2], torch.SymInt) or isinstance(x.shape[3], torch.SymInt):
+            if has_dynamic_size(x) or isinstance(x.shape[2], torch.SymInt) or isinstance(x.shape[3], torch.SymInt):
                 return average(x, self.stride)
             with saving_origins(x):
                 return average(x, self.stride, ceil_mode=self.stride == (2, 2))

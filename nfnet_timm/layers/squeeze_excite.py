@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GlobalMean", "SqueezeExcite"]
+__all__ = ["GlobalMean", "PixelConv2d", "SqueezeExcite"]
 
 
 class GlobalMean(nn.Module):

@@ -77,7 +77,7 @@ class WSConv2d(Conv2dSame):
     def reset_parameters(self) -> None:
         """Initialise as the authors do: weight N(0, 1 / fan_in), bias 0, gain 1."""
         if self.weight.is_meta:
-            return  # there are no values; torch would compute the shapes of normal_ in Python, for three times as long
+            return  # there are no values, and torch's normal_ would make a build take three times as long
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -97,7 +97,7 @@ class WSConv2d(Conv2dSame):
         return standardize(weight, self.gain, self.scale, self.eps).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Convolve ``x`` with the standardized weight."""
         # A trace would record the sizes that are compared here.
         if x.dim() != 4 or (
             not torch.jit.is_tracing() and (x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0)
@@ -111,10 +111,7 @@ class WSConv2d(Conv2dSame):
     @torch.jit.unused
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """Return a plain convolution with the present standardized weight, for inference.
-
-        timm's ``reparameterize_model`` calls this, and replaces the module by the result.
-        """
+        """Return a plain convolution with the present standardized weight. timm's ``reparameterize_model`` calls it."""
         own = self.own_padding()
         plain: Any = Conv2dSame if own is None else partial(nn.Conv2d, padding=own)
         conv = plain(

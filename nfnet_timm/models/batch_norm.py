@@ -25,10 +25,9 @@ def with_batch_norm(model: nn.Module) -> nn.Module:
     - the skip gain by 1, which is not trained; the weight of the last batch norm of each branch starts at 0, as the
       skip gain did.
 
-    Not changed: depths and widths, SAME padding, pooling, squeeze-excite with its factor 2, activations, gamma
-    after the last activation, stochastic depth, classifier. New weights are drawn from N(0, 2 / fan_in), so call this
-    before training. The state dict has other names: the original network does not load it, and it
-    cannot be published.
+    Not changed: depths and widths, SAME padding, pooling, squeeze-excite with its factor 2, activations, gamma after
+    the last activation, stochastic depth, classifier. New weights are drawn from N(0, 2 / fan_in), so call this before
+    training. The state dict has other names, so the original network does not load it, and it cannot be published.
 
     Raises:
         ValueError: If ``model`` contains no ``WSConv2d``, for example after ``reparameterize()``.

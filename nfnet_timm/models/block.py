@@ -3,6 +3,7 @@
 Source: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py.
 """
 
+from collections import OrderedDict
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,18 +21,6 @@ __all__ = ["NormFreeBlock", "create_stem"]
 Device = torch.device | str | None
 
 
-class Downsample(nn.Sequential):
-    """Shortcut of a block that changes width or resolution.
-
-    Takes (N, in_chs, H, W), and returns the shape of the block's output.
-    """
-
-    def __init__(self, pool: nn.Module, conv: nn.Module):
-        super().__init__()
-        self.pool = pool
-        self.conv = conv
-
-
 class NormFreeBlock(nn.Module):
     """Pre-activation residual block ``x + alpha * skip_gain * f(beta * x)`` that preserves variance without norms.
 
@@ -46,14 +35,14 @@ class NormFreeBlock(nn.Module):
             (NF-ResNets).
         drop_path_rate: Probability of dropping the residual branch of a sample. The other samples are not rescaled.
     Raises:
-        ValueError: If no group of ``group_size`` channels fits into the width of the block.
+        ValueError: If not even one channel, or one group of ``group_size`` channels, fits into the width of the block.
     Source: ``NFBlock`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py, ``NFResBlock`` in nf_resnet.py.
     Differs from timm: timm's stochastic depth rescales the samples that it keeps. timm multiplies feature maps by
         alpha, beta and gamma.
     """
 
-    # A hook: a function (block, residual, gate) that every block calls in forward, before it adds the residual branch
-    # (N, C, H, W) times the gate (N, C or 1, 1, 1). nfnet_timm.privacy sets it, for the gradients of the skip gain.
+    # nfnet_timm.privacy sets this function (block, out, gate), for the gradients of the skip gain. Every block calls it
+    # in forward. out (N, C, H, W) is the output of the residual branch, gate (N, C or 1, 1, 1) its factor.
     residual_hook: ClassVar[Any] = None
 
     initial_skip_gain = 0.0  # 1 in a network that with_batch_norm has changed
@@ -88,9 +77,12 @@ class NormFreeBlock(nn.Module):
         if group_size:
             mid_chs = groups * group_size
         if mid_chs < 1:
+            need, remedy = "one channel", "a larger bottle_ratio"
+            if group_size:
+                need, remedy = f"one group of group_size={group_size} channels", "a smaller group_size"
             raise ValueError(
-                f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} is too narrow for one "
-                f"group of group_size={group_size} channels: expected a smaller group_size or more channels"
+                f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} is too narrow for "
+                f"{need}: expected {remedy} or more channels"
             )
         self.alpha = alpha
 
@@ -100,15 +92,14 @@ class NormFreeBlock(nn.Module):
             pool: nn.Module = nn.Identity()
             if avg_down and (stride > 1 or dilation > 1):
                 pool = AvgPool2dSame(stride)
-            self.downsample = Downsample(
-                pool, WSConv2d(in_chs, out_chs, 1, 1 if avg_down else stride, scale=gamma * beta, **dd)
-            )
+            conv = WSConv2d(in_chs, out_chs, 1, 1 if avg_down else stride, scale=gamma * beta, **dd)
+            self.downsample = nn.Sequential(OrderedDict(pool=pool, conv=conv))
         self.conv1 = WSConv2d(in_chs, mid_chs, 1, scale=gamma * beta, **dd)
         self.act2, _ = activation(act_layer)
-        conv = partial(WSConv2d, mid_chs, mid_chs, 3, groups=groups, scale=gamma, **dd)
-        self.conv2 = conv(stride=stride, dilation=first_dilation)
+        conv3x3 = partial(WSConv2d, mid_chs, mid_chs, 3, groups=groups, scale=gamma, **dd)
+        self.conv2 = conv3x3(stride=stride, dilation=first_dilation)
         self.act2b = activation(act_layer)[0] if extra_conv else None
-        self.conv2b = conv(dilation=dilation) if extra_conv else None
+        self.conv2b = conv3x3(dilation=dilation) if extra_conv else None
         self.attn = SqueezeExcite(mid_chs, rd_ratio, **dd) if reg and rd_ratio else None
         self.act3, _ = activation(act_layer)
         self.conv3 = WSConv2d(mid_chs, out_chs, 1, scale=gamma, **dd)
@@ -118,7 +109,7 @@ class NormFreeBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the skip gain to its initial value, 0. The output of the block is then that of its shortcut."""
+        """Set the skip gain to its initial value, 0. The output of the block is then the output of its shortcut."""
         nn.init.constant_(self.skipinit_gain, self.initial_skip_gain)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfnet_timm.formats.authors import fetched, is_url, load_state_dict
-from nfnet_timm.formats.orbax_reader import is_orbax
+from nfnet_timm.formats.authors import fetched, is_recognised, is_url, load_state_dict
 from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.models.variants import VARIANTS
 
@@ -51,7 +50,7 @@ def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwarg
             model = build_network(network, name, pretrained, device=device, pretrained_cfg_overlay=local, **kwargs)
         model.pretrained_cfg["file"] = file if is_url(file) else None
         return model
-    of_authors = file is not None and (str(file).endswith(".npz") or is_orbax(Path(file)))
+    of_authors = file is not None and (str(file).endswith(".npz") or is_recognised(Path(file)))
     if of_authors:
         overlay["custom_load"] = True  # timm then calls the network's load_pretrained
     strict = kwargs.get("pretrained_strict", True)
@@ -96,12 +95,11 @@ def _materialize(model: Any, device: torch.device, copy: bool) -> Any:
     """Return ``model`` on ``device``, and initialise the parameters that the checkpoint did not contain.
 
     Args:
-        copy: Whether to copy the loaded tensors. This is necessary if they belong to a file of the user, which may be
-            overwritten while the model is in use, or to the user's state dict. Nobody writes to a file in the Hub's
-            cache, so it stays memory-mapped without a copy.
+        copy: Whether to copy the loaded tensors. This is necessary for the user's state dict, and for a file of the
+            user, which may be overwritten while the model is in use. Nobody writes to a file in the Hub's cache.
     """
     # Parameters that were not loaded are still on the meta device. ``reset_parameters`` initialises all parameters of a
-    # module. So a module that lacks some gets new memory for all, is initialised, and then gets the loaded ones back.
+    # module, so all of them get new memory first. Afterwards the module gets its loaded parameters back.
     fc = getattr(getattr(model, "head", None), "fc", None)
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.compat.timm import keep_cfgs_of_entrypoints, take_feature_indices
 from nfnet_timm.formats import authors
-from nfnet_timm.layers.activations import KEPT_BY_INPUT, GELUTanh, ScaledAct
+from nfnet_timm.layers.activations import GELUTanh, ScaledAct
 from nfnet_timm.layers.recompute import recompute_acts_of
 from nfnet_timm.layers.same_padding import AvgPool2dSame, Conv2dSame, MaxPool2dSame
 from nfnet_timm.layers.squeeze_excite import GlobalMean
@@ -165,7 +165,7 @@ class NormFreeNet(nn.Module):
         self.init_weights(needs_reset=False)
         exempt_classifier(self)
         if recompute_acts:
-            recompute_acts_of(self, KEPT_BY_INPUT)
+            recompute_acts_of(self)
 
     def __setstate__(self, state: Any) -> None:  # called by copy and pickle
         super().__setstate__(state)
@@ -175,8 +175,8 @@ class NormFreeNet(nn.Module):
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise all parameters as the authors do.
 
-        The weight of the classifier is N(0, 0.01), or 0 in NF-RegNets. Its bias is 0. ``reset_parameters`` of the
-        classifier does not do this, because the classifier is torch's ``nn.Linear``.
+        The weight of the classifier becomes N(0, 0.01), or 0 in NF-RegNets, and its bias 0. The ``reset_parameters`` of
+        ``nn.Linear`` would give other values.
 
         Args:
             needs_reset: Whether to call ``reset_parameters`` of all modules first, for instance after ``to_empty``.
@@ -206,10 +206,9 @@ class NormFreeNet(nn.Module):
     def vectorize_skip_gains(self) -> "NormFreeNet":
         """Give skip gains the shape (1,) instead of (), and return the model. FSDP2's fully_shard needs this.
 
-        fully_shard does not accept scalars. Outputs, gradients and clipping do not change, and state dicts with either
-        shape load into a model with either shape. The parameters stay the same objects, so an optimizer that was built
-        before still trains them. It must not have made a step: the state of an optimizer for gains of shape () does not
-        fit.
+        fully_shard does not accept scalars. Outputs, gradients and clipping do not change. State dicts with either
+        shape load into a model with either shape. The parameters stay the same objects, so an existing optimizer still
+        trains them. It must not have made a step, because its state for gains of shape () does not fit.
         """
         for module in self.modules():
             if isinstance(module, NormFreeBlock):
@@ -340,7 +339,7 @@ class NormFreeNet(nn.Module):
     def load_pretrained(self, checkpoint_path: str | Path) -> None:
         """Load one of the authors' files, ``F*_haiku.npz``.
 
-        As timm does, this adapts the first convolution to ``in_chans``, and leaves out a classifier that does not fit.
+        As in timm, the first convolution is adapted to ``in_chans``, and a classifier that does not fit is left out.
 
         Raises:
             ValueError: If the file cannot be read, or contains another architecture.

@@ -57,8 +57,5 @@ def _standardized(module: ScaledStdConv2d | ScaledStdConv2dSame) -> Tensor:
     """Return the weight that timm's module uses in forward. Source: timm/layers/std_conv.py."""
     rows, gain = module.weight.reshape(1, module.out_channels, -1), (module.gain * module.scale).view(-1)
     out = F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=module.eps)
-    return out.reshape_as(module.weight).contiguous(memory_format=_layout(module.weight))
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    layout = torch.contiguous_format if module.weight.is_contiguous() else torch.channels_last
+    return out.reshape_as(module.weight).contiguous(memory_format=layout)

@@ -114,8 +114,8 @@ def check_state_dict(
         rows, biases = (list(state_dict[key].shape[:1]) for key in heads)
         problems.append(f"head.fc has {rows} rows and {biases} biases")
     if not problems:
-        for key, tensor in state_dict.items() if exact else ():
-            if not tensor.is_floating_point():
+        for key, tensor in state_dict.items():
+            if exact and not tensor.is_floating_point():
                 raise ValueError(
                     f"{key} is {tensor.dtype}: expected a floating-point dtype, such as torch.float32; convert it first"
                 )

@@ -128,11 +128,11 @@ class Variant:
     """A network with a name, and the image sizes that its authors used.
 
     Args:
-        title: Its name in its paper.
+        title: Name in the paper.
         train_size: Height and width of training images, pixels.
         test_size: Height and width of test images, pixels.
         crop_pct: Ratio of the centre crop to the resized image, as in timm.
-        crop_mode: "squash" if the authors resize without keeping the aspect ratio, else "center".
+        crop_mode: "squash" if the authors resize to a square without keeping the aspect ratio, else "center".
         hf_hub_id: Hub repository with weights in timm's format, or None if there is none.
     """
 

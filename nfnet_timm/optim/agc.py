@@ -6,7 +6,7 @@ Source: arXiv 2102.06171, section 4; ``SGD_AGC`` in deepmind-research/nfnets/opt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -70,8 +70,8 @@ def adaptive_clip_grad_(
     ``G <- G * min(1, clip_factor * max(|W|, eps) / |G|)`` for each unit; ``unitwise_norm`` defines a unit. Norms are
     computed at least in float32.
 
-    All given parameters are clipped. The authors do not clip the classifier's weight, so leave it out. They clip its
-    bias.
+    All given parameters are clipped. The authors clip the classifier's bias, but not its weight, so leave the weight
+    out.
 
     Parameters may be sharded over processes on dim 0 (FSDP2), with the same result. Each process clips its own rows,
     and the norms of all vectors take one collective.
@@ -111,7 +111,7 @@ def _listed(parameters: Any, method: str) -> list[Any]:
 
 
 @torch.no_grad()
-def clip_each_(limits: list[ClippedParam], grad_scale: Tensor | None = None) -> None:
+def clip_each_(clipped: list[ClippedParam], grad_scale: Tensor | None = None) -> None:
     """Clip each parameter's gradient as ``adaptive_clip_grad_`` does, but with its own settings.
 
     Pass all parameters in one call. Then all vectors that are sharded over processes take one collective together.
@@ -119,29 +119,29 @@ def clip_each_(limits: list[ClippedParam], grad_scale: Tensor | None = None) -> 
     Args:
         grad_scale: The factor of a gradient scaler, if the gradients still contain it.
     """
-    for device, here in _by_device(limits).items():
+    for device, here in _by_device(clipped).items():
         _clip_on_device_(here, None if grad_scale is None else grad_scale.to(device))
 
 
-def _by_device(limits: list[ClippedParam]) -> dict[torch.device, list[ClippedParam]]:
+def _by_device(clipped: list[ClippedParam]) -> dict[torch.device, list[ClippedParam]]:
     """Return the parameters that have a gradient, grouped by device: a foreach call accepts only one device."""
     devices: dict[torch.device, list[ClippedParam]] = {}
-    for limit in limits:
-        if limit.param.grad is not None:
-            devices.setdefault(limit.param.device, []).append(limit)
+    for entry in clipped:
+        if entry.param.grad is not None:
+            devices.setdefault(entry.param.device, []).append(entry)
     return devices
 
 
-def _clip_on_device_(limits: list[ClippedParam], grad_scale: Tensor | None) -> None:
+def _clip_on_device_(clipped: list[ClippedParam], grad_scale: Tensor | None) -> None:
     whole: list[tuple[ClippedParam, Tensor, Tensor]] = []  # parameter, local weight, local gradient
     rest: list[ClippedParam] = []
-    for limit in limits:
-        weight, grad, group = _local(limit.param)
-        is_split = group is not None and is_one_unit(limit.param)
+    for entry in clipped:
+        weight, grad, group = _local(entry.param)
+        is_split = group is not None and is_one_unit(entry.param)
         if is_split or not (is_contiguous_or_channels_last(weight) and is_contiguous_or_channels_last(grad)):
-            rest.append(limit)
+            rest.append(entry)
         else:
-            whole.append((limit, weight, grad))
+            whole.append((entry, weight, grad))
     if rest:
         grads, scales, grad_norms = _norms(rest)
         if grad_scale is not None:
@@ -151,7 +151,7 @@ def _clip_on_device_(limits: list[ClippedParam], grad_scale: Tensor | None) -> N
         foreach_mul_(grads, scales)
     if whole:
         records, weights, grads = map(list, zip(*whole, strict=True))
-        clip_(weights, grads, [limit.clipping for limit in records], grad_scale)
+        clip_(weights, grads, [entry.clipping for entry in records], grad_scale)
 
 
 @dataclass(frozen=True)
@@ -173,17 +173,16 @@ def clip_stats(
     clip_factor: float = CLIP_FACTOR,
     eps: float = CLIP_EPS,
 ) -> dict[str, ClipStats]:
-    """Return, by name, how the present gradients would be clipped in the next step; call it before the step.
+    """Return, by name, how the next step would clip the present gradients.
 
-    The weight of a network's classifier counts as not clipped, as in the optimizers. The call computes the norms, and
-    makes one transfer from each device. For sharded parameters it counts only the rows of this process.
-
-    A unit whose gradient is NaN counts as clipped.
+    The classifier's weight in a network of this package counts as not clipped, as in the optimizers. A unit whose
+    gradient is NaN counts as clipped. For sharded parameters, only the rows of this process are counted. There is one
+    transfer from each device.
 
     Args:
         parameters: ``model.named_parameters()``, or a dict.
     Raises:
-        ValueError: If ``parameters`` are no such pairs, or as ``adaptive_clip_grad_``.
+        ValueError: If ``parameters`` are not such pairs; see also ``adaptive_clip_grad_``.
     """
     from nfnet_timm.optim.param_groups import known_classifier_weights
 
@@ -200,17 +199,18 @@ def clip_stats(
         return {}
     for here in _by_device([ClippedParam(p, clipping) for p in named.values()]).values():
         _, max_norms, grad_norms = _norms(here)
-        ratios = [(limit.param, g / m) for limit, g, m in zip(here, grad_norms, max_norms, strict=True)]
-        ratios = [(p, ratio) for p, ratio in ratios if ratio.numel()]  # a process may have no rows
+        ratios = {names[id(entry.param)]: g / m for entry, g, m in zip(here, grad_norms, max_norms, strict=True)}
+        ratios = {name: ratio for name, ratio in ratios.items() if ratio.numel()}  # a process may have no rows
         # not ratio > 1, because NaN is changed too
-        rows = [
-            torch.stack([(~(ratio <= 1)).float().mean(), ratio.max() * clipping.clip_factor]) for _, ratio in ratios
-        ]
+        rows = [torch.stack([(~(r <= 1)).float().mean(), r.max() * clipping.clip_factor]) for r in ratios.values()]
         if rows:
-            found.update(zip((names[id(p)] for p, _ in ratios), torch.stack(rows).tolist(), strict=True))
+            found.update(zip(ratios, torch.stack(rows).tolist(), strict=True))
     exempt = known_classifier_weights()
-    stats = {name: ClipStats(*found[name]) for name in named if name in found}
-    return {name: replace(s, clipped=0.0) if id(named[name]) in exempt else s for name, s in stats.items()}
+    return {
+        name: ClipStats(0.0 if id(p) in exempt else found[name][0], found[name][1])
+        for name, p in named.items()
+        if name in found
+    }
 
 
 def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
@@ -221,9 +221,9 @@ def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
     return [next(norms) if one else unit_norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
 
 
-def _norms(limits: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _norms(clipped: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return the local gradients of this process, the largest allowed norms of their units, and the present norms."""
-    owners = [limit.param for limit in limits]
+    owners = [entry.param for entry in clipped]
     weights, grads, groups = map(list, zip(*map(_local, owners), strict=True))
     one_unit = [is_one_unit(p) for p in owners]
     weight_norms, grad_norms = _norm_each(weights, one_unit), _norm_each(grads, one_unit)
@@ -236,27 +236,24 @@ def _norms(limits: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], list
         dist.all_reduce(squares, group=group)
         for norm, whole in zip(norms, squares.sqrt_(), strict=True):
             norm.copy_(whole)
-    foreach_clamp_min_(weight_norms, [limit.clipping.clip_eps for limit in limits])
-    foreach_mul_(weight_norms, [limit.clipping.clip_factor for limit in limits])
+    foreach_clamp_min_(weight_norms, [entry.clipping.clip_eps for entry in clipped])
+    foreach_mul_(weight_norms, [entry.clipping.clip_factor for entry in clipped])
     return grads, weight_norms, grad_norms
 
 
-def _are_finite(limits: list[ClippedParam]) -> bool:
+def _are_finite(clipped: list[ClippedParam]) -> bool:
     """Return whether all gradients are finite; the result is the same in all processes that share a parameter."""
-    finite: dict[Any, Tensor] = {}
-    for here in _by_device(limits).values():
-        for limit, grad_norm in zip(here, _norms(here)[2], strict=True):
-            group = _local(limit.param)[2]
-            all_here = grad_norm.isfinite().all()
-            finite[group] = (
-                finite[group].logical_and(all_here.to(finite[group].device)) if group in finite else all_here
-            )
-    for group, all_here in finite.items():
+    finite: dict[Any, list[Tensor]] = {}  # process group, or None -> a flag for each parameter
+    for here in _by_device(clipped).values():
+        for entry, grad_norm in zip(here, _norms(here)[2], strict=True):
+            finite.setdefault(_local(entry.param)[2], []).append(grad_norm.isfinite().all())
+    shared = []
+    for group, flags in finite.items():
+        all_finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all().float()
         if group is not None:
-            flag = all_here.float()
-            dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=group)
-            finite[group] = flag > 0
-    return all(bool(all_here) for all_here in finite.values())
+            dist.all_reduce(all_finite, op=dist.ReduceOp.MIN, group=group)
+        shared.append(all_finite)
+    return all(all_finite > 0 for all_finite in shared)
 
 
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:

@@ -24,21 +24,24 @@ def attach_agc(
     optimizer: Optimizer,
     clip_factor: float | None = CLIP_FACTOR,
     clip_eps: float = CLIP_EPS,
+    **settings: float,
 ) -> Optimizer:
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
-    ``clip_factor`` and ``clip_eps`` become entries of each parameter group that does not have them, and of groups that
-    are added later. They are saved in ``state_dict()``, and you can change them at any time. A second call changes the
-    groups that have the values of the first one. A ``clip_factor`` of None disables clipping for the group. The weight
-    of the classifier of a network of this package is never clipped.
+    The settings become entries of each parameter group that does not have them, and of groups that are added later.
+    They are saved in ``state_dict()``, and you can change them at any time. ``clip_factor=None`` disables clipping for
+    a group. A second call changes only groups that still have the values of the first call. The classifier's weight in
+    a network of this package is never clipped.
 
     Gradients are clipped in place, once for each step and after each run of a closure. This happens after a gradient
     scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled
-    optimizer clips if its process has imported timm or this module.
+    optimizer clips if timm or this module has been imported in its process.
 
+    Args:
+        settings: Further fields of ``Clipping``.
     Raises:
-        ValueError: If ``optimizer`` is none, a setting is not a number above 0, the optimizer differentiates gradients,
-            or it does not run torch's hooks.
+        ValueError: If ``optimizer`` is not an optimizer, differentiates gradients or does not run torch's hooks. If a
+            setting is not a number above 0.
     """
     if isinstance(optimizer, type) or not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
         raise ValueError(
@@ -55,20 +58,13 @@ def attach_agc(
             f"the step of {type(plain).__name__} runs no hooks, because it does not call the constructor of "
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"
         )
-    settings = _checked(clip_factor, clip_eps)
+    entries = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **settings)
     for group in plain.param_groups:
-        for key, value in settings.items():
+        for key, value in entries.items():
             if key not in group or (key in plain.defaults and group[key] == plain.defaults[key]):
                 group[key] = value  # not if agc_param_groups or the user has set another one
-    plain.defaults.update(settings)  # for groups that are added later
+    plain.defaults.update(entries)  # for groups that are added later
     return optimizer
-
-
-def _checked(clip_factor: float | None, clip_eps: float) -> dict[str, Any]:
-    """Return the settings as numbers, or raise ValueError."""
-    settings = {"clip_factor": clip_factor, "clip_eps": clip_eps}
-    clipping = Clipping.of(settings)
-    return settings if clipping is None else clipping._asdict()
 
 
 def _innermost(optimizer: Any) -> Any:
@@ -104,37 +100,31 @@ register_optimizer_step_pre_hook(_clip_before_step)
 
 def _clip(optimizer: Optimizer) -> None:
     exempt = known_classifier_weights()
-    limits = []
+    clipped = []
     for group in optimizer.param_groups:
         for key in Clipping._fields:
             group.setdefault(key, optimizer.defaults[key])  # missing from the state of an optimizer without clipping
         clipping = Clipping.of(group)
         if clipping is not None:
-            limits += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
+            clipped += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
     # A fused optimizer unscales in its step. Before that, the gradients contain the factor of the gradient scaler.
-    clip_each_(limits, grad_scale=getattr(optimizer, "grad_scale", None))
+    clip_each_(clipped, grad_scale=getattr(optimizer, "grad_scale", None))
 
 
 @cache
 def agc_class(plain: Any) -> type[Optimizer]:
     """Return the subclass of ``plain`` that clips adaptively before each step.
 
-    It takes the arguments of ``plain``, and the keywords ``clip_factor`` and ``clip_eps``; see ``attach_agc``.
+    It takes the arguments of ``plain``, and the fields of ``Clipping`` as keywords; see ``attach_agc``.
     """
 
     class Agc(plain):
         # ``inspect.signature`` shows the arguments of ``plain``, as timm's tests expect.
         @wraps(plain.__init__)  # type: ignore[misc]
-        def __init__(
-            self,
-            params: Any,
-            *args: Any,
-            clip_factor: float | None = CLIP_FACTOR,
-            clip_eps: float = CLIP_EPS,
-            **kwargs: Any,
-        ) -> None:
+        def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            settings = Clipping.taken_from(kwargs)
             super().__init__(params, *args, **kwargs)
-            attach_agc(self, clip_factor, clip_eps)
+            attach_agc(self, **settings)
 
         def __reduce_ex__(self, protocol: Any) -> Any:  # pickle cannot find a class made in a function
             return _empty, (plain,), self.__getstate__()

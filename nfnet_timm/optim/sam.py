@@ -38,8 +38,8 @@ class SAM(Optimizer):
         loss = optimizer.step(closure)
 
     The optimizer inside makes the step. It has its own groups, state and hooks. If it clips adaptively, it clips the
-    gradients of the step. The gradients of the ascent are not clipped, and only their direction matters. The paper does
-    not say whether its authors clipped them.
+    gradients of the step. It does not clip those of the ascent, which give only a direction. The paper does not say
+    whether the authors clipped them.
 
     After the ascent the weights are restored bit by bit, also if a closure raises an error. A copy of the weights is
     kept while the closure runs.

@@ -1,7 +1,8 @@
 """Publishes weights on the Hugging Face Hub. The modules, in the order in which they work:
 
-sources       reads the user's model and the facts about it
-  train_run     the network and the accuracy of a run of timm's train.py
+sources       reads a model from a file or a folder, and the facts about it
+in_memory     reads a model from a network in memory
+  train_run     the network, the accuracy and the options of a run of timm's train.py
   train_data    the images of such a run
   class_names   the names of its classes
   config_json   the folder of a model
@@ -15,9 +16,6 @@ folder        writes model and card to a folder and checks it
 push          pushes the folder to the Hub in one commit
 verify        compares the repo with what was pushed
   hub_errors    errors of the Hub's client in one line
-
-Independent of these:
-
 download      downloads the authors' files
 convert       converts the authors' formats to a folder and back
 """

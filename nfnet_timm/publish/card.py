@@ -23,46 +23,10 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.train_data import dataset_name, hub_dataset, hub_id, path_name
+from nfnet_timm.publish.train_run import shown_options
 from nfnet_timm.recipes import recipe
 
 __all__ = ["multiply_adds", "render_card"]
-
-# Options of train.py that describe the training. The card must not contain paths or names of machines.
-_TRAINING = (
-    "pretrained",
-    "opt",
-    "opt_kwargs",
-    "lr",
-    "batch_size",
-    "grad_accum_steps",
-    "world_size",
-    "epochs",
-    "warmup_epochs",
-    "sched",
-    "momentum",
-    "weight_decay",
-    "clip_grad",
-    "clip_mode",
-    "layer_decay",
-    "drop",
-    "drop_path",
-    "smoothing",
-    "aa",
-    "mixup",
-    "cutmix",
-    "reprob",
-    "model_ema",
-    "model_ema_decay",
-    "amp",
-    "amp_dtype",
-    "seed",
-)
-
-# Types of options that the card shows. A checkpoint may have options of any other type.
-_SHOWN = (bool, int, float, str, list, tuple, dict)
-
-# Options that have no effect without another option.
-_NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
 
 
 def render_card(source: Source, repo_id: str, license: str | None = None) -> str:
@@ -82,21 +46,17 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
             f"--license {license!r}: expected the name of a licence on the Hub, such as apache-2.0, mit, cc-by-4.0 or "
             "other; https://huggingface.co/docs/hub/repositories-licenses lists them"
         )
-    if released is not None and license not in (None, released["license"]):
+    if released and license not in (None, released["license"]):
         raise ValueError(
             f"--license {license}: {source.checkpoint} was released under {released['license']}; leave the option out"
         )
-    if released is None and license is None:
+    if not released and license is None:
         raise ValueError(f"no licence for {repo_id}: {_how_to_license(source)}")
-    # Anybody can write a header. So the card does not repeat published numbers or a recipe on its word.
-    claimed = source.identified_by == "header"
-    figures = released if released is not None and "top1" in released and not claimed else None
+    # Anybody can write a header. So a header is no reason to show published numbers or a recipe.
+    figures = released if released and "top1" in released and source.identified_by != "header" else None
     plain = set(source.model_args) <= {"num_classes"}
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[1:]
-    if figures is not None:
-        results = _published(published["sources"], figures, test_size)
-    else:
-        results = _measured(source)
+    results = _published(published["sources"], figures, test_size) if figures else _measured(source)
     on_the_hub = hub_id(source.dataset) if source.dataset else hub_dataset(source.training)
     data = ModelCardData(
         license=released["license"] if released else license,
@@ -141,7 +101,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         sources=published["sources"],
         licence=_escaped(license or ""),
         recipe=_recipe(name) if figures else None,
-        training={option: _escaped(value) for option, value in _training(source).items()},
+        training={option: _escaped(value) for option, value in shown_options(source.training).items()},
         script=_escaped(source.training.get("script", "timm's train.py")),
         ema=source.ema,
         epoch=source.epoch,
@@ -162,7 +122,7 @@ def multiply_adds(name: str) -> float:
 
 
 def _escaped(value: Any) -> str:
-    """Return a value as text without Markdown or HTML syntax, also for tables. Anybody may have written the value."""
+    """Return a value as text without Markdown or HTML syntax. Anybody may have written the value."""
     return re.sub(r"[&<>|`*~\[\]\\]", lambda found: f"&#{ord(found[0])};", _plain(str(value)))
 
 
@@ -171,7 +131,7 @@ def _by(size: Sequence[int]) -> str:
 
 
 def _embedding_shape(model: Any, size: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of the features of two images for any type of pooling."""
+    """Return the shape of the embeddings of two images."""
     parameter = next(model.parameters())
     stride = model.feature_info[-1]["reduction"]
     features = parameter.new_empty((2, model.num_features, *(math.ceil(pixels / stride) for pixels in size)))
@@ -239,7 +199,7 @@ def _measured(source: Source) -> list[EvalResult]:
 
 
 def _stated(source: Source) -> list[EvalResult]:
-    """Return the figures that the owner states, as they were given."""
+    """Return the figures that the owner states."""
     return [
         EvalResult(
             task_type="image-classification",
@@ -255,7 +215,7 @@ def _stated(source: Source) -> list[EvalResult]:
 
 
 def _stated_dataset(source: Source) -> str:
-    """Return the name of the owner's dataset, of a folder only its last name."""
+    """Return the name of the owner's dataset, without the path if it is a folder."""
     name = source.dataset or "images of the owner"
     is_path = name.startswith(("/", "~", ".")) or PureWindowsPath(name).drive or Path(name).exists()
     return _plain((path_name(name) if is_path else None) or ("images of the owner" if is_path else name))
@@ -267,7 +227,7 @@ def _plain(text: str) -> str:
 
 
 def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
-    """Return a row of the table of details for each source of accuracies (published, measured by timm, ...)."""
+    """Return a table row for each source of accuracies, such as "published"."""
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         label, _, how = str(result.metric_name).partition(", ")
@@ -280,7 +240,7 @@ def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
 
 
 def _base_model(source: Source) -> str | None:
-    """Return the repo of the weights that a run of train.py started from; None if its options do not name one."""
+    """Return the repo of the initial weights of a run of train.py; None if its options do not name one."""
     others = source.training.get("pretrained_path") or source.training.get("initial_checkpoint")
     if not source.training.get("pretrained") or others:
         return None
@@ -291,26 +251,19 @@ def _base_model(source: Source) -> str | None:
 
 
 def _recipe(name: str) -> dict[str, Any]:
-    """Return the recipe of a network, with the batch size and the learning rate that the authors used."""
+    """Return the recipe of a network, with the batch size and the learning rate of the authors."""
     values = yaml.safe_load(recipe(name))
-    batch = values["batch_size"] * values["grad_accum_steps"] * 8  # 8 processes, see the recipe
+    batch = values["batch_size"] * values["grad_accum_steps"] * 8  # for 8 processes, as the recipe says
     return {**values, "batch": batch, "lr": values["lr_base"] * batch / values["lr_base_size"]}
 
 
-def _training(source: Source) -> dict[str, Any]:
-    """Return the options of a run of train.py that describe the training."""
-    unused = {option for option, other in _NOTHING_WITHOUT.items() if not source.training.get(other)}
-    given = {option: source.training.get(option) for option in _TRAINING if option not in unused}
-    return {option: value for option, value in given.items() if isinstance(value, _SHOWN) and value}
-
-
 def _how_to_license(source: Source) -> str:
-    """Return the options that allow a card for weights that are not identified: --license, or --checkpoint."""
-    own = "choose one for weights of your own; pass, for instance, --license apache-2.0"
+    """Return the advice for weights without a known licence: pass --license, or --checkpoint."""
+    own = "choose one for your own weights, for instance --license apache-2.0"
     claims = [name for name in released_checkpoints() if name.split(".")[0] == source.architecture]
     if not claims or set(source.model_args) - {"num_classes"}:
         return own
     return (
-        f"its hash is not that of a released file; {own}. If it is a released checkpoint: --checkpoint "
-        f"{' or '.join(claims)}"
+        f"the hash of the weights is not that of a released file; {own}. If they are a released checkpoint, pass "
+        f"--checkpoint {' or '.join(claims)}"
     )

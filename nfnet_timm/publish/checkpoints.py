@@ -16,14 +16,14 @@ __all__ = ["data_file", "load_published", "released_checkpoints"]
 
 
 def data_file(name: str) -> Path:
-    """Return the path of a file in the project's folder hub/. The wheel has these files inside the package."""
+    """Return the path of a file of hub/. The wheel has these files inside the package."""
     inside = Path(__file__).with_name(name)
     return inside if inside.exists() else Path(__file__).parents[2] / "hub" / name
 
 
 @cache
 def load_published() -> dict[str, Any]:
-    """Return the content of hub/checkpoints.toml. The comments at its top explain the entries."""
+    """Return the content of hub/checkpoints.toml."""
     return tomllib.loads(data_file("checkpoints.toml").read_text(encoding="utf-8"))
 
 

@@ -26,16 +26,17 @@ class FoundNames:
 def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | str | None:
     """Return the class names of a run of train.py, or a reason why they are unknown, or None if it had no names.
 
-    The names come from the run's class map. A run without a class map used the names of the folders of the training
-    images. Ask the user before you publish the names: ``args`` come from the checkpoint, which another person may have
-    written, and can name any file.
+    The names are those in the run's class map, or the names of the folders of training images if it had none. Ask the
+    user before you publish them: ``args`` come from the checkpoint. Another person may have written it, and it can name
+    any file.
 
     Source: ``load_class_map`` and ``find_images_and_targets`` in timm/data/readers.
     """
-    folder = reader_root(args, args.get("train_split") or "train") if not library_of(args)[0] else None
+    library, _ = library_of(args)
+    folder = None if library else reader_root(args, args.get("train_split") or "train")
     try:
         if args.get("class_map"):
-            index, place = _read_class_map(args["class_map"], folder, library_of(args)[0])
+            index, place = _read_class_map(args["class_map"], folder, library)
         elif folder is not None:
             _, index = find_images_and_targets(str(folder), image_types(args), sort=False)
             place = folder
@@ -52,10 +53,7 @@ def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | 
 def _read_class_map(class_map: Any, folder: Path | None, library: str) -> tuple[dict[str, int], Path | str]:
     """Return the index of each name in a class map, and the place of the class map.
 
-    As in train.py, a relative path is tried in the current folder first, then in ``folder``.
-
-    Raises:
-        ValueError: If the class map does not exist, or is neither a text file nor a mapping of names to numbers.
+    As train.py does, look for a relative path in the current folder first, then in ``folder``.
     """
     if library == "torch":
         raise ValueError(f"train.py does not use the class map {class_map!r} with datasets of torchvision")

@@ -12,7 +12,7 @@ import timm
 from timm.data import str_to_interp_mode
 from timm.models import PretrainedCfg
 
-from nfnet_timm.formats.safetensors_writer import read_layout
+from nfnet_timm.formats.safetensors_file import read_layout
 from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.state_dict import check_state_dict
@@ -83,18 +83,17 @@ def is_ours(config: dict[str, Any]) -> bool:
 
 
 def read_config(path: Path) -> Config:
-    """Return what timm reads from a config.json. Every value has the type that timm and the network expect.
+    """Return the content of a config.json as timm reads it. All values have the types that timm and the network expect.
 
     Raises:
-        ValueError: If it does not describe a network of this package, or if a value has another type. The message
-            contains the value.
+        ValueError: If it does not describe a network of this package, or if a value has another type.
         OSError: If it cannot be read.
     Source: ``_parse_model_cfg`` in timm/models/_hub.py.
     """
     config = read_json(path)
     if not is_ours(config):
         raise ValueError(f"{path} is of {config.get('architecture')!r}: expected a network of nfnet_timm")
-    # If there is no entry ``pretrained_cfg``, timm uses the whole config.json in its place.
+    # If there is no entry ``pretrained_cfg``, timm uses the whole config.json as pretrained_cfg.
     pretrained_cfg = config.get(
         "pretrained_cfg", {k: v for k, v in config.items() if k not in ("num_features", *LABELS)}
     )

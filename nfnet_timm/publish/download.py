@@ -1,4 +1,4 @@
-"""Downloads the authors' files. A file gets its name only when its MD5 is the recorded one."""
+"""Downloads the authors' files and compares their MD5 with the recorded one."""
 
 from __future__ import annotations
 
@@ -27,20 +27,18 @@ _ADVICE = {
 def download(name: str, folder: Path) -> tuple[Path, bool]:
     """Download the released file of ``name`` to ``folder``; return its path, and whether it was downloaded now.
 
-    The download is written to a file that ends in .part. It gets its final name when its MD5, and its size if known,
-    are the recorded ones. If the connection breaks, the next call continues the .part file. A file that exists and has
-    the recorded MD5 is not downloaded again. Waits while another run downloads the same file to ``folder``.
+    A file that exists and has the recorded MD5 is not downloaded again. The name of an incomplete file ends in .part.
+    If the connection breaks, the next call continues this file. Waits while another run downloads the same file.
 
     Args:
         name: A name in hub/checkpoints.toml, such as "nfnet_f0.dm_in1k", or its short form "f0".
     Raises:
-        ValueError: If there is no released file of this name, if the server sends another file, or if another file has
-            its place.
+        ValueError: If no file of this name was released, or if the downloaded or an existing file has another MD5.
         OSError: If the server cannot be reached or refuses, or if the disk is full.
     """
     released = _released(name)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: expected a folder, name one with --to")
+        raise ValueError(f"{folder} is a file: choose a folder with --to")
     path = folder / released["file"]
     if _is_there(path, released["md5"]):
         return path, False
@@ -67,7 +65,7 @@ def _fetch_checked(released: dict[str, Any], path: Path) -> None:
     partial = path.with_name(f"{path.name}.part")
     resumed = partial.exists()
     _fetch(released, partial)
-    if resumed and _md5(partial) != released["md5"]:  # the .part file may have begun as another file
+    if resumed and _md5(partial) != released["md5"]:  # the old .part file may be the start of another file
         partial.unlink()
         _fetch(released, partial)
     found = _md5(partial)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from nfnet_timm.formats.typed import check_types
 
 __all__ = ["RECORDED", "check_logits", "identify", "logits_of", "recorded_logits"]
 
-# publish writes this many logits, the first ones, to the header of model.safetensors.
+# publish writes the first logits, this many, to the header of model.safetensors.
 RECORDED = 8
 
 
@@ -25,7 +26,7 @@ RECORDED = 8
 def logits_of(model: Any) -> Tensor:
     """Return the logits (num_classes,) of a model in eval mode for a fixed image of 64 x 64 pixels.
 
-    For a model without classes, return its features, flattened.
+    For a model without classes, return its flattened features.
     """
     wave = torch.arange(model.in_chans * 64 * 64, dtype=torch.float32).mul_(0.37).sin_()
     return model(wave.view(1, model.in_chans, 64, 64))[0].flatten()
@@ -35,7 +36,7 @@ def check_logits(ours: Tensor, expected: Tensor) -> None:
     """Raise ValueError unless two models on one machine gave the same logits, to float32 rounding."""
     if ours.shape != expected.shape:
         raise ValueError(f"the logits have shape {list(ours.shape)}, expected {list(expected.shape)}")
-    # Not to the bit: where a tensor lies in memory decides how its products are summed.
+    # They are not equal to the bit, because the order of a sum depends on the address of the tensor.
     tolerance = 1e-5 * float(expected.nan_to_num().abs().max())
     if not torch.allclose(ours, expected, rtol=1e-4, atol=tolerance, equal_nan=True):
         raise ValueError(f"the logits differ by up to {float((ours - expected).abs().max()):.1e}")
@@ -60,18 +61,19 @@ def recorded_logits(header: Mapping[str, str]) -> list[float] | None:
 def identify(path: Path) -> dict[str, str]:
     """Return the name, size and hashes of a file, in the form of the header of model.safetensors.
 
-    For a directory, the size is the sum of its files. The SHA-256 is the hash of the output of ``sha256sum`` for its
+    For a directory, the size is the sum over its files. The SHA-256 is that of the output of ``sha256sum`` for these
     files, sorted by name. There is no MD5.
     """
+    name = os.path.basename(os.path.abspath(path))  # the name of the current folder for "."
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         listing = "".join(f"{_sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in files)
         size, sha256 = sum(p.stat().st_size for p in files), hashlib.sha256(listing.encode())
-        return {"source": path.name, "source_bytes": str(size), "source_sha256": sha256.hexdigest()}
+        return {"source": name, "source_bytes": str(size), "source_sha256": sha256.hexdigest()}
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     _feed(path, sha256, md5)
     return {
-        "source": path.name,
+        "source": name,
         "source_bytes": str(path.stat().st_size),
         "source_sha256": sha256.hexdigest(),
         "source_md5": md5.hexdigest(),

@@ -21,11 +21,11 @@ from huggingface_hub import constants, get_token
 from torch import nn
 
 from nfnet_timm.compat.timm import save_config
-from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header, read_layout, write_weights
+from nfnet_timm.formats.safetensors_file import arrays_hash, read_header, read_layout, write_weights
 from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import released_checkpoints
 from nfnet_timm.publish.class_names import check_class_names
-from nfnet_timm.publish.config_json import DEFAULTS, LABELS, load_folder, read_config, read_json
+from nfnet_timm.publish.config_json import LABELS, load_folder, read_config, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, check_logits, logits_of
 from nfnet_timm.publish.locks import names_in
 from nfnet_timm.publish.readme import card_metadata, read_card
@@ -56,17 +56,16 @@ def save_folder(
     restores it and removes incomplete files. Waits while another run writes ``folder``.
 
     Args:
-        model_args: Arguments of ``create_model`` other than the name, needed to build the model again.
+        model_args: Arguments of ``create_model`` other than the name.
         metadata: Strings for the header of model.safetensors. ``format: pt`` is added.
         model_config: More entries of config.json in timm's schema: ``label_names``, ``label_descriptions``.
         card: The text of README.md. If None, there is no README.md.
         overwrite: Whether to replace files in ``folder`` that have the same names and other content.
-        finish: Called with a temporary folder that has the new files, before they replace the old ones. It may change
-            the files. If it raises an error, nothing is replaced.
+        finish: A function that may check and change the new files. It gets the temporary folder that contains them. If
+            it raises an error, no old file is replaced.
     Raises:
         ValueError: If ``folder`` has files of other names, or files with other content and ``overwrite`` is not set.
-            One case needs no ``overwrite``: timm and earlier versions write some entries of config.json twice; such a
-            config.json is replaced.
+            A config.json that differs only in entries from the card needs no ``overwrite``.
         OSError: If the disk is full or not writable.
     Differs from timm: ``save_for_hf`` writes no metadata, so some readers refuse the file. By default, it also writes a
         pickle.
@@ -76,7 +75,7 @@ def save_folder(
         raise ValueError(f"{folder} is a file: expected a folder, new or empty")
     others = sorted(name for name in names_in(folder) if name not in FILES)
     if others:
-        raise ValueError(f"{folder} holds other files ({', '.join(others[:3])}): expected a folder, new or empty")
+        raise ValueError(f"{folder} contains other files ({', '.join(others[:3])}): expected a folder, new or empty")
     with staged_folder(folder, FILES) as staged:
         write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
         _write_config(model, staged / "config.json", model_config or {}, model_args or {})
@@ -85,8 +84,8 @@ def save_folder(
         if finish is not None:
             finish(staged)
         changed = _changed(folder, staged)
-        only_repetitions = changed == ["config.json"] and _same_config(folder, staged)
-        if changed and names_in(folder) and not overwrite and not only_repetitions:
+        only_card_entries = changed == ["config.json"] and _same_config(folder, staged)
+        if changed and names_in(folder) and not overwrite and not only_card_entries:
             lost = "; copy README.md first if you have edited it" if "README.md" in changed else ""
             raise ValueError(
                 f"{folder} exists, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
@@ -97,15 +96,14 @@ def save_folder(
 
 
 def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
-    """Write config.json as timm does, but with ``model_args``, and with each argument and label only once.
+    """Write config.json as timm does, but with no arguments beside ``model_args``, and with each entry only once.
 
-    transformers reads the same file and raises an error if it gets an argument twice. So ``model_args`` lacks the
-    number of classes, which is elsewhere in the file. The labels of a model that timm has loaded are also in
-    ``pretrained_cfg``; they are removed there.
+    transformers reads the same file and raises an error if it gets an argument twice. timm also writes the number of
+    classes to ``model_args``, and the labels of a model that it has loaded to ``pretrained_cfg``.
     """
     save_config(model, path, dict(model_config), dict(model_args))
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["model_args"] = _needed(model_args, model.num_classes)
+    config["model_args"] = {key: value for key, value in model_args.items() if key != "num_classes"}
     if not config["model_args"]:
         del config["model_args"]
     for name in LABELS:
@@ -113,13 +111,8 @@ def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any],
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _needed(model_args: Mapping[str, Any], num_classes: Any) -> dict[str, Any]:
-    source = {**DEFAULTS, "num_classes": num_classes}
-    return {key: value for key, value in model_args.items() if source.get(key) != value}
-
-
 def _changed(folder: Path, staged: Path) -> list[str]:
-    """Return the names of files that would be removed from ``folder``, added to it, or changed in it."""
+    """Return the names of the files that would be removed, added or changed in ``folder``."""
     theirs, ours = set(names_in(folder)), set(names_in(staged))
     both = theirs & ours
     return sorted(
@@ -128,9 +121,9 @@ def _changed(folder: Path, staged: Path) -> list[str]:
 
 
 def _same_model(folder: Path, staged: Path) -> bool:
-    """Return whether ``folder`` and ``staged`` have the same arrays and the same config.json (see ``_same_config``).
+    """Return whether two folders have the same arrays and the same config.json, apart from entries from the card.
 
-    The headers of the weights may differ, because another machine rounds the logits in them differently.
+    The headers of the weights may differ: another machine rounds the logits in a header differently.
     """
     if not _same_config(folder, staged):
         return False
@@ -142,20 +135,15 @@ def _same_model(folder: Path, staged: Path) -> bool:
 
 
 def _same_config(folder: Path, staged: Path) -> bool:
-    """Return whether two config.json agree, apart from repeated entries and entries that come from the card.
-
-    Earlier versions and timm write some arguments twice.
-    """
     configs = []
     for path in (folder / "config.json", staged / "config.json"):
         try:
-            read_config(path)  # raises if it has other types
+            read_config(path)  # raises ValueError if an entry has another type
         except (ValueError, OSError):
             return False
         config = read_json(path)
         cfg = config.get("pretrained_cfg", {})
-        config["model_args"] = _needed(config.get("model_args", {}), config.get("num_classes"))
-        config["pretrained_cfg"] = {k: v for k, v in cfg.items() if k not in (*LABELS, "license", "origin_url", "tag")}
+        config["pretrained_cfg"] = {k: v for k, v in cfg.items() if k not in ("license", "origin_url", "tag")}
         configs.append(config)
     return configs[0] == configs[1]
 
@@ -172,9 +160,7 @@ def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) 
     - timm loads the model, its arrays are exactly those of ``model``, and its logits agree.
 
     Args:
-        secrets: Strings that the files must not contain. Tokens and private keys are also recognised by their form.
-    Raises:
-        ValueError: If a check fails. The message contains the file's name.
+        secrets: Strings that the files must not contain. Tokens and private keys are also found by their form.
     """
     folder = Path(folder)
     found = names_in(folder)
@@ -215,11 +201,10 @@ def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) 
 
 
 def build_repo(source: Source, repo_id: str, folder: Path, license: str | None = None, overwrite: bool = False) -> bool:
-    """Write the content of the repo ``repo_id`` to ``folder`` and check it.
+    """Write the content of the repo ``repo_id`` to ``folder`` and check it. Needs no network.
 
-    Needs no network. The same source gives the same bytes. If the source has a card, that card is copied. Else, if
-    ``folder`` has a card of the same model for the same repo, that card is kept, because its owner may have edited it.
-    After an error, ``folder`` is unchanged.
+    If the source has a card, copy it. Else, if ``folder`` has a card of the same model for the same repo, keep it,
+    because its owner may have edited it. Write the files as ``save_folder`` does.
 
     Returns:
         Whether ``folder`` kept a card that differs from a new one.
@@ -241,13 +226,11 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
             "name in it, or remove README.md to get a new one"
         )
     card = source.card or render_card(source, repo_id, license)
-    owned = card_metadata(card, "README.md").get("license")
-    _check_license(card, license)
-    # What config.json says of the weights' licence and origin is not taken from the folder of others.
-    about = {"license": owned, "origin_url": None, "tag": None}
+    # config.json gets the licence of the card, and no origin that the config.json of a source states.
+    about = {"license": _checked_license(card, license), "origin_url": None, "tag": None}
     if "url" in released_checkpoints().get(source.checkpoint or "", {}):
-        theirs: Any = timm.get_pretrained_cfg(source.architecture)
-        about = {key: getattr(theirs, key) for key in about}
+        of_timm: Any = timm.get_pretrained_cfg(source.architecture)
+        about = {key: getattr(of_timm, key) for key in about}
     source.model.pretrained_cfg = {**source.model.pretrained_cfg, **about}
     labels = {"label_names": source.label_names, "label_descriptions": source.label_descriptions}
     token = get_token()
@@ -258,7 +241,7 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
         if source.card is None and (folder / "README.md").is_file() and _same_model(folder, staged):
             theirs = read_card(folder / "README.md")
             if _is_for(theirs, repo_id):
-                _check_license(theirs, license)
+                _checked_license(theirs, license)
                 kept = theirs != card
                 shutil.copyfile(folder / "README.md", staged / "README.md")
         check_folder(staged, source.model, (token,) if token else ())
@@ -286,7 +269,8 @@ def _is_for(card: str, repo_id: str) -> bool:
     return not names or f"hf-hub:{repo_id}" in names
 
 
-def _check_license(card: str, license: str | None) -> None:
+def _checked_license(card: str, license: str | None) -> str | None:
+    """Return the licence in the metadata of a card; raise ValueError if it is not ``license``."""
     stated = card_metadata(card, "README.md").get("license")
     if license is not None and stated is None:
         raise ValueError(
@@ -298,13 +282,13 @@ def _check_license(card: str, license: str | None) -> None:
             f"--license {license}: the existing card says {stated}; change it in README.md, or remove README.md to get "
             "a new one"
         )
+    return stated
 
 
 def _logits(source: Source) -> list[float]:
-    """Return the logits for the header.
+    """Return the logits for the header: the recorded ones if the computed ones agree with them.
 
-    If the source has recorded logits that agree with the computed ones, return the recorded ones. They may come from
-    another machine, which rounds differently. So the header does not change.
+    Another machine, which rounds differently, may have recorded them. So the header stays the same on all machines.
     """
     logits = logits_of(source.model)[:RECORDED]
     recorded = torch.tensor(source.logits or [])

@@ -12,7 +12,7 @@ __all__ = ["hub_errors_explained"]
 
 _ADVICE = {
     401: "the Hub does not accept the access token: log in again with `hf auth login`, or set HF_TOKEN",
-    403: "the access token has no write access there: create one that has, and log in with `hf auth login`",
+    403: "the access token has no write access there: create one with write access, and log in with `hf auth login`",
     404: "the repo or revision does not exist, or it is private and the access token may not read it: check the name",
     412: "another push came first and yours was not made: look at the repo, then run the command again",
     429: "the Hub got too many requests: run the command again in some minutes",

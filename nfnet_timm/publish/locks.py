@@ -1,4 +1,4 @@
-"""Locks that allow one run at a time to write a file or folder. A second run waits until the first has ended."""
+"""Locks for files and folders: a second run waits until the first run has ended."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OURS = ".nfnet-timm-"  # prefix of the names of locks and of incomplete files an
 
 @contextmanager
 def locked(folder: Path, name: str = "") -> Iterator[None]:
-    """Keep other runs from writing ``name`` in ``folder``, or ``folder`` itself if there is no name.
+    """Lock the file ``name`` in ``folder``, or ``folder`` itself if there is no name.
 
     While another run has the lock, print a message and wait. The lock is a file in ``folder``, which is created if it
     does not exist. The operating system frees the lock when the process ends, even if it is killed. If the file system
-    does not support locks, there is no waiting.
+    does not support locks, this does not wait.
 
     Raises:
         OSError: If ``folder`` cannot be written to.

@@ -18,8 +18,9 @@ from nfnet_timm.formats.typed import check_types
 from nfnet_timm.publish.class_names import check_class_names
 from nfnet_timm.publish.folder import build_repo
 from nfnet_timm.publish.hub_errors import hub_errors_explained
+from nfnet_timm.publish.in_memory import open_network
 from nfnet_timm.publish.locks import names_in
-from nfnet_timm.publish.sources import Source, open_network
+from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.verify import Report, verify
 from nfnet_timm.signals import stop_if_interrupted
 
@@ -39,7 +40,7 @@ _REF = r"[A-Za-z0-9_][A-Za-z0-9._/-]*"  # a branch or a tag
 
 @contextmanager
 def _float32_on_the_cpu() -> Iterator[None]:
-    """Build networks in float32 and on the CPU, whatever defaults of torch the user has set."""
+    """Use torch's own defaults for the dtype and the device, and not those of the user."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -62,10 +63,10 @@ def push_to_hub(
     revision: str = "main",
     force: bool = False,
 ) -> Report:
-    """Publish the network in ``model`` as ``nfnet-timm publish`` does, verify the repo, and return the report.
+    """Publish the network in ``model`` as ``nfnet-timm publish`` does, and return the report of ``verify``.
 
     ``model`` is not changed. The weights are published in float32, with the preprocessing in the network's
-    ``pretrained_cfg``. In distributed training, call this in one process.
+    ``pretrained_cfg``. In distributed training, call this in one process only.
 
     Args:
         model: A network of this package, or a module that contains one and no other parameters: a LightningModule,
@@ -74,15 +75,15 @@ def push_to_hub(
         license: Licence of the weights, by its name on the Hub, such as "apache-2.0".
         label_names: Names of the classes, in the order of the outputs.
         metrics: Values by name, such as ``{"top1": 87.5}``. The card shows them as stated by the owner.
-        dataset: The data on which the metrics were measured: a dataset's id on the Hub, or any name.
+        dataset: The data on which the metrics were measured: the id of a dataset on the Hub, or any name.
         private: Whether a new repo is private.
         revision: The branch. It is created if it does not exist.
         force: Whether to replace other content of the repo.
     Raises:
-        ValueError: If ``model`` contains no network that ``timm.create_model`` can build again, an argument has the
-            wrong type, or the repo has other content; see ``push`` and ``verify``.
+        ValueError: If ``timm.create_model`` cannot build the network in ``model`` again, if an argument has the wrong
+            type, or if the repo has other content. See also ``push`` and ``verify``.
         OSError: If the Hub cannot be reached or refuses.
-    Differs from timm: ``push_to_hf_hub`` does not check the files before or after the push, and also writes a pickle.
+    Differs from timm: ``push_to_hf_hub`` does not check the files, and also writes a pickle.
     """
     names: Any = label_names if label_names is None or isinstance(label_names, str) else list(label_names)
     figures: Any = {} if metrics is None else metrics
@@ -162,8 +163,7 @@ def push(
     """Push the files of ``folder`` to ``repo_id`` in one commit; return the commit, and whether it is new.
 
     Creates the repo and the branch if they do not exist. A new branch starts from main. If the repo has the same
-    content, there is no new commit. Other files of the repo stay. After an error, the content of the repo is unchanged,
-    unless the message says otherwise.
+    content, there is no new commit. Other files of the repo stay. After an error, the repo has all the files or none.
 
     Args:
         tag: The tag that ``tag_commit`` will create. No other commit may have it.
@@ -177,7 +177,7 @@ def push(
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     stop_if_interrupted()
-    with hub_errors_explained(f"making {repo_id}"):
+    with hub_errors_explained(f"creating {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
     with hub_errors_explained(f"reading {repo_id}"):
         refs = api.list_repo_refs(repo_id)
@@ -201,7 +201,7 @@ def push(
             "pushed; pass --force (force=True) to make a commit that replaces them, or --revision to use another branch"
         )
     if is_new_branch:
-        with hub_errors_explained(f"making the branch {revision} of {repo_id}"):
+        with hub_errors_explained(f"creating the branch {revision} of {repo_id}"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     if not different:
         return head, False
@@ -219,7 +219,7 @@ def push(
             )
         return commit.oid, True
     except BaseException as error:
-        # The Hub may have made the commit although its answer was lost.
+        # Even if its answer was lost, the Hub may have made the commit.
         made = _commit_made(api, repo_id, revision, head, folder) if isinstance(error, OSError) else None
         if made is not None:
             return made, True
@@ -235,7 +235,7 @@ def _different(api: HfApi, repo_id: str, commit: str, folder: Path) -> list[str]
 
 
 def _commit_made(api: HfApi, repo_id: str, revision: str, before: str, folder: Path) -> str | None:
-    """Return the new commit if the branch has moved and now has the content of ``folder``, else None."""
+    """Return the new commit if there is one and it has the content of ``folder``, else None."""
     try:
         now = str(api.model_info(repo_id, revision=revision).sha)
         return now if now != before and not _different(api, repo_id, now, folder) else None
@@ -244,7 +244,7 @@ def _commit_made(api: HfApi, repo_id: str, revision: str, before: str, folder: P
 
 
 def _remove_branch(api: HfApi, repo_id: str, revision: str, before: str) -> None:
-    """Remove a new branch after its commit failed, unless it has another commit. Errors are ignored."""
+    """Remove a new branch unless it has a new commit. Ignore errors."""
     try:
         if api.model_info(repo_id, revision=revision).sha == before:
             api.delete_branch(repo_id, branch=revision)

@@ -18,10 +18,10 @@ _TYPES = {"license": str | None, "library_name": str | None, "pipeline_tag": str
 
 
 def read_card(path: Path) -> str:
-    """Return the text of a README.md with its line endings, after a check that its metadata can be read.
+    """Return the text of a README.md, with the line endings of the file.
 
     Raises:
-        ValueError: If it is not UTF-8, or if its metadata cannot be read (see ``card_metadata``).
+        ValueError: If it is not UTF-8, or if ``card_metadata`` cannot read its metadata.
         OSError: If it cannot be read.
     """
     try:
@@ -33,7 +33,7 @@ def read_card(path: Path) -> str:
 
 
 def card_metadata(text: str, where: str) -> dict[str, Any]:
-    """Return the metadata of a model card, which is the YAML block at its top; {} if there is none.
+    """Return the metadata of a model card (the YAML block at its top), or {} if there are none.
 
     Args:
         where: The name of the card in messages.

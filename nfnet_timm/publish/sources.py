@@ -1,51 +1,36 @@
-"""Reads the models that can be published, with the facts for their cards.
+"""Reads a model from a file or a folder, with the facts for its card.
 
 A source is a file of the authors, an Orbax checkpoint, a folder that ``convert`` or timm's ``save_for_hf`` wrote, a
-checkpoint of timm's train.py, a state dict with the name of its network, or a network in memory.
+checkpoint of timm's train.py, or a state dict with the name of its network. in_memory.py reads a network in memory.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from nfnet_timm.formats.authors import is_of_authors
-from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header
+from nfnet_timm.formats.authors import is_recognised
+from nfnet_timm.formats.safetensors_file import checked_header, read_arrays
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
-from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.state_dict import check_state_dict, infer_variant
-from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import load_published, released_checkpoints
 from nfnet_timm.publish.class_names import FoundNames, find_class_names
 from nfnet_timm.publish.config_json import DEFAULTS, described_model, load_folder, read_config
-from nfnet_timm.publish.fingerprints import check_logits, identify, logits_of, recorded_logits
+from nfnet_timm.publish.fingerprints import identify, recorded_logits
 from nfnet_timm.publish.readme import read_card
-from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of, published_cfg
+from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
 
-__all__ = ["Source", "open_authors", "open_model", "open_network"]
+__all__ = ["Source", "open_authors", "open_model"]
 
 # First arrays of a network.
 _FIRST = ("stem.conv1.weight", "stem.conv.weight")
-# Constants of layers, which logits may not show.
-_CONSTANTS = ("alpha", "eps", "gamma", "scale")
-# Parameters whose initial value is 0.
-_HIDING = ("skipinit_gain", "head.fc.weight")
-_CHANGED = (
-    "the network was changed after timm.create_model built it (reparameterized, quantized, other layers or another "
-    "head), and cannot be loaded from the Hub: publish it as it was before the change"
-)
 
 
 @dataclass
@@ -53,24 +38,24 @@ class Source:
     """A model in eval mode, and the facts about it.
 
     Args:
-        model_args: Arguments of ``create_model`` beside the name.
-        metadata: Name, bytes, SHA-256 and MD5 of the file that the weights come from; {} for a network in memory.
-        computed: Whether ``metadata`` was computed from that file; else the header of a folder's weights states it.
-        checkpoint: The entry of hub/checkpoints.toml, for a released checkpoint.
-        identified_by: What identifies it: the MD5 of the file, the header of a folder's weights, which anybody may
-            have written, or the word of the publisher.
-        logits: The logits in the header of a folder's weights.
+        model_args: Arguments of ``create_model`` other than the name.
+        metadata: Name, bytes, SHA-256 and MD5 of the file of the weights; {} for a network in memory.
+        computed: Whether ``metadata`` was computed from that file. If not, it is a copy from the header of
+            model.safetensors.
+        checkpoint: The name of the released checkpoint in hub/checkpoints.toml; None for other weights.
+        identified_by: How it was identified: by the MD5 of the file, by the header of model.safetensors, which anybody
+            may have written, or by the word of the publisher.
+        logits: The logits in the header of model.safetensors.
         label_names: Names of the classes, in the order of the outputs.
         label_descriptions: A longer description for each name.
         found_names: Names that were found on this computer. The user decides whether they are right and public.
-        card: The text of the model card, if there is one already.
+        card: The text of an existing model card.
         training: The options of timm's train.py, if train.py trained the model.
         ema: Whether the weights are the moving average; None if train.py did not train the model.
-        accuracy: The accuracy that train.py measured with these weights at ``epoch``, on images that training did not
-            see.
+        accuracy: The accuracy that train.py measured with these weights at ``epoch``.
         metrics: Values that the owner states, by name.
-        dataset: The data that the owner measured them on: a dataset's id on the Hub, or any name.
-        left_out: What is not published although the run may have had it, and why, one line each.
+        dataset: The data of ``metrics``: the id of a dataset on the Hub, or any name.
+        left_out: One line for each fact that is not published, with the reason.
     """
 
     model: Any
@@ -93,7 +78,7 @@ class Source:
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Other programs also write default values to config.json; they are removed here.
+        # A config.json of another program may also contain default values.
         self.model_args = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in self.model_args.items()
@@ -101,15 +86,15 @@ class Source:
         }
 
     def origin(self) -> str:
-        """Return one sentence: whether this is a released checkpoint, and what identifies it."""
+        """Return a sentence that says whether this is a released checkpoint, and how it was identified."""
         name, md5 = self.metadata.get("source"), self.metadata.get("source_md5")
         if self.identified_by == "MD5":
             return f"{name} is the file that the authors released as {self.checkpoint}: it has the recorded MD5 {md5}"
         if self.identified_by == "header":
             return (
                 f"these are the weights of {name}, released as {self.checkpoint}, according to the header written at "
-                "conversion; this was not recomputed, so the card has no published accuracy. To get it on the card, "
-                f"publish {name} itself"
+                "conversion. The hash was not recomputed, so the card has no published accuracy. To have it, publish "
+                f"{name} itself"
             )
         if self.identified_by == "word":
             return f"{name} is published as the released {self.checkpoint} on your word; no recorded hash confirms it"
@@ -117,8 +102,8 @@ class Source:
             return "weights of your own, written from a network in memory"
         if not self.computed:
             return (
-                f"weights of your own, made from {name} according to the header written at conversion; this was not "
-                "recomputed"
+                f"weights of your own, made from {name} according to the header written at conversion. The hash was "
+                "not recomputed"
             )
         if md5 is not None:
             return f"weights of your own: {name} has the MD5 {md5}, which no released file has"
@@ -138,20 +123,19 @@ def open_model(
     For a checkpoint of train.py, this is the moving average (EMA) if there is one, with the preprocessing of the run.
 
     Args:
-        checkpoint: The entry in hub/checkpoints.toml that the weights are, on the user's word. If None, only the MD5
-            of a file identifies it.
+        checkpoint: The name of the released checkpoint in hub/checkpoints.toml, as the user states it.
         model: The network of a state dict, as ``--model`` of train.py. All other sources contain this name.
-        model_kwargs: Further arguments of ``create_model``, as ``--model-kwargs`` of train.py.
+        model_kwargs: Further arguments of ``create_model`` for a state dict, as ``--model-kwargs`` of train.py.
     Raises:
-        ValueError: If it is not one of the four types, or contains another network.
+        ValueError: If it is not one of the types above, or contains another network.
     """
     is_safetensors = path.suffix == ".safetensors" and path.is_file()
-    saved = _read_safetensors(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
+    saved = read_arrays(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
     if isinstance(saved, dict):
         source = _from_state_dict(path, saved, model, model_kwargs or {})
     elif saved is not None:
         source = _from_training(path, saved)
-    elif path.is_dir() and not is_of_authors(path):
+    elif path.is_dir() and not is_recognised(path):
         source = _from_folder(path)
     else:
         source = open_authors(path)
@@ -196,12 +180,7 @@ def _from_folder(folder: Path) -> Source:
         return Source(
             _load_pickled(folder, pickled, config.architecture, arguments), arguments, identify(pickled), **about
         )
-    header = read_header(weights)
-    if header.get("arrays_sha256") not in (None, arrays_hash(weights)):
-        raise ValueError(
-            f"the arrays of {weights} do not have the hash in its header: the file is damaged or was changed. Convert "
-            "or copy it again; if you changed the arrays yourself, save them without the entry arrays_sha256"
-        )
+    header = checked_header(weights)
     stated = _stated(header) if "arrays_sha256" in header else {}
     # The header of a network that push_to_hub wrote from memory has logits and no source.
     from_memory = "arrays_sha256" in header and "logits" in header and "source" not in header
@@ -215,7 +194,7 @@ def _from_folder(folder: Path) -> Source:
     )
     released = _recorded(stated)
     if released is not None and not _fits(released, source):
-        # The header belongs to another network, so the card does not repeat it.
+        # The header is that of another network.
         source.metadata, source.computed = identify(weights), True
     elif released is not None:
         source.checkpoint, source.identified_by = released, "header"
@@ -234,13 +213,6 @@ def _load_pickled(folder: Path, pickled: Path, architecture: str, arguments: dic
     except ValueError as error:
         raise ValueError(f"{folder}: config.json and {pickled.name} are of different networks: {error}") from None
     return model.eval()
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from None
 
 
 def _from_state_dict(
@@ -269,7 +241,7 @@ def _arrays_of_network(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the arrays without the prefix that Lightning, DDP and torch.compile put before their names.
 
     Raises:
-        ValueError: If they are of more than one network, or not of that alone.
+        ValueError: If there are arrays of two networks, or other arrays.
     """
     prefixes = sorted({name.removesuffix(first) for name in state_dict for first in _FIRST if name.endswith(first)})
     if len(prefixes) > 1:
@@ -283,116 +255,8 @@ def _arrays_of_network(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): array for name, array in state_dict.items()}
 
 
-def open_network(model: nn.Module) -> Source:
-    """Return a copy of the network in ``model``, on the CPU and in float32; ``model`` stays as it is.
-
-    Args:
-        model: A network of this package, or a module that holds one and no other parameters: a LightningModule, an
-            EMA, ``torch.compile``, DDP.
-    Raises:
-        ValueError: If there is none or more than one, or ``timm.create_model`` cannot build it again: it is
-            reparameterized, sharded, has another head or was changed otherwise.
-    """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, NormFreeNet)}
-    if len(found) != 1:
-        names = f": {', '.join(map(repr, found))}; pass one of them" if found else ""
-        raise ValueError(
-            f"{type(model).__name__} contains {len(found)} networks of nfnet_timm, expected one that "
-            f"timm.create_model built{names}"
-        )
-    ((place, network),) = found.items()
-    own = {id(p) for p in network.parameters()}
-    if others := [name for name, p in model.named_parameters() if id(p) not in own]:
-        raise ValueError(
-            f"{type(model).__name__} has parameters beside the network {place!r}, such as {others[0]}, which would be "
-            f"lost: publish the network alone, or give it a classifier with reset_classifier()"
-        )
-    architecture = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
-    if architecture not in VARIANTS:
-        raise ValueError(
-            f"the network's pretrained_cfg names the architecture {architecture!r}: build it with timm.create_model"
-        )
-    for name, p in network.named_parameters():
-        if p.is_meta or hasattr(p, "full_tensor"):
-            kind = "is on the meta device" if p.is_meta else "is sharded over processes"
-            raise ValueError(f"{name} {kind}: expected all of its values; load or gather the state dict first")
-        if not p.is_floating_point():
-            raise ValueError(f"{name} is {p.dtype}: expected a floating-point dtype, such as torch.float32")
-    if "forward" in vars(network) and not _is_of_accelerate(network):
-        raise ValueError(
-            "the network has a forward of its own, which the Hub would not have: build what it does into the data, and "
-            "remove it with `del model.forward`"
-        )
-    try:
-        plain: Any = copy.deepcopy(network)
-    except Exception as error:  # from the class of any attribute
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"the network cannot be copied: {reason}. Remove what was added to it (attributes and hooks that hold "
-            "tensors or locks; weight_norm and pruning with their remove functions), or load its state dict into a new "
-            "network of timm.create_model and publish that"
-        ) from None
-    plain = plain.to(device="cpu", dtype=torch.float32).eval()
-    plain.in_chans = plain.stem[0].in_channels  # the stem may have been replaced
-    vars(plain).pop("forward", None)
-    defaults, stride = asdict(VARIANTS[architecture].cfg), network.feature_info[-1]["reduction"]
-    options = {
-        "model": architecture,
-        "model_kwargs": {
-            **{key: value for key, value in asdict(network.cfg).items() if value != defaults[key]},
-            **({} if stride == 32 else {"output_stride": stride}),
-        },
-        "in_chans": plain.in_chans,
-        "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
-    }
-    try:
-        built, arguments = network_of(
-            TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None), "the network"
-        )
-        _check_same(built, plain)
-    except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
-        raise ValueError(f"{_CHANGED}: {error}") from None
-    built.pretrained_cfg = network.pretrained_cfg
-    built.pretrained_cfg = published_cfg(built, {}, "the network's pretrained_cfg")
-    return Source(built, arguments, metadata={})
-
-
-def _is_of_accelerate(network: nn.Module) -> bool:
-    """Return whether Accelerate has set ``forward``, which is then that of the class under autocast.
-
-    Source: ``prepare_model`` in accelerate/accelerator.py.
-    """
-    own = type(network).forward
-    original = getattr(vars(network).get("_original_forward"), "__func__", None)
-    return original is own and inspect.unwrap(vars(network)["forward"]) is own
-
-
-def _check_same(built: nn.Module, plain: nn.Module) -> None:
-    """Raise ValueError unless two networks with the same weights compute the same."""
-    others = dict(plain.named_modules())
-    for name, module in built.named_modules():
-        for constant in _CONSTANTS:
-            expected, found = (getattr(each, constant, None) for each in (module, others.get(name)))
-            if found not in (None, expected):
-                raise ValueError(f"{name}.{constant} is {found}, expected {expected}")
-    check_logits(_logits_of_all_layers(built), _logits_of_all_layers(plain))
-
-
-@torch.no_grad()
-def _logits_of_all_layers(model: nn.Module) -> Tensor:
-    """Return the logits with other values in place of skip gains and classifiers of 0, which hide other layers."""
-    hiding = [p for name, p in model.named_parameters() if name.endswith(_HIDING) and not p.any()]
-    try:
-        for p in hiding:
-            p.fill_(0.5)
-        return logits_of(model)
-    finally:
-        for p in hiding:
-            p.zero_()
-
-
 def _stated(header: Mapping[str, str]) -> dict[str, str]:
-    """Return the facts in a header about the file that the weights come from; {} if they are not well-formed."""
+    """Return the name, size and hashes of the original file in a header; {} if an entry has another form."""
     forms = {
         "source": r"[^/\\]{1,255}",
         "source_bytes": r"\d{1,18}",
@@ -434,7 +298,7 @@ def _recorded(metadata: Mapping[str, str]) -> str | None:
 
 
 def _claimed(name: str, source: Source) -> str:
-    """Return ``name``; raise ValueError unless the architecture and arguments are those of that checkpoint."""
+    """Return ``name`` if the architecture and arguments are those of this checkpoint; else raise ValueError."""
     if name not in released_checkpoints():
         raise ValueError(
             f"there is no released checkpoint {name!r}: expected one of {', '.join(released_checkpoints())}"

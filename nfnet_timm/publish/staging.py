@@ -13,7 +13,7 @@ from nfnet_timm.signals import signals_held, stop_if_interrupted
 
 __all__ = ["put_in_place", "staged_folder", "written_beside"]
 
-# Temporary folders of a run:
+# Temporary folders. The last three are names of one folder, for the steps of ``put_in_place``:
 # new       the new files
 # old       the old files, while they are moved out one by one
 # replaced  all old files, while the new files are moved in
@@ -52,8 +52,8 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
     """Yield an empty temporary folder inside ``folder``.
 
     Creates ``folder`` if it does not exist, and removes it if it stays empty. The temporary folder is inside because
-    ``folder`` may be a mount point or a link to another disk. Waits while another run writes ``folder``. If a run was
-    killed, restores the files that it had moved.
+    ``folder`` may be a mount point or a link to another disk. Waits while another run writes ``folder``. If an earlier
+    run was killed, restores the files that it had moved.
 
     Args:
         names: The files of ``folder`` that ``put_in_place`` replaces.
@@ -96,10 +96,9 @@ def _refuse_directory(file: Path) -> None:
 
 
 def put_in_place(folder: Path, names: tuple[str, ...]) -> None:
-    """Replace the files of ``folder`` by the new ones in its temporary folder. After an error, restore the old files.
+    """Replace the files of ``folder`` by those in its temporary folder. After an error, restore the old files.
 
-    The old files are kept in another temporary folder. If this run is killed, the next run finds it and knows from its
-    name which step was reached.
+    The old files are kept in a second temporary folder, whose name tells the next run which step a killed run reached.
     """
     stop_if_interrupted()
     old = folder / _OLD

@@ -1,4 +1,4 @@
-"""Reads the options of a run of timm's train.py: which images it used, and whether validation had images of its own.
+"""Reads from the options of a run of timm's train.py which images it used for training and validation.
 
 Source: ``create_dataset`` in timm/data/dataset_factory.py and ``create_reader`` in timm/data/readers.
 """
@@ -46,10 +46,10 @@ def reader_root(args: Mapping[str, Any], split: str) -> Path | None:
 
 
 def why_not_unseen(args: Mapping[str, Any]) -> str | None:
-    """Return why validation may have used training images; None if the two splits are known to be different images.
+    """Return why validation may have used training images; None if the two splits have different images.
 
-    For a split without a folder of its own, timm reads the whole data folder. Datasets of torchvision have two splits;
-    several names mean the same split. Copies of the same images in both folders are not detected.
+    For a split without its own folder, timm reads the whole data folder. Datasets of torchvision have only two splits,
+    with several names for each. Copies of the same images in both folders are not detected.
     """
     train, validation = args.get("train_split") or "train", args.get("val_split") or ""
     splits = f"--train-split {train!r} and --val-split {validation!r}"
@@ -65,7 +65,7 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
         return None
     ours, theirs = reader_root(args, train), reader_root(args, validation)
     if ours is None or theirs is None:
-        return "without the data folder it is unknown whether validation had images of its own"
+        return "without the data folder it is unknown whether training used the validation images"
     seen, unseen = (_places(root, image_types(args)) for root in (ours, theirs))
     if not unseen:
         return f"{theirs} has no images now"
@@ -80,7 +80,7 @@ def image_types(args: Mapping[str, Any]) -> set[str]:
 
 
 def dataset_name(args: Mapping[str, Any]) -> str | None:
-    """Return the name of a run's dataset: on the Hub, in its library, or of its folder without the path."""
+    """Return the name of a run's dataset on the Hub or in its library, or the name of its folder without the path."""
     library, name = library_of(args)
     if library in ("hfds", "hfids"):
         return name if hub_dataset(args) else path_name(name)
@@ -90,13 +90,13 @@ def dataset_name(args: Mapping[str, Any]) -> str | None:
 
 
 def hub_dataset(args: Mapping[str, Any]) -> str | None:
-    """Return the id of a run's dataset on the Hub; None if it is from elsewhere, or a folder of that name exists."""
+    """Return the id of a run's dataset on the Hub; None if it is not on the Hub."""
     library, name = library_of(args)
     return hub_id(name) if library in ("hfds", "hfids") else None
 
 
 def hub_id(name: str) -> str | None:
-    """Return ``name`` if it can be the id of a dataset on the Hub, ORG/NAME, and no folder of this name exists here."""
+    """Return ``name`` if it has the form of an id on the Hub, ORG/NAME, and is not a path on this computer."""
     if "/" not in name or Path(name).exists():
         return None
     try:
@@ -111,7 +111,7 @@ def _is_image_folder(name: str) -> bool:
 
 
 def _split_names(split: str) -> list[str]:
-    """Return the names of the splits, without the part that selects images.
+    """Return the names of the splits in a ``--train-split`` or ``--val-split``, without the selection of images.
 
     "train[:90%]+test" gives ["train", "test"], and "data/train-{00..99}.tar" gives ["data/train-"].
     """
@@ -130,6 +130,6 @@ def _places(root: Path, types: set[str]) -> set[str]:
 
 
 def path_name(path: str) -> str | None:
-    """Return the last part of a Linux or Windows path; None if it is not a name."""
+    """Return the last part of a Linux or Windows path; None if this part is not a name, such as ".."."""
     name = PureWindowsPath(path).name
     return None if name in ("", ".", "..", "~") else name

@@ -1,4 +1,4 @@
-"""Builds the network of a run of timm's train.py from its options, and reads its accuracy.
+"""Reads from a run of timm's train.py its network, its accuracy and the options that the card shows.
 
 docs/weights.md says how each option is used. Source: timm's train.py at commit aa4b585.
 """
@@ -20,15 +20,52 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen
 
-__all__ = ["Accuracy", "accuracy_of", "network_of", "published_cfg"]
+__all__ = ["Accuracy", "accuracy_of", "network_of", "published_cfg", "shown_options"]
 
 # Arguments that affect training only.
 _TRAINING_KWARGS = ("recompute_acts", "drop_rate", "drop_path_rate")
 
+# Options that the card shows, because they describe the training. It must not contain paths or names of machines.
+_SHOWN_OPTIONS = (
+    "pretrained",
+    "opt",
+    "opt_kwargs",
+    "lr",
+    "batch_size",
+    "grad_accum_steps",
+    "world_size",
+    "epochs",
+    "warmup_epochs",
+    "sched",
+    "momentum",
+    "weight_decay",
+    "clip_grad",
+    "clip_mode",
+    "layer_decay",
+    "drop",
+    "drop_path",
+    "smoothing",
+    "aa",
+    "mixup",
+    "cutmix",
+    "reprob",
+    "model_ema",
+    "model_ema_decay",
+    "amp",
+    "amp_dtype",
+    "seed",
+)
+
+# Their types. A checkpoint may have options of any other type.
+_SHOWN_TYPES = (bool, int, float, str, list, tuple, dict)
+
+# Options that have no effect without another option.
+_NOTHING_WITHOUT = {"clip_mode": "clip_grad", "amp_dtype": "amp", "model_ema_decay": "model_ema"}
+
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy of the published weights that train.py measured on images that were not used for training.
+    """An accuracy that train.py measured with the published weights, on images that training did not see.
 
     Args:
         label: "Top-1" or "Top-5".
@@ -44,10 +81,9 @@ class Accuracy:
 
 
 def network_of(checkpoint: TrainCheckpoint, where: str = "the options of train.py in it") -> tuple[Any, dict[str, Any]]:
-    """Return the network that train.py builds from the run's options, with the weights, and its arguments.
+    """Return the network of a run, with the weights, and its arguments of ``timm.create_model``.
 
-    ``timm.create_model`` builds the same network from its architecture's name and these arguments. The
-    ``pretrained_cfg`` of the network has the preprocessing of the run.
+    The ``pretrained_cfg`` of the network has the preprocessing of the run.
 
     Args:
         where: Where the options come from, for messages.
@@ -95,10 +131,10 @@ def _base(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def published_cfg(model: Any, args: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the ``pretrained_cfg`` of trained weights: the preprocessing of ``model`` and ``args``, no origin.
+    """Return the ``pretrained_cfg`` of trained weights, with the preprocessing of ``model`` and ``args``.
 
     Args:
-        args: Options of train.py; {} where the model's own ``pretrained_cfg`` has the preprocessing.
+        args: Options of train.py that change the preprocessing in the ``pretrained_cfg`` of ``model``.
         where: Where the preprocessing comes from, for messages.
     Raises:
         ValueError: If timm cannot create transforms from it.
@@ -108,7 +144,7 @@ def published_cfg(model: Any, args: Mapping[str, Any], where: str) -> dict[str, 
         if args.get(key) and len(args[key]) not in (1, chans):
             raise ValueError(f"{where}: --{key} has {len(args[key])} numbers, expected 1 or {chans}")
     cfg = {**model.pretrained_cfg, **resolve_data_config(dict(args), model=model), "num_classes": model.num_classes}
-    # These entries describe the weights from which the run started.
+    # These entries describe the initial weights of the run.
     cfg.update(dict.fromkeys(("tag", "hf_hub_id", "source", "file", "description", "notes", *LABELS)))
     cfg["input_size"] = (chans, *cfg["input_size"][1:])
     for key in ("mean", "std"):  # like train.py, use the mean of ImageNet's three values
@@ -123,10 +159,7 @@ def published_cfg(model: Any, args: Mapping[str, Any], where: str) -> dict[str, 
 
 
 def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
-    """Return the accuracy that train.py measured with exactly these weights on images not used for training.
-
-    If there is none, return the reason, which completes the sentence "no accuracy on the card: ".
-    """
+    """Return the accuracy of these weights on images that training did not see, or a reason why it is unknown."""
     args, metric = checkpoint.args, checkpoint.metric
     label = {"top1": "Top-1", "top5": "Top-5"}.get(args.get("eval_metric") or "top1")
     if metric is None:
@@ -148,3 +181,10 @@ def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
     # train.py validates at the training size, not the network's test size, with a centre crop.
     cfg = model.pretrained_cfg
     return Accuracy(label, round(float(metric), 3), cfg["input_size"][1:], cfg["crop_pct"])
+
+
+def shown_options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that the card shows: those of ``_SHOWN_OPTIONS`` that are given and have an effect."""
+    unused = {option for option, other in _NOTHING_WITHOUT.items() if not args.get(other)}
+    given = {option: args.get(option) for option in _SHOWN_OPTIONS if option not in unused}
+    return {option: value for option, value in given.items() if isinstance(value, _SHOWN_TYPES) and value}

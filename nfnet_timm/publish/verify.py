@@ -1,6 +1,6 @@
 """Compares the files of a Hub repo with the hashes that the Hub records, and its logits with the recorded ones.
 
-``huggingface_hub`` does not check the hashes of a download. It caches a damaged file and loads it each time.
+``huggingface_hub`` does not check these hashes. It keeps a damaged file in its cache and loads it each time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
-from nfnet_timm.formats.safetensors_writer import arrays_hash, read_header
+from nfnet_timm.formats.safetensors_file import checked_header
 from nfnet_timm.publish.config_json import is_ours, load_folder, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, logits_of, recorded_logits
 from nfnet_timm.publish.hub_errors import hub_errors_explained
@@ -33,8 +33,8 @@ class Report:
     Args:
         commit: The commit that was verified.
         files: Names of the downloaded files, which have the hashes that the Hub records.
-        difference: Relative difference of the logits; None if there were no logits to compare with.
-        bad_cached: Files of the user's own cache that do not have the hashes that the Hub records.
+        difference: Relative difference of the logits; None if there are no recorded logits.
+        bad_cached: Files in the user's cache whose hashes are not those that the Hub records.
     """
 
     commit: str
@@ -44,14 +44,14 @@ class Report:
 
 
 def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report:
-    """Download ``repo_id`` into an empty cache and compare its hashes with the Hub's and its logits with recorded ones.
+    """Download ``repo_id`` into an empty cache, and compare its hashes with those of the Hub, and its logits.
 
-    Logits are compared with those of the model ``expected`` or, if it is None, with those in the header of
-    model.safetensors. Files of the same commit in the user's cache are compared, too.
+    The logits are compared with those of the model ``expected`` or, if it is None, with those in the header of
+    model.safetensors. The hashes of files of the same commit in the user's cache are compared, too.
 
     Raises:
-        ValueError: If a hash differs (the message contains the file and both hashes), if the logits differ, if the
-            config.json or the header of a network of this package cannot be read, or if there is no safetensors file.
+        ValueError: If a hash in the download or the logits differ, if the config.json or the header of a network of
+            this package cannot be read, or if there is no safetensors file.
         OSError: If the Hub cannot be reached, or the repo does not exist.
     """
     validate_repo_id(repo_id)
@@ -82,8 +82,9 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
                 raise ValueError(str(error).replace(str(folder), repo_id)) from None
     if difference is not None and not difference <= TOLERANCE:
         raise ValueError(
-            f"the logits of {repo_id} at {commit} differ by {difference:.1e} (relative) from those recorded: expected "
-            f"at most {TOLERANCE:.0e}. The hashes of the files are right, so the weights or this machine are the cause"
+            f"the logits of {repo_id} at {commit} differ by {difference:.1e} (relative) from the recorded logits: "
+            f"expected at most {TOLERANCE:.0e}. The hashes of the files are right, so the weights or this machine are "
+            "the cause"
         )
     return Report(commit, files, difference, _bad_cached(api, repo_id, commit))
 
@@ -98,7 +99,7 @@ def _bad_cached(api: HfApi, repo_id: str, commit: str) -> list[Path]:
 
 
 def remove_cached(path: Path) -> None:
-    """Remove a file from the cache of the Hub's client. Its next use downloads it again."""
+    """Remove a file from the cache of the Hub's client, so that the client downloads it again."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
@@ -112,13 +113,7 @@ def _difference(folder: Path, expected: Any) -> float | None:
         theirs = logits_of(expected)
         ours = logits_of(load_folder(folder))
     else:
-        weights = folder / "model.safetensors"
-        header = read_header(weights)
-        if header.get("arrays_sha256") not in (None, arrays_hash(weights)):
-            raise ValueError(
-                f"the arrays of {weights} do not have the hash in its header, so the file was changed after it was "
-                "published: publish the weights again"
-            )
+        header = checked_header(folder / "model.safetensors")
         if "logits" not in header:
             return None
         config = read_json(folder / "config.json")
@@ -127,7 +122,7 @@ def _difference(folder: Path, expected: Any) -> float | None:
                 return None
             raise ValueError(
                 f"{folder}/config.json is of {config.get('architecture')!r}, but nfnet-timm wrote the weights: "
-                "expected a network of nfnet_timm. Publish both again"
+                "expected a network of nfnet_timm. Publish the weights again"
             )
         theirs = torch.tensor(recorded_logits(header))
         ours = logits_of(load_folder(folder))[:RECORDED]

@@ -53,8 +53,9 @@ def main() -> None:
     parser.add_argument("--json", type=new_file, default=RESULTS / "compile.json", help="(%(default)s)")
     args = parser.parse_args()
     rows = [measure(mode, label, args) for mode in ("inference", "train") for label in NETWORKS]
-    print(table(["", *(f"{size} px:" for size in args.sizes), "graphs:"], [cells(row, args) for row in rows]))
-    write_json(args.json, {"sizes": list(args.sizes), "limit": args.limit, "rows": rows})
+    result = {"sizes": list(args.sizes), "limit": args.limit, "rows": rows}
+    print(compile_table(result))
+    write_json(args.json, result)
 
 
 def measure(mode: str, label: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -70,13 +71,18 @@ def measure(mode: str, label: str, args: argparse.Namespace) -> dict[str, Any]:
     return {"mode": mode, "network": label, "seconds": [seconds for seconds, _ in found], "graphs": graphs}
 
 
-def cells(row: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """Return a row of the table; sizes that were not reached have a dash."""
-    seconds = [f"{value:.1f}" for value in row["seconds"]]
-    missing = ["-"] * (len(args.sizes) - len(seconds))
-    if missing:
-        missing[0] = f"over {args.limit - sum(row['seconds']):.0f}"
-    return [f"{row['mode']}, {row['network']}", *seconds, *missing, str(row["graphs"])]
+def compile_table(result: dict[str, Any]) -> str:
+    """Return the table of what was measured; sizes that were not reached have a dash."""
+    cells = []
+    for row in result["rows"]:
+        seconds = [f"{value:.1f}" for value in row["seconds"]]
+        missing = ["-"] * (len(result["sizes"]) - len(seconds))
+        if missing:
+            missing[0] = f"over {result['limit'] - sum(row['seconds']):.0f}"
+        network = {"nfnet_timm": "this package"}.get(row["network"], row["network"])
+        mode = {"train": "training step"}.get(row["mode"], row["mode"])
+        cells.append([f"{mode}, {network}", *seconds, *missing, str(row["graphs"])])
+    return table(["", *(f"{size} px:" for size in result["sizes"]), "graphs:"], cells)
 
 
 if __name__ == "__main__":

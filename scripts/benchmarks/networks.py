@@ -122,7 +122,7 @@ def measured(functions: dict[str, Callable[[Tensor, Tensor], None]], args: argpa
         x = torch.randn(batch, 3, args.pixels, args.pixels).to(args.device, memory_format=layout(args))
         y = torch.randint(1000, (batch,), device=args.device)
         times: dict[str, list[float]] = {name: [] for name in functions}
-        timed = {name: partial(function, x, y) for name, function in functions.items()}
+        timed: dict[str, Callable[[], None]] = {name: partial(function, x, y) for name, function in functions.items()}
         if args.cuda_graph:
             timed = {name: captured(function) for name, function in timed.items()}
         for i in range(args.repeat + 2):  # the first two are not counted

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from compile import compile_table
 from deployment import deployment_table
 from launches import launches_table
 from records import RESULTS, ROOT
@@ -94,7 +95,7 @@ def speed_table(records: list[dict[str, Any]]) -> str:
 
 
 def gpu_table(records: list[dict[str, Any]], alone: bool) -> str:
-    """Return the table of times per image on a GPU, as Python calls it or ``alone``: ours beside timm's and the floor."""
+    """Return the table of times per image on a GPU, ``alone`` or as Python calls it: ours, timm's and the floor."""
     rows = []
     for record in (r for r in records if ("CUDA graph" in r["settings"]) == alone):
         ways = [way for way in ("float32", "compiled") if way in record["settings"]]
@@ -186,6 +187,7 @@ def render() -> dict[Path, str]:
             "deployment": deployment_table(results("deployment")["rows"]),
             "gpu": gpu_table(results("cuda"), alone=False),
             "gpu alone": gpu_table(results("cuda"), alone=True),
+            "compile": compile_table(results("compile")),
             "launches": launches_table(results("launches")),
             "batches": batches_table(results("memory")),
         },

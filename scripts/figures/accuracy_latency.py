@@ -31,9 +31,9 @@ def main() -> None:
     figures.write_picture(parser, draw, record, args.out / "accuracy_latency.png")
     rows = {row["name"]: row for row in record["rows"]}
     pairs = zip(rows["tf_efficientnet_b7"]["milliseconds"], rows["nfnet_f1"]["milliseconds"], strict=True)
-    ratios = sorted(b7 / f1 for b7, f1 in pairs)
+    low, middle, high = _quartiles([b7 / f1 for b7, f1 in pairs])
     print(
-        f"EfficientNet-B7 takes {median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) times as long as NFNet-F1, "
+        f"EfficientNet-B7 takes {middle:.1f} (middle half: {low:.1f} to {high:.1f}) times as long as NFNet-F1, "
         "which has the same published top-1 of 84.7; the paper: 8.7 on TPUv3"
     )
 
@@ -74,9 +74,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 def _spread(row: dict[str, Any]) -> tuple[float, float]:
     """Return how far the middle half of the times reaches below and above their median."""
-    times = row["milliseconds"]
-    low, middle, high = quantiles(times, method="inclusive") if len(times) > 1 else (times[0],) * 3
+    low, middle, high = _quartiles(row["milliseconds"])
     return middle - low, high - middle
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+    low, middle, high = quantiles(values, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    return low, middle, high
 
 
 def _within(tick: float, record: dict[str, Any]) -> bool:

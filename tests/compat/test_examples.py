@@ -134,7 +134,7 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
-    assert "stopped; --resume goes on from the last epoch that was complete" in error
+    assert "stopped; --resume continues after the last complete epoch" in error
     assert "Traceback" not in error
 
 

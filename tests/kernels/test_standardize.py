@@ -1,12 +1,10 @@
 """The fused standardization equals the formula in float64, with derivatives of every kind."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, vmap
 
 from nfnet_timm.kernels.standardize import standardize
 from nfnet_timm.kernels.standardize.reference import standardize_formula
@@ -58,19 +56,6 @@ def test_weight_and_gradients_equal_the_formula_in_float64(shape, clamped, monke
     assert torch.allclose(gain.grad.double(), exact_gain.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_of_one_weight_gives_zero():
-    weight, gain = arrays(shape=(4, 1, 1, 1))
-    assert torch.equal(published(weight, gain), torch.zeros(4, 1, 1, 1))
-
-
-def test_rows_without_variance_give_zero_and_a_gradient():
-    weight, gain = torch.full((2, 9), 3.25, requires_grad=True), torch.ones(2)
-    out = published(weight, gain)
-    assert torch.equal(out, torch.zeros(2, 9))
-    out[0, 0].backward()
-    assert torch.allclose(weight.grad[0], (torch.eye(9)[0] - 1 / 9) * EPS**-0.5)
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch's own use of it
 @pytest.mark.parametrize("clamped", [False, True])
 def test_first_second_and_forward_mode_derivatives_equal_finite_differences(clamped):
@@ -84,9 +69,8 @@ def test_first_second_and_forward_mode_derivatives_equal_finite_differences(clam
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no rule for its own kernel
-@pytest.mark.parametrize("clamped", [False, True])
-def test_batched_gradients_equal_the_formula(clamped):
-    weight, gain = arrays(shape=(6, 4), clamped=clamped)
+def test_batched_gradients_equal_the_formula():
+    weight, gain = arrays(shape=(6, 4), clamped=False)
     upstream = torch.randn(5, 6, 4)
     results = [
         torch.autograd.grad(out, (weight, gain), upstream, is_grads_batched=True)
@@ -94,18 +78,6 @@ def test_batched_gradients_equal_the_formula(clamped):
     ]
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_hessians_equal_the_formula():
-    weight, gain = arrays(torch.float64, (3, 4))
-
-    def hessian(f):
-        return torch.func.hessian(lambda w: (f(w) ** 3).sum())(weight.detach())
-
-    assert torch.allclose(
-        hessian(lambda w: published(w, gain)), hessian(lambda w: standardize_formula(w, gain, 1.0, EPS))
-    )
 
 
 def test_per_sample_gradients_are_those_of_one_sample_at_a_time(tiny):
@@ -124,40 +96,6 @@ def test_per_sample_gradients_are_those_of_one_sample_at_a_time(tiny):
             assert torch.allclose(together[name][i], p.grad, rtol=1e-3, atol=1e-5 * float(p.grad.abs().max() + 1)), name
 
 
-def test_a_vmapped_ensemble_equals_its_members():
-    convs = [WSConv2d(4, 6, 3) for _ in range(3)]
-    convs[1].weight.data[2] *= 1e-4
-    parameters, buffers = stack_module_state(convs)
-    skeleton = copy.deepcopy(convs[0]).to("meta")
-    x = torch.randn(2, 4, 5, 5)
-    together = vmap(lambda p: functional_call(skeleton, (p, buffers), (x,)))(parameters)
-    for actual, conv in zip(together, convs, strict=True):
-        assert torch.allclose(actual, conv(x), atol=1e-6)
-
-
-@pytest.mark.parametrize("write", ["data", "copy", "optimizer", "load", "storage"])
-def test_a_weight_is_never_stale(write):
-    """Nothing is kept between two forward passes, so the next one sees every change of a weight."""
-    torch.manual_seed(0)
-    conv, other = WSConv2d(4, 6, 3).eval(), WSConv2d(4, 6, 3)
-    x = torch.randn(1, 4, 5, 5)
-    with torch.no_grad():
-        conv(x)
-        if write == "data":
-            conv.weight.data = other.weight.data.clone()
-        elif write == "copy":
-            conv.weight.copy_(other.weight)
-        elif write == "load":
-            conv.load_state_dict(other.state_dict())
-        elif write == "storage":  # sharded and memory-mapped parameters are filled in this way
-            conv.weight.detach().untyped_storage().copy_(other.weight.detach().untyped_storage())
-        else:
-            conv.weight.grad = conv.weight - other.weight
-            torch.optim.SGD([conv.weight], lr=1.0).step()
-        conv.bias.copy_(other.bias)
-        assert torch.allclose(conv(x), other(x), atol=1e-6)
-
-
 def test_channels_last_weights_give_channels_last_results():
     torch.manual_seed(0)
     conv = WSConv2d(4, 6, 3)
@@ -170,21 +108,3 @@ def test_channels_last_weights_give_channels_last_results():
 def test_meta_and_fake_tensors_are_standardized():
     for x in (torch.empty(6, 4, device="meta"), FakeTensorMode().from_tensor(torch.empty(6, 4))):
         assert published(x, x[:, 0]).shape == (6, 4)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-@pytest.mark.parametrize("clamped", [False, True])
-def test_traced_exported_and_compiled_weights_are_the_same(clamped):
-    weight, gain = (x.detach() for x in arrays(clamped=clamped))
-    expected = published(weight, gain)
-    for other in (
-        torch.jit.trace(published, (weight, gain)),
-        torch.export.export(Module(), (weight, gain)).module(),
-        torch.compile(published, fullgraph=True, backend="aot_eager"),
-    ):
-        assert torch.allclose(other(weight, gain), expected, atol=2e-5)
-
-
-class Module(torch.nn.Module):
-    def forward(self, weight, gain):
-        return published(weight, gain)

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 from nfnet_timm.kernels import standardize as chosen
-from nfnet_timm.kernels.choose import is_on_a_device
+from nfnet_timm.kernels.eager import is_on_a_device
 from nfnet_timm.kernels.standardize import standardize
 from nfnet_timm.kernels.standardize.reference import standardize_formula
 

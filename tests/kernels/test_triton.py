@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nfnet_timm.kernels.clip.settings import Clipping
 from nfnet_timm.kernels.standardize.operation import backward_by_torch, standardize_by_torch
 from nfnet_timm.kernels.standardize.reference import standardize_formula
 from nfnet_timm.optim.agc import unitwise_norm
@@ -129,7 +130,7 @@ def test_clipping_in_one_launch_equals_the_published_rule(dtypes, scale):
         limit = unitwise_norm(weight.double()).clamp(min=1e-3) * factor * (scale or 1)
         expected.append(grad.double() * (limit / unitwise_norm(grad.double())).clamp(max=1))
     grad_scale = None if scale is None else torch.tensor(scale, device=DEVICE)
-    clip_triton.clip_(weights, grads, [x for factor in factors for x in (factor, 1e-3)], grad_scale)
+    clip_triton.clip_(weights, grads, [Clipping(factor, 1e-3) for factor in factors], grad_scale)
     rounding = 1e-6 if dtypes[1] == torch.float32 else 1.1 * torch.finfo(dtypes[1]).eps
     for grad, exact in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad.double(), exact, rtol=rounding, atol=1e-7, equal_nan=True)
@@ -142,7 +143,7 @@ def test_the_search_in_the_table_finds_each_tensor():
     for count in (1, 2, 3, 5, 15, 16, 17):
         weights = [torch.full((i % 3 + 1, 5), float(i + 1), device=DEVICE) for i in range(count)]
         grads = [torch.full_like(w, 1e3) for w in weights]
-        clip_triton.clip_(weights, grads, [0.5, 1e-3] * count, None)
+        clip_triton.clip_(weights, grads, [Clipping(0.5)] * count, None)
         for weight, grad in zip(weights, grads, strict=True):
             torch.testing.assert_close(grad, 0.5 * weight)
 

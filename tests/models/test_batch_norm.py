@@ -1,4 +1,4 @@
-"""The batch-norm twin is the same network but for what with_batch_norm says that it exchanges."""
+"""with_batch_norm replaces only what its docstring lists."""
 
 import pytest
 import timm
@@ -40,7 +40,7 @@ def test_outputs_and_feature_maps_have_the_shapes_of_the_networks(name, argument
 
 
 @each
-def test_only_standardized_convolutions_and_skip_gains_are_exchanged(name, arguments):
+def test_only_standardized_convolutions_and_skip_gains_are_replaced(name, arguments):
     model, twin = build(name, arguments), build(name, arguments)
     assert with_batch_norm(twin) is twin
     convs = {key: m for key, m in model.named_modules() if isinstance(m, WSConv2d)}
@@ -122,6 +122,6 @@ def test_the_memory_format_of_weights_is_kept():
 
 
 @pytest.mark.parametrize("model", [None, WSConv2d(3, 8, 3), nn.Linear(2, 2)])
-def test_what_is_no_network_is_refused(model):
+def test_other_values_than_networks_are_refused(model):
     with pytest.raises(ValueError, match="expected a network of nfnet_timm"):
         with_batch_norm(model)

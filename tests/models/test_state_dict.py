@@ -1,6 +1,5 @@
 """Pretrained weights load through timm's usual path, from a Hub cache in the Hub's own layout."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -150,14 +149,6 @@ def test_a_new_classifier_and_first_convolution_are_filled(saved):
     assert loaded(torch.randn(1, 5, 32, 32)).shape == (1, 3)
 
 
-def test_pretrained_models_train_and_are_copied(saved):
-    loaded = load(saved[1])
-    twin = copy.deepcopy(loaded)
-    loaded(torch.randn(2, 3, 32, 32)).sum().backward()
-    torch.optim.SGD(loaded.parameters(), lr=1.0).step()
-    assert not torch.equal(loaded.head.fc.weight, twin.head.fc.weight)
-
-
 # --- checkpoints of other networks
 
 
@@ -274,7 +265,7 @@ def test_missing_surplus_and_misshapen_arrays_are_named(tiny):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_network_has_the_authors_number_of_parameters_and_is_identified_from_its_arrays(name):
     state_dict = timm.create_model(name, device="meta").state_dict()
-    assert {"parameters": sum(p.numel() for p in state_dict.values()), "arrays": len(state_dict)} == COUNTS[name]
+    assert {"parameters": sum(p.numel() for p in state_dict.values()), "arrays": len(state_dict)} == COUNTS.get(name)
     assert infer_variant(state_dict) == (name, {})
 
 

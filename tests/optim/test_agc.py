@@ -68,16 +68,11 @@ def test_a_float16_gradient_whose_square_overflows_is_clipped():
     assert torch.allclose(result.float(), torch.full((2, 100), 0.01), rtol=1e-3)
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "transposed"])
-def test_memory_layout_does_not_change_the_result(layout):
+def test_channels_last_does_not_change_the_result():
     torch.manual_seed(0)
-    param, grad = torch.randn(8, 4, 3, 3), 100 * torch.randn(8, 4, 3, 3)
-    if layout == "channels_last":
-        other = param.to(memory_format=torch.channels_last), grad.to(memory_format=torch.channels_last)
-    else:
-        other = param.mT.contiguous().mT, grad.mT.contiguous().mT
-    assert not other[1].is_contiguous()
-    assert torch.allclose(clip(*other, 0.01), clip(param, grad, 0.01), rtol=1e-5)
+    tensors = torch.randn(8, 4, 3, 3), 100 * torch.randn(8, 4, 3, 3)
+    channels_last = [x.to(memory_format=torch.channels_last) for x in tensors]
+    assert torch.allclose(clip(*channels_last, 0.01), clip(*tensors, 0.01), rtol=1e-5)
 
 
 def test_error_if_nonfinite_raises_and_nothing_is_clipped():
@@ -110,20 +105,6 @@ def test_captured_by_compile_without_a_graph_break():
     torch.compile(adaptive_clip_grad_, fullgraph=True, backend="aot_eager")(params, 0.01)
     for p, e in zip(params, expected, strict=True):
         assert torch.allclose(p.grad, e, rtol=1e-5)
-
-
-def test_equals_optax_run_beside_it():
-    optax = pytest.importorskip("optax", reason="optax is not installed; the extra nfnet-timm[jax] brings it")
-    jnp = pytest.importorskip("jax.numpy")
-    r = np.random.RandomState(0)
-    for shape in ((), (7,), (5, 6), (3, 3, 4, 8)):  # optax reads kernels as HWIO and matrices as IO
-        param, grad = np.float32(r.randn(*shape)), np.float32(50 * r.randn(*shape))
-        transform = optax.adaptive_grad_clip(0.02, eps=1e-3)
-        state = transform.init(jnp.asarray(param))
-        expected, _ = transform.update(jnp.asarray(grad), state, jnp.asarray(param))
-        assert torch.allclose(
-            clip(ours(np.asarray(param)), ours(np.asarray(grad)), 0.02), ours(np.array(expected)), rtol=1e-5
-        ), shape
 
 
 def test_stats_predict_what_clipping_does():

@@ -5,7 +5,6 @@ import inspect
 import pickle
 import threading
 import warnings
-from abc import ABC
 
 import golden
 import numpy as np
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad
+from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
@@ -101,18 +101,6 @@ def test_five_steps_equal_the_authors():
         assert golden.relative_error(torch.from_numpy(final[module][param]), expected[key]) < 1e-4, key
 
 
-def test_the_step_clips_all_except_the_classifiers_weight(tiny):
-    model = tiny()
-    optimizer = create_optimizer(model, "sgd", lr=1e-3)
-    backward(model, scale=1e4)
-    before = {name: p.grad.clone() for name, p in model.named_parameters()}
-    optimizer.step()
-    assert torch.equal(model.head.fc.weight.grad, before["head.fc.weight"])
-    for name, p in model.named_parameters():
-        if name != "head.fc.weight":
-            assert unitwise_norm(p.grad).max() < unitwise_norm(before[name]).max(), name
-
-
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "dm_nfnet_f0"])
 def test_classifier_and_norms_of_other_models_are_found(name):
     model = timm.create_model(name, device="meta", **({} if name != "vit_tiny_patch16_224" else {"num_classes": 7}))
@@ -150,9 +138,8 @@ def test_an_agc_optimizer_and_its_plain_one_exchange_states(tiny, kwargs):
         backward(model)
         start.step()
         resumed.load_state_dict(copy.deepcopy(start.state_dict()))
-        clipped = limits(resumed, model)
-        assert clipped["stem.conv1.weight"] == (resumed is clipping)
-        assert not clipped["head.fc.weight"]
+        exempt = not_clipped(resumed, model)
+        assert exempt == (["head.fc.weight"] if resumed is clipping else [name for name, _ in model.named_parameters()])
 
 
 @pytest.mark.parametrize("scheduler", [None, "torch", "timm"])
@@ -170,12 +157,6 @@ def test_layer_decay_scales_learning_rates_with_any_scheduler(tiny, scheduler):
     expected = {names[id(p)]: 0.1 * group["lr_scale"] for group in timm_groups for p in group["params"]}
     assert rates == pytest.approx(expected)
     assert len(set(rates.values())) > 5
-
-
-def test_the_classifier_is_known_after_a_copy_a_cast_and_a_reset(tiny):
-    model = copy.deepcopy(tiny()).double().float()
-    model.reset_classifier(5)
-    assert settings(create_optimizer(model, lr=0.1, weight_decay=2e-5), model) == authors_settings(model)
 
 
 def train(model, optimizer, scheduler, steps):
@@ -238,7 +219,7 @@ def test_a_name_is_a_class_with_the_options_of_its_base():
     cls = get_optimizer_class("agc-sgd", bind_defaults=False)
     assert issubclass(cls, torch.optim.SGD)
     assert inspect.signature(cls) == inspect.signature(torch.optim.SGD)
-    p = torch.nn.Parameter(torch.ones(2))
+    p = nn.Parameter(torch.ones(2))
     group = cls([p], 0.1, momentum=0.5, clip_factor=0.02, clip_eps=0.01).param_groups[0]
     assert [group[key] for key in ("lr", "momentum", "clip_factor", "clip_eps")] == [0.1, 0.5, 0.02, 0.01]
 
@@ -253,15 +234,6 @@ def test_accumulated_gradients_are_clipped_once_as_their_sum(tiny):
     create_optimizer_v2(model, "agc-sgd", lr=0.1).step()
     for p, expected in zip(model.parameters(), sum_of.parameters(), strict=True):
         assert torch.equal(p.grad, expected.grad)
-
-
-def test_a_group_added_later_is_clipped():
-    p, q = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(3, 3))
-    optimizer = attach_agc(torch.optim.SGD([p], lr=0.1), clip_factor=0.01)
-    optimizer.add_param_group({"params": [q]})
-    q.grad = torch.full((3, 3), 100.0)
-    optimizer.step()
-    assert unitwise_norm(q.grad).max() == pytest.approx(0.01 * 3**0.5)
 
 
 def test_a_closures_gradients_are_clipped(tiny):
@@ -283,65 +255,10 @@ def test_a_closures_gradients_are_clipped(tiny):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_every_implementation_of_an_optimizer_takes_the_same_step(tiny):
-    results = []
-    for extra in ({}, {"foreach": True}, {"foreach": False}, {"fused": True}):
-        model = tiny()
-        optimizer = create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4, **extra)
-        backward(model, scale=100.0)
-        optimizer.step()
-        results.append([p.detach() for p in model.parameters()])
-    for other in results[1:]:
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(results[0], other, strict=True))
-
-
-@pytest.mark.parametrize("name", ["agc-sgd", "agc-adamw", "agc-adagrad"])
-@pytest.mark.parametrize("through_closure", [False, True])
-def test_steps_do_not_depend_on_the_memory_layout(name, through_closure):
-    """Weights become channels-last after the first step; buffers and gradients do not."""
-    results = []
-    for kwargs in ({"foreach": False}, {}):
-        torch.manual_seed(0)
-        conv = torch.nn.Conv2d(8, 8, 3).double()
-        optimizer = create_optimizer_v2(conv, name, lr=0.01, **kwargs)
-        for step in range(3):
-            grads = torch.randn(8, 8, 3, 3, dtype=torch.double), torch.randn(8, dtype=torch.double)
-
-            def closure(conv=conv, grads=grads):
-                conv.weight.grad, conv.bias.grad = (grad.clone() for grad in grads)
-
-            if through_closure:
-                optimizer.step(closure)
-            else:
-                closure()
-                optimizer.step()
-            if step == 0:
-                conv.to(memory_format=torch.channels_last)
-        results.append(conv.weight.detach())
-    torch.testing.assert_close(*results, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("opt", ["agc-sgd", "agc-adamw"])
-def test_a_part_that_is_unfrozen_between_closures_trains(tiny, opt):
-    model = tiny()
-    model.stem.requires_grad_(False)
-    optimizer = create_optimizer_v2(model.parameters(), opt, lr=0.1)
-
-    def closure():
-        optimizer.zero_grad()
-        return backward(model)
-
-    optimizer.step(closure)
-    before = model.stem.conv1.weight.detach().clone()
-    model.stem.requires_grad_(True)
-    optimizer.step(closure)
-    assert not torch.equal(model.stem.conv1.weight, before)
-
-
 def test_a_list_of_named_parameters_exempts_the_classifier(tiny):
     model = tiny()
     optimizer = create_optimizer_v2(list(model.named_parameters()), "agc-sgd", lr=0.0)
-    assert [name for name, clipped in limits(optimizer, model).items() if not clipped] == ["head.fc.weight"]
+    assert not_clipped(optimizer, model) == ["head.fc.weight"]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +306,7 @@ def test_agc_names_have_descriptions_and_no_underscore():
 @pytest.mark.parametrize("name", AGC_NAMES)
 def test_every_name_builds_an_optimizer_that_clips(name, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # timm's kron compiles for a minute
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 5))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5))
     optimizer = create_optimizer_v2(model, name, lr=1e-3)
     (1e4 * model(torch.randn(2, 3, 4, 4)).square().sum()).backward()
     before = unitwise_norm(model[0].weight.grad).max()
@@ -401,7 +318,7 @@ def test_every_name_builds_an_optimizer_that_clips(name, monkeypatch):
 # --- the classifier in wrappers, copies and groups
 
 
-class Wrapper(torch.nn.Module):
+class Wrapper(nn.Module):
     """Has parameters, but none of timm's methods."""
 
     def __init__(self, model):
@@ -425,7 +342,7 @@ def pretrained(model):
 
 
 def replaced(model):
-    model.head.fc = torch.nn.Linear(64, 10)
+    model.head.fc = nn.Linear(64, 10)
     return model
 
 
@@ -441,7 +358,6 @@ CHANGES = {
     "pickled": lambda model: pickle.loads(pickle.dumps(model)),
     "an average": lambda model: timm.utils.ModelEmaV3(model).module,
     "moved": lambda model: model.double().float(),
-    "swapped": lambda model: swapped(model),
     "reset": lambda model: model.reset_classifier(5) or model,
     "replaced": replaced,
     "reparameterized": lambda model: model.reparameterize(),
@@ -451,31 +367,22 @@ CHANGES = {
 }
 
 
-def swapped(model):
-    before = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    try:
-        return model.double().float()
-    finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(before)
-
-
 WRAPPERS = {
     "bare": lambda model: model,
     "in a module": Wrapper,  # which hides timm's methods
     "in two": lambda model: Wrapper(Wrapper(model)),
-    "in a sequence": lambda model: torch.nn.Sequential(model, torch.nn.Identity()),
+    "in a sequence": lambda model: nn.Sequential(model, nn.Identity()),
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model),
 }
 
 
-def limits(optimizer, model):
-    """Return, by name, whether a step clips each parameter; all gradients are too large."""
+def not_clipped(optimizer, model):
+    """Return the names of the parameters that a step does not clip; all gradients are too large."""
     for p in model.parameters():
         p.grad = torch.full_like(p, 1e3)
     optimizer.step()
-    return {name: bool((p.grad.abs() < 1e3).all()) for name, p in model.named_parameters()}
+    return [name for name, p in model.named_parameters() if (p.grad.abs() == 1e3).any()]
 
 
 @pytest.mark.parametrize(
@@ -484,10 +391,9 @@ def limits(optimizer, model):
 )
 def test_all_except_the_classifiers_weight_is_clipped_in_any_wrapper(tiny, change, wrapper):
     model = WRAPPERS[wrapper](CHANGES[change](tiny()))
-    found = limits(create_optimizer_v2(model, "agc-sgd", lr=0.0, weight_decay=1e-4), model)
-    not_clipped = [name for name, clipped in found.items() if not clipped]
-    assert not_clipped
-    assert all(".head.fc." in f".{name}" and not name.endswith("bias") for name in not_clipped)
+    exempt = not_clipped(create_optimizer_v2(model, "agc-sgd", lr=0.0, weight_decay=1e-4), model)
+    assert exempt
+    assert all(".head.fc." in f".{name}" and not name.endswith("bias") for name in exempt)
 
 
 @pytest.mark.parametrize("how", ["twin", "lookahead", "attached", "attached lookahead", "copied", "pickled"])
@@ -506,8 +412,7 @@ def test_a_classifier_added_later_is_not_clipped(tiny, how):
         model, optimizer = copier((model, optimizer))
         head = [p for name, p in model.named_parameters() if ".head." in name]
     optimizer.add_param_group({"params": head})
-    found = limits(optimizer, model)
-    assert [name for name, clipped in found.items() if not clipped] == ["inner.head.fc.weight"]
+    assert not_clipped(optimizer, model) == ["inner.head.fc.weight"]
 
 
 def test_optimizers_do_not_keep_networks_alive():
@@ -547,11 +452,7 @@ def test_attach_agc_makes_a_torch_optimizer_clip_and_keeps_its_type(tiny):
     scheduler.step()
     attach_agc(optimizer, clip_factor=0.04)
     assert [group["clip_factor"] for group in optimizer.param_groups] == [0.04]
-    assert [name for name, clipped in limits(optimizer, model).items() if not clipped] == ["head.fc.weight"]
-
-
-class FromABC(ABC, torch.optim.SGD):
-    """Like the optimizers of pytorch_optimizer, whose base class inherits from ABC."""
+    assert not_clipped(optimizer, model) == ["head.fc.weight"]
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -565,15 +466,9 @@ class Lookahead(torch.optim.Optimizer):
         return self.optimizer.step(closure)
 
 
-class WithSlots(torch.optim.SGD):
-    __slots__ = ("more",)
-
-
 OTHERS = {
-    "from ABC": lambda params: FromABC(params, lr=0.0),
     "a wrapper": lambda params: Lookahead(torch.optim.SGD(params, lr=0.0)),
-    "two wrappers": lambda params: Lookahead(Lookahead(FromABC(params, lr=0.0))),
-    "with slots": lambda params: WithSlots(params, lr=0.0),
+    "two wrappers": lambda params: Lookahead(Lookahead(torch.optim.SGD(params, lr=0.0))),
     "SAM": lambda params: SAM(torch.optim.SGD(params, lr=0.0)),
     "without a step yet": lambda params: type("Own", (torch.optim.Adagrad,), {})(params, lr=0.0),
 }
@@ -585,7 +480,7 @@ def test_optimizers_of_other_libraries_clip(tiny, build):
     optimizer = attach_agc(build(model.parameters()), clip_factor=0.02)
     if isinstance(optimizer, SAM):
         optimizer = optimizer.optimizer
-    assert [name for name, clipped in limits(optimizer, model).items() if not clipped] == ["head.fc.weight"]
+    assert not_clipped(optimizer, model) == ["head.fc.weight"]
 
 
 def test_an_optimizer_without_hooks_is_refused():
@@ -597,14 +492,14 @@ def test_an_optimizer_without_hooks_is_refused():
             return None
 
     with pytest.raises(ValueError, match="adaptive_clip_grad_"):
-        attach_agc(Own([torch.nn.Parameter(torch.ones(2))]))
+        attach_agc(Own([nn.Parameter(torch.ones(2))]))
 
 
 def test_other_optimizers_are_not_clipped(tiny):
     model = tiny()
     attach_agc(torch.optim.SGD(model.parameters(), lr=0.0))
     plain = torch.optim.SGD(agc_param_groups(model), lr=0.0)
-    assert not any(limits(plain, model).values())
+    assert not_clipped(plain, model) == [name for name, _ in model.named_parameters()]
 
 
 BAD = [0, -0.01, float("nan"), float("inf"), "much", True, [0.01]]
@@ -640,8 +535,9 @@ def test_text_is_converted_to_a_number_and_none_disables_clipping(tiny):
     optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.0, clip_factor="0.05", clip_eps="1e-2")
     assert [(g["clip_factor"], g["clip_eps"]) for g in optimizer.param_groups] == [(0.05, 0.01)]
     optimizer.param_groups[0]["clip_factor"] = None
-    assert not any(limits(optimizer, model).values())
-    assert not any(limits(create_optimizer_v2(model, "agc-sgd", lr=0.0, clip_factor=None), model).values())
+    everything = [name for name, _ in model.named_parameters()]
+    assert not_clipped(optimizer, model) == everything
+    assert not_clipped(create_optimizer_v2(model, "agc-sgd", lr=0.0, clip_factor=None), model) == everything
     backward(model, scale=100.0)
     before = model.stem.conv1.weight.grad.clone()
     adaptive_clip_grad_(model.parameters(), None)
@@ -651,10 +547,10 @@ def test_text_is_converted_to_a_number_and_none_disables_clipping(tiny):
 # --- classifiers outside the networks of this package
 
 
-class WithHead(torch.nn.Module):
+class WithHead(nn.Module):
     def __init__(self, backbone):
         super().__init__()
-        self.backbone, self.fc = backbone, torch.nn.Linear(64, 5)
+        self.backbone, self.fc = backbone, nn.Linear(64, 5)
 
     def forward(self, x):
         return self.fc(self.backbone(x))
@@ -664,45 +560,43 @@ def test_a_classifier_outside_the_network_gives_a_warning_and_can_be_exempted(ti
     model = WithHead(tiny(num_classes=0))
     with pytest.warns(RuntimeWarning, match=r"fc\.weight.*no_clip="):
         optimizer = create_optimizer(model, lr=0.0)
-    assert limits(optimizer, model)["fc.weight"]
+    assert not_clipped(optimizer, model) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert limits(create_optimizer(model, lr=0.0, no_clip=()), model)["fc.weight"]
-        for no_clip in ("fc.weight", ["fc.weight"], "fc.w*", ("fc.weight", "backbone.stem.*")):
-            found = limits(create_optimizer(model, lr=0.0, no_clip=no_clip), model)
-            expected = {"fc.weight"} | {n for n in found if len(no_clip) == 2 and n.startswith("backbone.stem.")}
-            assert {name for name, clipped in found.items() if not clipped} == expected
+        assert not_clipped(create_optimizer(model, lr=0.0, no_clip=()), model) == []
+        for no_clip in ("fc.weight", ["fc.weight"], "fc.w*"):
+            assert not_clipped(create_optimizer(model, lr=0.0, no_clip=no_clip), model) == ["fc.weight"]
+        patterns = ("fc.weight", "backbone.final_conv.*")
+        expected = [*(f"backbone.final_conv.{name}" for name in ("weight", "bias", "gain")), "fc.weight"]
+        assert not_clipped(create_optimizer(model, lr=0.0, no_clip=patterns), model) == expected
         create_optimizer(tiny(num_classes=0), lr=0.0)  # a backbone alone
     with pytest.raises(ValueError, match=r"no_clip='head\.\*'"):
         create_optimizer(model, lr=0.0, no_clip="head.*")
 
 
-@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), torch.nn.DataParallel, lambda m: m])
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel, lambda m: m])
 def test_the_classifier_of_any_timm_model_is_found_in_the_usual_wrappers(wrap):
     model = timm.create_model("resnet18", num_classes=10)
-    found = limits(create_optimizer(wrap(model), lr=0.0, weight_decay=0.1, no_clip="conv1.weight"), model)
-    assert {name for name, clipped in found.items() if not clipped} == {"fc.weight", "conv1.weight"}
+    optimizer = create_optimizer(wrap(model), lr=0.0, weight_decay=0.1, no_clip="conv1.weight")
+    assert not_clipped(optimizer, model) == ["conv1.weight", "fc.weight"]
 
 
-HEADS = {
-    "a sequence": lambda m: setattr(m, "head", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))),
-    "none": lambda m: setattr(m, "head", torch.nn.Identity()),
-    "removed": lambda m: delattr(m, "head"),
-    "no module": lambda m: m.__dict__.update(get_classifier=lambda: 3),
-    "an error": lambda m: m.__dict__.update(get_classifier=lambda: 1 / 0),
+HEADS = {  # and the parameters that are not clipped
+    "a sequence": (lambda m: setattr(m, "head", nn.Sequential(nn.Flatten(), nn.Linear(4, 2))), ["head.1.weight"]),
+    "none": (lambda m: setattr(m, "head", nn.Identity()), []),
+    "removed": (lambda m: delattr(m, "head"), []),
+    "no module": (lambda m: m.__dict__.update(get_classifier=lambda: 3), []),
+    "an error": (lambda m: m.__dict__.update(get_classifier=lambda: 1 / 0), ["head.fc.weight"]),
 }
 
 
-@pytest.mark.parametrize("change", HEADS.values(), ids=HEADS)
-def test_a_network_with_a_replaced_head_does_not_affect_other_optimizers(tiny, change):
+@pytest.mark.parametrize(("change", "expected"), HEADS.values(), ids=HEADS)
+def test_a_network_with_a_replaced_head_does_not_affect_other_optimizers(tiny, change, expected):
     odd = tiny()
     change(odd)
     model = tiny()
-    found = limits(create_optimizer_v2(model, "agc-sgd", lr=0.0), model)
-    assert [name for name, clipped in found.items() if not clipped] == ["head.fc.weight"]
-    found = limits(create_optimizer(odd, lr=0.0), odd)
-    not_clipped = {name for name, clipped in found.items() if not clipped}
-    assert not_clipped == ({"head.1.weight"} if "head.1.weight" in found else not_clipped & {"head.fc.weight"})
+    assert not_clipped(create_optimizer_v2(model, "agc-sgd", lr=0.0), model) == ["head.fc.weight"]
+    assert not_clipped(create_optimizer(odd, lr=0.0), odd) == expected
 
 
 def test_networks_may_be_built_while_another_thread_runs_a_step(tiny):
@@ -741,6 +635,10 @@ def test_parameters_instead_of_a_model_are_refused_with_a_remedy(tiny):
         (lambda m: create_optimizer(m, weight_decay=-1.0), "weight_decay=-1.0: expected"),
         (lambda m: create_optimizer(m, layer_decay=0), "layer_decay=0: expected a number above 0"),
         (lambda m: create_optimizer(m, layer_decay=float("nan")), "layer_decay=nan: expected"),
+        (
+            lambda m: create_optimizer(m, layer_decay=0.8, layer_decay_min_scale=0.1),
+            "layer_decay_min_scale=0.1 has no effect: expected no argument about parameter groups",
+        ),
         (lambda m: create_optimizer(m, no_clip=[3]), r"no_clip=\[3\]: expected a name"),
         (lambda m: attach_agc("sgd"), "optimizer is 'sgd': expected an optimizer"),
         (lambda m: attach_agc(torch.optim.SGD), "expected an optimizer"),
@@ -757,6 +655,11 @@ def test_arguments_of_a_wrong_type_or_range_are_refused_with_what_was_expected(t
         wrong(tiny())
 
 
+def test_a_misspelt_argument_of_the_groups_is_an_error(tiny):
+    with pytest.raises(TypeError, match="weight_dcay"):
+        agc_param_groups(tiny(), weight_dcay=2e-5)
+
+
 def test_no_clip_may_be_an_iterator(tiny):
     model = tiny()
     optimizer = create_optimizer(model, no_clip=(name for name in ["stem.conv1.weight"]))
@@ -771,7 +674,7 @@ def test_layer_decay_scales_a_learning_rate_that_is_a_tensor(tiny):
 
 
 def test_a_second_attach_switches_clipping_on(tiny):
-    p = torch.nn.Parameter(torch.ones(3))
+    p = nn.Parameter(torch.ones(3))
     optimizer = attach_agc(torch.optim.SGD([{"params": [p]}], lr=1.0), None)
     assert optimizer.param_groups[0]["clip_factor"] is None
     attach_agc(optimizer, 0.01)
@@ -794,13 +697,13 @@ def test_a_pruned_or_parametrized_bias_of_the_classifier_is_clipped(tiny):
 
     pruned, parametrized = tiny(), tiny()
     prune.l1_unstructured(pruned.head.fc, "bias", 0.3)
-    register_parametrization(parametrized.head.fc, "bias", torch.nn.Identity())
+    register_parametrization(parametrized.head.fc, "bias", nn.Identity())
     for model in (pruned, parametrized):
         assert [tuple(p.shape) for p in classifier_weights(model)] == [(10, model.num_features)]
 
 
 def test_complex_parameters_are_refused():
-    p = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
     p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match="complex64"):
         adaptive_clip_grad_([p])

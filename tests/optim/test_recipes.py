@@ -4,14 +4,12 @@ import json
 import math
 import os
 import runpy
-import subprocess
 import sys
 
 import golden
 import pytest
 import torch
 import yaml
-from golden import ROOT
 from timm.data.auto_augment import rand_augment_transform
 from timm.scheduler import create_scheduler_v2
 
@@ -99,15 +97,3 @@ def test_the_real_parser_accepts_the_recipe(name, monkeypatch, tmp_path):
         assert getattr(args, key) == value
     assert args.lr is None
     assert {action.dest for action in module["parser"]._actions} == OPTIONS | {"help"}
-
-
-def test_the_recipes_are_in_the_wheel(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    command += ["--disable-pip-version-check", "--wheel-dir", tmp_path, ROOT]
-    subprocess.run(command, check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"})
-    import zipfile
-
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"nfnet_timm/recipes/{name}.yaml" for name in ("nfnet", "nf_resnet", "finetune")} <= set(names)
-    assert "nfnet_timm/py.typed" in names

@@ -71,7 +71,7 @@ def test_radius_zero_equals_the_optimizer_inside_bit_by_bit():
     assert all(p.equal(q) for p, q in zip(ours.parameters(), plain.parameters(), strict=True))
 
 
-def test_ascent_on_part_of_the_batch_uses_its_gradient_direction(tiny):
+def test_ascent_on_part_of_the_batch_uses_its_gradient_direction():
     model, (x, y) = linear(), data(10)
     sam = SAM(torch.optim.SGD(model.parameters(), lr=1.0), rho=0.5)
     start = [p.detach().clone() for p in model.parameters()]
@@ -102,9 +102,7 @@ def test_descent_is_clipped_and_ascent_is_not(tiny):
 
     sam.step(closure)
     ascents = torch.cat([(b - a).flatten() for a, b in zip(*seen, strict=True)])
-    assert ascents.norm().item() == pytest.approx(
-        0.05, rel=1e-4
-    )  # the whole radius, because these gradients are not clipped
+    assert ascents.norm().item() == pytest.approx(0.05, rel=1e-4)  # the whole radius: these gradients are not clipped
     F.cross_entropy(plain(x), y).backward()
     grads = torch.cat([p.grad.flatten() for p in plain.parameters()])
     torch.testing.assert_close(ascents / ascents.norm(), grads / grads.norm(), rtol=0, atol=2e-5)
@@ -239,13 +237,7 @@ def test_the_scaler_skips_only_steps_whose_gradients_overflow():
     sam.step(closure, scaler=scaler)
     scaler.update()
     unscaled = SAM(torch.optim.SGD(plain.parameters(), lr=0.01), rho=0.1)
-
-    def closure_of_mean():
-        loss = F.mse_loss(plain(x), y, reduction="sum")
-        loss.backward()
-        return loss
-
-    unscaled.step(closure_of_mean)
+    unscaled.step(closure_of(plain, x, y))
     torch.testing.assert_close(model.weight, plain.weight, rtol=1e-5, atol=1e-6)
 
 

@@ -20,17 +20,6 @@ pytestmark = [
     ),
 ]
 
-# timm passes the device "cpu" to DistributedDataParallel as a device id, and gets an error. A GPU does not need this.
-DDP_ON_CPU = """
-import runpy, sys, torch
-class DDP(torch.nn.parallel.DistributedDataParallel):
-    def __init__(self, module, device_ids=None, **kwargs):
-        super().__init__(module, **kwargs)
-torch.nn.parallel.DistributedDataParallel = DDP
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
@@ -51,13 +40,8 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def train(digits, tmp_path):
-    def run(*arguments: str, name: str = "run", processes: int = 1, batch: int = 32, model_kwargs: tuple = ()):
-        launcher = [SCRIPT]
-        if processes > 1:
-            (tmp_path / "ddp_on_cpu.py").write_text(DDP_ON_CPU)
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-            launcher += [str(tmp_path / "ddp_on_cpu.py"), SCRIPT]
-        command = [sys.executable, *launcher, "--data-dir", digits, "--device", "cpu", "--workers", "1"]
+    def run(*arguments: str, name: str = "run", batch: int = 32, model_kwargs: tuple = ()):
+        command = [sys.executable, SCRIPT, "--data-dir", digits, "--device", "cpu", "--workers", "1"]
         command += ["--model", "nfnet_f0", "--model-kwargs", "depths=(1,1,1,1)", "channels=(32,64,96,96)"]
         command += ["group_size=8", *model_kwargs, "--num-classes", "10"]
         command += ["--input-size", "3", "32", "32", "--sched", "cosine"]
@@ -100,11 +84,6 @@ def test_trains_silently(train, arguments):
     assert all(p.isfinite().all() for p in saved["state_dict"].values())
     if "agc-sgd" in arguments:
         assert {g["clip_factor"] for g in saved["optimizer"]["param_groups"]} == {0.01}
-
-
-def test_learns_the_digits(train):
-    _, folder = train("--opt", "agc-sgd", "--opt-kwargs", "clip_factor=0.05", "--epochs", "30", "--no-aug")
-    assert checkpoint(folder, "model_best")["metric"] > 60
 
 
 def test_a_checkpoint_of_train_py_can_be_published(train, tmp_path, capsys):
@@ -153,15 +132,3 @@ def test_a_run_resumes_with_the_other_kind_of_clipping(train):
         _, folder = train(*options, "--epochs", str(epochs), "--resume", str(folder / "last.pth.tar"), name=name)
         assert checkpoint(folder)["epoch"] == epochs - 1
         assert all(p.isfinite().all() for p in checkpoint(folder)["state_dict"].values())
-
-
-def test_an_interrupted_run_of_two_processes_ends_in_the_same_weights(train):
-    """With two processes, timm's sampler uses the same order in an epoch after the run is resumed."""
-    arguments = (*AGC_SGD, "--epochs", "4", "--no-aug")
-    _, whole = train(*arguments, name="whole", processes=2, batch=16)
-    _, resumed = train(
-        *arguments, "--resume", str(whole / "checkpoint-1.pth.tar"), name="resumed", processes=2, batch=16
-    )
-    a, b = checkpoint(whole)["state_dict"], checkpoint(resumed)["state_dict"]
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -1,5 +1,6 @@
 """Model cards are up to date, complete and correct, and their code runs."""
 
+import json
 import os
 import re
 import subprocess
@@ -119,3 +120,24 @@ def test_card_has_multiply_adds_only_with_the_usual_depths_and_channels(argument
         text = render_card(Source(model, arguments, {"source": "mine.npz"}), "org/mine", "mit")
         assert ("multiply-adds" in text) == (not {"depths", "in_chans"} & set(arguments))
         assert f"| architecture | `{name}` of nfnet_timm" in text
+
+
+def test_cards_show_the_options_of_a_run_that_docs_name():
+    options = json.loads((golden.DATA / "train_script_options.json").read_text())
+    training = dict.fromkeys(options, "given")
+    model = timm.create_model("nfnet_f0", device="meta", depths=(1, 1, 1, 1)).eval()
+    text = render_card(Source(model, {}, {"source": "run.pth.tar"}, training=training), "org/mine", "mit")
+    shown = set(re.findall(r"^\| `(\w+)` \| given \|$", text, re.M))
+    page = (golden.ROOT / "docs" / "weights.md").read_text()
+    rows = dict(re.findall(r"^\| (`.*?`) \| (.*) \|$", page, re.M))
+    listed, hidden = (
+        {
+            option
+            for options, effect in rows.items()
+            if effect.startswith(begin)
+            for option in re.findall(r"\w+", options)
+        }
+        for begin in ("Are listed on the card", "Nothing")
+    )
+    assert listed <= shown
+    assert not hidden & shown

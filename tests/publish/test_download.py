@@ -158,19 +158,6 @@ def test_a_name_that_was_not_released_is_refused(capsys, name):
     assert "expected one of f0, f1, f2, f3, f4, f5, f6" in capsys.readouterr().err
 
 
-def test_next_run_continues_after_ctrl_c(server, tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    server.faults = ["cut"]
-    with monkeypatch.context() as patch:
-        patch.setattr("time.sleep", interrupt)  # where the client waits before it tries again
-        assert main(["download", "f0"]) == 130
-    assert "run the same command again" in capsys.readouterr().err
-    assert (tmp_path / "F0_haiku.npz.part").read_bytes() == CONTENT[: len(CONTENT) // 2]
-    assert main(["download", "f0"]) == 0
-
-
 @pytest.mark.parametrize("faults", [[], ["cut", 503]], ids=["first succeeds", "first fails"])
 def test_one_of_two_runs_downloads_and_the_other_waits(server, tmp_path, capsys, faults):
     server.faults = list(faults)

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,11 @@ def test_hash_of_a_directory_is_that_of_the_output_of_sha256sum(folder):
         "source_bytes": "3",
         "source_sha256": hashlib.sha256(listing).hexdigest(),
     }
+
+
+def test_current_folder_is_identified_by_its_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert identify(Path(".")) == identify(folder)
 
 
 def test_logits_are_of_one_image_and_use_no_random_numbers(tiny):

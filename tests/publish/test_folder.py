@@ -41,13 +41,6 @@ def test_folder_has_only_weights_and_config_and_loads(tiny, tmp_path):
     assert all(p.equal(loaded.get_parameter(name)) for name, p in model.named_parameters())
 
 
-def test_the_same_model_gives_the_same_bytes(tiny, tmp_path):
-    for name in "ab":
-        save_folder(tiny(), tmp_path / name, golden.TINY)
-    for file in ("model.safetensors", "config.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -68,7 +61,7 @@ def test_saved_folder_is_replaced_only_with_overwrite(tiny, tmp_path):
 
 def test_folder_with_other_files_is_not_changed(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="holds other files \\(thesis.tex\\): expected a folder, new or empty"):
+    with pytest.raises(ValueError, match="contains other files \\(thesis.tex\\): expected a folder, new or empty"):
         save_folder(tiny(), tmp_path, golden.TINY)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ValueError, match="is a file: expected a folder"):
@@ -154,14 +147,6 @@ def test_second_ctrl_c_or_error_while_files_are_put_back_loses_no_files(tiny, tm
     assert [p.name for p in tmp_path.rglob(".*")] == []
 
 
-def test_link_to_a_folder_stays_a_link(tiny, tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to("disk")
-    save_folder(tiny(), tmp_path / "link", golden.TINY)
-    assert (tmp_path / "link").is_symlink()
-    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["config.json", "model.safetensors"]
-
-
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no second file system to write to")
 @pytest.mark.parametrize("how", ["link", "inside"])
 def test_a_folder_on_another_disk_is_written(tiny, tmp_path, how):
@@ -175,6 +160,7 @@ def test_a_folder_on_another_disk_is_written(tiny, tmp_path, how):
             model.head.fc.bias.data.fill_(value)
             save_folder(model, target, golden.TINY, card="card", overwrite=True)
         assert sorted(p.name for p in target.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+        assert target.is_symlink() == (how == "link")
         loaded = timm.create_model(f"local-dir:{target}", pretrained=True)
         assert bool((loaded.head.fc.bias == 2).all())
 

@@ -33,6 +33,7 @@ def refused(tmp_path, monkeypatch, capsys):
         assert error.startswith("nfnet-timm: error: ")
         assert error.count("\n") == 1
         assert "\x1b" not in error
+        assert "weights_only" not in error  # torch's advice to load the file in spite of its content
         assert ".nfnet-timm-" not in error  # the error must not name a temporary folder
         assert not Path("hub-repos/tiny").exists()
         return error
@@ -83,7 +84,6 @@ def argument(name, value):
         (entry("architecture", "resnet50"), "resnet50"),
         (lambda config: config.pop("architecture"), "None"),
         (entry("num_classes", "10"), "'10'"),
-        (entry("num_classes", True), "True"),
         (entry("num_classes", -1), "num_classes=-1"),
         (entry("num_classes", 7), "head.fc"),
         (entry("label_names", list(range(10))), "label_names"),
@@ -93,12 +93,10 @@ def argument(name, value):
         (entry("label_names", [*"abcdefghi", "a\nb"]), r"'a\nb'"),
         (entry("label_names", ["\ufeffa", *"bcdefghij"]), r"\ufeff"),
         (cfg("label_names", ["cat", "dog"]), "2 class names for 10"),
-        (entry("label_descriptions", [1]), "label_descriptions"),
         (entry("label_descriptions", {"a": 1}), "label_descriptions"),
         (cfg("no_such_entry", 1), "no_such_entry"),
         (cfg("input_size", [3, 192]), "[3, 192]"),
         (cfg("input_size", [3, 0, 192]), "[3, 0, 192]"),
-        (cfg("input_size", [3, 1.5, 192]), "1.5"),
         (cfg("mean", "grey"), "'grey'"),
         (cfg("mean", [0.5, 0.5]), "[0.5, 0.5]"),
         (cfg("std", [0, 1, 1]), "[0, 1, 1]"),
@@ -110,7 +108,6 @@ def argument(name, value):
         (cfg("num_classes", []), "num_classes"),
         (argument("depths", "many"), "'many'"),
         (argument("depths", [1, 1, 1, 2]), "stages.3.1"),
-        (argument("alpha", "big"), "'big'"),
         (argument("num_features", -3), "-3"),
         (argument("in_chans", 1), "stem.conv1"),
         (argument("num_classes", 5), "5"),
@@ -119,11 +116,7 @@ def argument(name, value):
         (argument("depths", [1, 1, 1, 10_000_000]), "depths=(1, 1, 1, 10000000): expected at most 1000 blocks"),
         (argument("channels", [10**30, 64, 96, 96]), "a size is too large"),
         (argument("width_factor", 1e306), "a size is too large"),
-        (argument("act_layer", 3), "act_layer"),
-        (argument("device", "meta"), "device"),
-        (argument("pretrained", True), "pretrained"),
         (argument("checkpoint_path", "/etc/passwd"), "checkpoint_path"),
-        (argument("features_only", True), "features_only"),
     ],
 )
 def test_config_with_wrong_types_or_network_gives_a_one_line_error_with_the_value(folder, refused, change, expected):
@@ -328,19 +321,15 @@ class Hostile:
     [
         (lambda run: run.update(args=3), "int"),
         (lambda run: run.update(args=argparse.Namespace()), "args"),
-        (lambda run: run.update(args={1: 2}), "args"),
         (lambda run: setattr(run["args"], "model", 3), "model is 3"),
         (lambda run: setattr(run["args"], "model", "resnet50"), "resnet50"),
         (lambda run: setattr(run["args"], "model_kwargs", {"depths": "many"}), "many"),
         (lambda run: setattr(run["args"], "model_kwargs", {"checkpoint_path": "x"}), "checkpoint_path"),
-        (lambda run: setattr(run["args"], "class_map", 5), "class_map"),
-        (lambda run: setattr(run["args"], "data_dir", ["a"]), "data_dir"),
         (lambda run: setattr(run["args"], "input_size", [3]), "input_size"),
         (lambda run: setattr(run["args"], "input_size", [3, -1, 5]), "-1"),
         (lambda run: setattr(run["args"], "in_chans", 1), "stem.conv1.weight"),
         (lambda run: setattr(run["args"], "mean", [0.5, 0.5]), "--mean"),
         (lambda run: setattr(run["args"], "std", [0.0]), "std"),
-        (lambda run: setattr(run["args"], "gp", "magic"), "magic"),
         (lambda run: setattr(run["args"], "gp", ""), "global_pool is ''"),
         (lambda run: run.update(state_dict=[1]), "state_dict"),
         (lambda run: run.update(state_dict={}), "no arrays"),
@@ -348,15 +337,10 @@ class Hostile:
         (lambda run: run.update(state_dict_ema={"a": "b"}), "state_dict"),
         (lambda run: run["state_dict"].update({"stem.conv1.weight": torch.eye(3).to_sparse()}), "state_dict"),
         (lambda run: run["state_dict"].update({"head.fc.bias": torch.tensor(1.0)}), "head.fc.bias"),
-        (lambda run: run["state_dict"].update(dict.fromkeys(("head.fc.bias", "head.fc.weight"), torch.zeros(0))), "0"),
         (lambda run: run["state_dict"].pop("head.fc.bias"), "head.fc.weight"),
         (
             lambda run: run["state_dict"].update({"final_conv.gain": torch.ones(192, dtype=torch.complex64)}),
             "final_conv.gain is torch.complex64",
-        ),
-        (
-            lambda run: run["state_dict"].update({"final_conv.gain": torch.ones(192, dtype=torch.int64)}),
-            "final_conv.gain is torch.int64",
         ),
         (lambda run: run["state_dict"]["head.fc.bias"].fill_(float("nan")), "run.pth.tar has NaN"),
         (lambda run: run.update(more=Hostile()), "open"),

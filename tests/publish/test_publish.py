@@ -1,8 +1,6 @@
 """`nfnet-timm publish`: the folder that it builds, the errors, and the repo on the Hub."""
 
-import argparse
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -14,9 +12,8 @@ import torch
 from finalizers import signal_in_a_finalizer
 from fresh_process import run_fresh
 from hub_server import Fault
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import hf_hub_download
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from nfnet_timm.cli import main
 from nfnet_timm.publish.fingerprints import logits_of
@@ -60,31 +57,6 @@ def built(built_once, tmp_path):
     return Path(shutil.copytree(built_once, tmp_path / BUILT))
 
 
-@pytest.fixture
-def training(tiny, tmp_path):
-    """Write a checkpoint like timm's train.py, with an average (EMA) that has another classifier."""
-    model, average = tiny(), tiny()
-    average.head.fc.bias.data.fill_(0.5)
-    for name in ("cat", "dog 2", "dog 10", *"abcdefg"):
-        for split in ("train", "validation"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            (tmp_path / "data" / split / name / "1.png").touch()
-    args = argparse.Namespace(
-        **{
-            "model": "nfnet_f0",
-            "model_kwargs": {**golden.TINY, "recompute_acts": True},
-            "data_dir": str(tmp_path / "data"),
-        },
-        **{"train_split": "train", "val_split": "validation", "input_size": [3, 48, 48], "img_size": None},
-        **{"mean": [0.5, 0.5, 0.5], "std": None, "crop_pct": 1.0, "interpolation": "bilinear", "in_chans": None},
-        **{"opt": "agc-sgd", "lr": 0.1, "epochs": 3, "pretrained": True, "eval_metric": "top1", "model_ema": True},
-    )
-    checkpoint = {"epoch": 2, "arch": "nfnet_f0", "version": 2, "args": args, "metric": 87.5, "optimizer": {}}
-    checkpoint |= {"state_dict": model.state_dict(), "state_dict_ema": average.state_dict()}
-    torch.save(checkpoint, tmp_path / "model_best.pth.tar")
-    return tmp_path / "model_best.pth.tar", checkpoint, average
-
-
 def test_published_repo_is_complete_and_loads_from_the_hub(hub, publish, tmp_path):
     status, out, _ = publish()
     assert status == 0
@@ -112,24 +84,6 @@ def test_failed_verification_reports_the_commit_and_the_next_run_verifies(hub, p
     status, out, _ = publish()
     assert status == 0
     assert f"nothing to push, the repo has the same content: commit {commit}" in out
-
-
-def test_cached_repo_loads_without_the_hub(hub, publish, monkeypatch):
-    publish()
-    online = timm.create_model("hf-hub:org/tiny", pretrained=True)
-    hub.log.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    same_network(timm.create_model("hf-hub:org/tiny", pretrained=True).eval(), online.eval())
-    assert hub.log == []
-
-
-def test_published_file_loads_into_plain_timm_as_in_the_card(hub, publish):
-    publish()
-    weights = load_file(hf_hub_download("org/tiny", "model.safetensors"))
-    weights = {k: v.view(-1, 1, 1, 1) if k.endswith(".gain") else v for k, v in weights.items()}
-    assert set(weights) == set(timm.create_model("dm_nfnet_f0", device="meta").state_dict()) & set(weights)
-    gains = {k: v.shape for k, v in timm.create_model("dm_nfnet_f0", device="meta").state_dict().items() if "gain" in k}
-    assert all(len(weights[k].shape) == len(shape) for k, shape in gains.items() if k in weights)
 
 
 @pytest.mark.slow
@@ -291,18 +245,6 @@ def test_a_card_of_another_model_or_repo_is_not_kept(publish, built, tmp_path, c
     assert b"Mine." not in contents(built)["README.md"]
 
 
-def test_folder_of_an_earlier_version_loses_its_repeated_names(publish, tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
-    assert publish("--dry-run", "--class-names", "names.txt")[0] == 0
-    config = tmp_path / BUILT / "config.json"
-    good = config.read_text()
-    content = json.loads(good)
-    content["pretrained_cfg"] |= {"label_names": list("abcdefghij"), "tag": "dm_in1k"}
-    config.write_text(json.dumps(content))
-    assert publish("--dry-run", source=BUILT)[0] == 0
-    assert config.read_text() == good
-
-
 def test_built_folder_that_was_edited_is_not_replaced(publish, built):
     config = built / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "mine": 1}))
@@ -315,64 +257,13 @@ def test_built_folder_that_was_edited_is_not_replaced(publish, built):
     assert contents(built) != before
 
 
-def test_training_checkpoint_keeps_its_average_classes_and_preprocessing(publish, training, tmp_path):
-    path, _, average = training
-    status, out, _ = publish("--dry-run", "--yes", source=path, license="mit")
-    assert status == 0
-    assert "weights: the moving average (EMA)" in out
-    assert f"class names found in {tmp_path / 'data' / 'train'}: a, b, c, cat, d, dog 2, dog 10, e, f, g" in out
-    model = timm.create_model(f"local-dir:{tmp_path / BUILT}", pretrained=True).eval()
-    same_network(model, average)
-    config = timm.data.resolve_model_data_config(model)
-    assert (tuple(config["input_size"]), tuple(config["mean"])) == ((3, 48, 48), (0.5, 0.5, 0.5))
-    assert (config["interpolation"], config["crop_pct"]) == ("bilinear", 1.0)
-    saved = json.loads((tmp_path / BUILT / "config.json").read_text())
-    assert saved["label_names"] == ["a", "b", "c", "cat", "d", "dog 2", "dog 10", "e", "f", "g"]
-    assert saved["pretrained_cfg"]["license"] == "mit"
-    assert "recompute_acts" not in saved["model_args"]
-    card = (tmp_path / BUILT / "README.md").read_text()
-    for text in ("base_model: timm/dm_nfnet_f0.dm_in1k", "value: 87.5", "measured in training", "| `opt` | agc-sgd |"):
-        assert text in card
-    assert str(tmp_path) not in card
-
-
-def test_training_checkpoint_without_an_average_is_reported(publish, training, tmp_path):
-    path, checkpoint, _ = training
-    del checkpoint["state_dict_ema"]
-    torch.save(checkpoint, path)
-    _, out, _ = publish("--dry-run", source=path)
-    assert "weights: as trained; the checkpoint has no EMA" in out
-    assert "the run kept no average" in (tmp_path / BUILT / "README.md").read_text()
-
-
-def test_a_checkpoint_saved_by_compiled_and_distributed_runs_loads(publish, training):
-    path, checkpoint, _ = training
-    checkpoint["state_dict_ema"] = {f"module._orig_mod.{k}": v for k, v in checkpoint["state_dict_ema"].items()}
-    torch.save(checkpoint, path)
-    assert publish("--dry-run", source=path)[0] == 0
-
-
-def test_a_checkpoint_that_would_run_code_is_refused(publish, training, tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "owned"),)
-
-    path, checkpoint, _ = training
-    torch.save({**checkpoint, "extra": Hostile()}, path)
-    status, _, error = publish("--dry-run", source=path)
-    assert status == 1
-    assert "posix.mkdir" in error
-    assert "weights_only" not in error
-    assert not (tmp_path / "owned").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"source": "missing.npz"}, "missing.npz does not exist: expected one of the authors' files"),
         ({"source": "text.npz"}, "is not a pickle"),
         ({"source": "."}, "has no config.json"),
-        ({"source": "other.pth.tar"}, "no arrays"),
+        ({"source": "other.pth.tar"}, "'model', which is int: expected names and dense tensors"),
         ({"repo": "just-a-name"}, "expected ORGANIZATION/NAME"),
         ({"repo": "org/bad name"}, "org/bad name"),
         ({"repo": "/"}, "'/'"),
@@ -402,15 +293,8 @@ def test_user_error_gives_a_one_line_error_and_sends_nothing(hub, publish, tmp_p
 def test_own_weights_need_a_licence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["publish", SOURCE, "org/tiny", "--dry-run"]) == 1
-    assert "pass, for instance, --license apache-2.0" in capsys.readouterr().err
+    assert "for instance --license apache-2.0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_that_diverged_is_not_published(tiny, tmp_path):
-    source = open_model(Path(SOURCE))
-    source.model.head.fc.bias.data[0] = float("nan")
-    with pytest.raises(ValueError, match=r"nfnet_tiny_haiku_2021.npz has NaN .*head.fc.bias"):
-        build_repo(source, "org/tiny", tmp_path / "out", "mit")
 
 
 def test_a_secret_in_the_card_is_found(tmp_path, monkeypatch):
@@ -418,30 +302,3 @@ def test_a_secret_in_the_card_is_found(tmp_path, monkeypatch):
     source.metadata["source"] = "hf_" + "a1B2" * 8
     with pytest.raises(ValueError, match=r"contains text like an access token"):
         build_repo(source, "org/tiny", tmp_path / "out", "mit")
-
-
-def test_ctrl_c_while_building_leaves_the_folder_unchanged(publish, built, tmp_path, monkeypatch):
-    before = contents(built)
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt  # not a signal: background jobs of a shell ignore SIGINT
-
-    with monkeypatch.context() as patch:
-        patch.setattr("nfnet_timm.publish.folder.save_config", interrupt)
-        status, _, error = publish("--dry-run", "--overwrite", license="mit")
-    assert (status, error) == (130, "nfnet-timm: interrupted; run the same command again to continue\n")
-    assert contents(built) == before
-    assert [path.name for path in tmp_path.rglob(".*")] == []
-    assert publish("--dry-run", "--overwrite")[0] == 0
-
-
-@pytest.mark.slow
-def test_full_disk_while_building_leaves_the_folder_unchanged(built):
-    before = contents(built)
-    command = ["publish", SOURCE, "org/tiny", "--license", "mit", "--overwrite", "--dry-run", "--out", str(built)]
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
-    error = run_fresh(f"{limit}; from nfnet_timm.cli import main; assert main({command!r}) == 1")
-    assert f"cannot write {built}" in error
-    assert "Traceback" not in error
-    assert contents(built) == before
-    assert list(built.parent.iterdir()) == [built]

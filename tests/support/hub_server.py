@@ -86,9 +86,8 @@ class Fault:
 
     Args:
         action: An error status; "cut" (the server reads half of the request and closes the connection), "lost" (the
-            request takes effect and its answer is lost), "half" (the answer stops halfway), "flip" (one bit of the
-            answer's body is wrong), "short" (the answer lacks its last byte); or a function to call before the normal
-            answer.
+            request takes effect and its answer is lost), "flip" (one bit of the answer's body is wrong), "short" (the
+            answer lacks its last byte); or a function to call before the normal answer.
     """
 
     method: str
@@ -123,7 +122,6 @@ class Hub:
         self.tokens = {"hf_writer": "write", "hf_reader": "read"}
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str]] = []
-        self.ranges: list[str] = []  # Range headers of requests
         self.inline = False  # whether every file is sent inside the commit, without LFS or Xet
         self._lock = threading.Lock()
 
@@ -158,8 +156,6 @@ class Hub:
         request = Request(scope, receive)
         path = scope["raw_path"].decode()
         self.log.append((request.method, path))
-        if "range" in request.headers:
-            self.ranges.append(request.headers["range"])
         fault = self._fault(request.method, path)
         action = fault.action if fault else None
         if action == "cut":
@@ -182,7 +178,7 @@ class Hub:
                 response = JSONResponse({"error": error.message}, error.status, headers)
         if action == "lost":
             await _close(send)
-        if action in ("half", "flip", "short"):
+        if action in ("flip", "short"):
             await _spoil(str(action), response, send)
         else:
             await response(scope, receive, send)
@@ -397,7 +393,4 @@ async def _spoil(how: str, response: Response, send) -> None:
     headers["content-length"] = str(len(body))
     start = {"type": "http.response.start", "status": response.status_code}
     await send({**start, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
-    await send({"type": "http.response.body", "body": bytes(body[: len(body) // 2]), "more_body": True})
-    if how == "half":
-        raise ConnectionAbortedError("on purpose")
-    await send({"type": "http.response.body", "body": bytes(body[len(body) // 2 :])})
+    await send({"type": "http.response.body", "body": bytes(body)})

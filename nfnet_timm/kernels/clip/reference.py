@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from nfnet_timm.compat.torch import foreach_copy_
-from nfnet_timm.kernels.clip.settings import Clipping, settings_of_each
+from nfnet_timm.kernels.clip.settings import Clipping
 from nfnet_timm.kernels.clip.units import is_one_unit, rows_of, unit_length, unit_norm
 
 __all__ = ["clip_alike_", "clip_by_torch_"]
 
 
 def clip_by_torch_(
-    weights: list[Tensor], grads: list[Tensor], settings: list[float], grad_scale: Tensor | None
+    weights: list[Tensor], grads: list[Tensor], clippings: list[Clipping], grad_scale: Tensor | None
 ) -> None:
     """Clip all tensors. Those with the same unit length, dtypes and settings are clipped together.
 
@@ -23,11 +23,11 @@ def clip_by_torch_(
     cache when it is scaled.
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
-    for i, (w, g, own) in enumerate(zip(weights, grads, settings_of_each(settings), strict=True)):
+    for i, (w, g, clipping) in enumerate(zip(weights, grads, clippings, strict=True)):
         alone = i if g.is_cpu and not is_one_unit(w) else None
-        alike.setdefault((alone, unit_length(w), w.dtype, g.dtype, own), []).append(i)
-    for (*_, own), members in alike.items():
-        clip_alike_([weights[i] for i in members], [grads[i] for i in members], Clipping(*own), grad_scale)
+        alike.setdefault((alone, unit_length(w), w.dtype, g.dtype, clipping), []).append(i)
+    for (*_, clipping), members in alike.items():
+        clip_alike_([weights[i] for i in members], [grads[i] for i in members], clipping, grad_scale)
 
 
 def clip_alike_(weights: list[Tensor], grads: list[Tensor], clipping: Clipping, grad_scale: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""The settings of adaptive gradient clipping, as one record for parameter groups and kernels."""
+"""The settings of adaptive gradient clipping, as one record for functions, parameter groups and kernels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["CLIP_EPS", "CLIP_FACTOR", "Clipping", "settings_of_each"]
+__all__ = ["CLIP_EPS", "CLIP_FACTOR", "Clipping"]
 
 # The authors' values, for batches of 4096.
 CLIP_FACTOR, CLIP_EPS = 0.01, 1e-3
 
 
 class Clipping(NamedTuple):
-    """The settings of adaptive clipping. Its fields are also entries of an optimizer's parameter groups.
+    """The settings of adaptive clipping.
+
+    Its fields are also keyword arguments of optimizers, and entries of their parameter groups.
 
     Args:
         clip_factor: Largest ratio of gradient norm to weight norm.
@@ -27,17 +29,34 @@ class Clipping(NamedTuple):
     def of(settings: Mapping[str, Any]) -> Clipping | None:
         """Return the settings in a parameter group, or None if its ``clip_factor`` is None, which disables clipping.
 
-        Text such as "0.01" is converted to a number.
+        Missing ones have their default values. Text such as "0.01" is converted to a number.
 
         Raises:
             ValueError: If another value is not a number above 0.
         """
-        values = {name: settings[name] for name in Clipping._fields}
+        values = {name: settings.get(name, default) for name, default in Clipping._field_defaults.items()}
         is_off = values["clip_factor"] is None
         if is_off:
             values["clip_factor"] = CLIP_FACTOR
         record = Clipping(**{name: _positive(name, value) for name, value in values.items()})
         return None if is_off else record
+
+    @staticmethod
+    def entries(**settings: Any) -> dict[str, Any]:
+        """Return the entries of a parameter group for these settings, as numbers. Others have their default values.
+
+        Raises:
+            TypeError: If there is no such setting.
+            ValueError: As ``of``.
+        """
+        group = Clipping(**settings)._asdict()
+        clipping = Clipping.of(group)
+        return group if clipping is None else clipping._asdict()
+
+    @staticmethod
+    def taken_from(kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Remove the settings from ``kwargs``, and return them."""
+        return {name: kwargs.pop(name) for name in Clipping._fields if name in kwargs}
 
 
 def _positive(name: str, value: Any) -> float:
@@ -51,9 +70,3 @@ def _positive(name: str, value: Any) -> float:
             "Use clip_factor=None to switch adaptive clipping off"
         )
     return number
-
-
-def settings_of_each(settings: list[float]) -> list[tuple[float, ...]]:
-    """Split the flat list ``[clip_factor, clip_eps, clip_factor, ...]`` into one tuple for each tensor."""
-    count = len(Clipping._fields)
-    return list(zip(*(settings[i::count] for i in range(count)), strict=True))

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from nfnet_timm.kernels.clip.settings import Clipping, settings_of_each
+from nfnet_timm.kernels.clip.settings import Clipping
 from nfnet_timm.kernels.clip.units import unit_length
 
 __all__ = ["clip_"]
@@ -82,17 +82,16 @@ def clip_kernel(
             tl.store(grad + at + cols, (g * ratio).to(GRAD), mask=inside)
 
 
-def clip_(weights: list[Tensor], grads: list[Tensor], settings: list[float], grad_scale: Tensor | None) -> None:
+def clip_(weights: list[Tensor], grads: list[Tensor], clippings: list[Clipping], grad_scale: Tensor | None) -> None:
     """Clip all tensors, in one launch for each combination of dtypes and ``Clipping``.
 
     A grid may have 2**31 - 1 programs, one for each unit. Offsets have 64 bits.
     """
-    alike: dict[tuple[torch.dtype, torch.dtype, tuple[float, ...]], list[int]] = {}
-    for i, (w, g, own) in enumerate(zip(weights, grads, settings_of_each(settings), strict=True)):
+    alike: dict[tuple[torch.dtype, torch.dtype, Clipping], list[int]] = {}
+    for i, (w, g, clipping) in enumerate(zip(weights, grads, clippings, strict=True)):
         if g.numel():
-            alike.setdefault((w.dtype, g.dtype, own), []).append(i)
-    for (weight_dtype, grad_dtype, own), members in alike.items():
-        clipping = Clipping(*own)
+            alike.setdefault((w.dtype, g.dtype, clipping), []).append(i)
+    for (weight_dtype, grad_dtype, clipping), members in alike.items():
         entries, units = [], 0
         for i in members:
             length = unit_length(weights[i])

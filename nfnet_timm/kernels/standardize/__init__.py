@@ -11,7 +11,7 @@ Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/
 import torch
 from torch import Tensor
 
-from nfnet_timm.kernels.choose import is_eager_on_cpu, is_on_a_device
+from nfnet_timm.kernels.eager import is_eager_on_cpu, is_on_a_device
 from nfnet_timm.kernels.standardize.cpu import by_group_norm
 from nfnet_timm.kernels.standardize.operation import standardize_as_one_operation
 from nfnet_timm.kernels.standardize.reference import standardize_formula

@@ -23,6 +23,6 @@ def by_group_norm(weight: Tensor, gain: Tensor, scale: float, eps: float) -> tup
     dtype = torch.promote_types(weight.dtype, torch.float32)
     image, factor = weight.to(dtype).reshape(1, chs, fan_in), gain.to(dtype) * (scale * fan_in**-0.5)
     # Added to var. It prevents a division by zero, and is too small to change a row that is not clamped.
-    nothing = 1e-8 * eps / fan_in
-    out, _, rstd = torch.native_group_norm(image, factor, None, 1, chs, fan_in, chs, nothing)
+    tiny = 1e-8 * eps / fan_in
+    out, _, rstd = torch.native_group_norm(image, factor, None, 1, chs, fan_in, chs, tiny)
     return out.view(weight.shape), float(rstd.detach().max()) > (fan_in / eps) ** 0.5

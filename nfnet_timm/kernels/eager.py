@@ -1,7 +1,7 @@
-"""Which implementation of an operation a tensor may use.
+"""Whether a tensor is in eager mode, on which device. Fast implementations are for such tensors only.
 
-A fast implementation is made for one device and runs in eager mode. The formula consists of torch's own operations, so
-compilers, exporters and transforms can read it.
+All other tensors use the formula. It consists of torch's own operations, so compilers, exporters and transforms can
+read it.
 """
 
 import torch

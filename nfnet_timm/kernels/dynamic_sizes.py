@@ -1,4 +1,4 @@
-"""Convolution that lets torch.compile make one graph for images of several sizes."""
+"""Convolution of dynamic image sizes: torch.compile then makes one graph for images of several sizes."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["conv2d_of_open_size", "is_open"]
+__all__ = ["conv2d_of_dynamic_size", "has_dynamic_size"]
 
 
-def is_open(x: Tensor) -> bool:
-    """Return whether torch.compile treats the height or width of ``x`` as a symbol, for a graph of several sizes."""
+def has_dynamic_size(x: Tensor) -> bool:
+    """Return whether torch.compile treats the height or width of ``x`` as a symbol."""
     if not torch.compiler.is_dynamo_compiling():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # a slow import, which Dynamo has done
@@ -18,7 +18,7 @@ def is_open(x: Tensor) -> bool:
     return not (has_static_value(x.shape[2]) and has_static_value(x.shape[3]))
 
 
-def conv2d_of_open_size(
+def conv2d_of_dynamic_size(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -29,7 +29,7 @@ def conv2d_of_open_size(
 ) -> Tensor:
     """Return the same as ``F.conv2d``."""
     if x.is_cpu:
-        # On a CPU torch.compile makes feature maps channels-last in any case. If they were traced in another layout,
+        # On a CPU, torch.compile makes feature maps channels-last in any case. If they were traced in another layout,
         # the graph of the backward pass has fixed numbers for their strides, and fits one size only.
         x = x.contiguous(memory_format=torch.channels_last)
     if not (torch.is_grad_enabled() and x.requires_grad):
@@ -53,7 +53,9 @@ class _GradOfInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.geometry
-        of_x = F.conv_transpose2d(grad, weight.to(grad.dtype), None, stride, padding, 0, groups, dilation)
-        # If the kernel is smaller than the stride, the convolution may not read the last rows and columns.
-        of_x = F.pad(of_x, [0, ctx.width - of_x.shape[3], 0, ctx.height - of_x.shape[2]])
-        return grad, of_x.to(ctx.dtype), None, None, None, None, None
+        grad_x = F.conv_transpose2d(grad, weight.to(grad.dtype), None, stride, padding, 0, groups, dilation)
+        windows = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        if any(window < s for window, s in zip(windows, stride, strict=True)):
+            # The convolution may not have read the last rows and columns. SAME padding excludes this for other windows.
+            grad_x = F.pad(grad_x, [0, ctx.width - grad_x.shape[3], 0, ctx.height - grad_x.shape[2]])
+        return grad, grad_x.to(ctx.dtype), None, None, None, None, None

@@ -1,7 +1,7 @@
-"""Writes model.safetensors: the same arrays give the same bytes, and the header contains a hash of the arrays.
+"""Writes and reads model.safetensors. The same arrays give the same bytes, and the header contains their hash.
 
-Source of the format: https://github.com/huggingface/safetensors. The library's own ``save_file`` orders the entries of
-the header differently in every process. It has no progress bar, and Ctrl-C does not interrupt it.
+Source of the format: https://github.com/huggingface/safetensors. The library's ``save_file`` orders the entries of the
+header differently in every process, has no progress bar, and cannot be interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nfnet_timm.formats.progress import bytes_bar
 
-__all__ = ["arrays_hash", "read_header", "read_layout", "write_weights"]
+__all__ = ["arrays_hash", "checked_header", "read_arrays", "read_header", "read_layout", "write_weights"]
 
 _DTYPES = {
     torch.float64: "F64",
@@ -72,6 +72,33 @@ def read_header(path: Path) -> dict[str, str]:
     """
     with _opened(path) as file:
         return file.metadata() or {}
+
+
+def checked_header(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file, after a comparison of the arrays with their hash in the metadata.
+
+    Raises:
+        ValueError: If there is a hash and the arrays have another one, or if the file is damaged or has another format.
+        OSError: If it cannot be opened.
+    """
+    header = read_header(path)
+    if header.get("arrays_sha256") not in (None, arrays_hash(path)):
+        raise ValueError(
+            f"the arrays of {path} do not have the hash in its header: the file is damaged or was changed. Write it "
+            "again from its source; if you changed the arrays yourself, save them without the entry arrays_sha256"
+        )
+    return header
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of a safetensors file.
+
+    Raises:
+        ValueError: If the file is damaged or has another format.
+        OSError: If it cannot be opened.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def read_layout(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nfnet_timm import adaptive_clip_grad_
-from nfnet_timm.kernels.choose import is_eager_on_cpu
+from nfnet_timm.kernels.eager import is_eager_on_cpu
 
 
 def test_a_plain_tensor_or_parameter_is_eager():

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nfnet_timm.formats.safetensors_writer import arrays_hash, write_weights
+from nfnet_timm.formats.safetensors_file import arrays_hash, write_weights
 
 TENSORS = {
     "b.weight": torch.arange(24.0).reshape(2, 3, 4),
