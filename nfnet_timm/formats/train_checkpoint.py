@@ -176,6 +176,6 @@ def _reason(error: Exception) -> str:
     elif isinstance(error, RuntimeError):
         reason = text.split("\n")[0]
     else:
-        detail = re.search(r"WeightsUnpickler error: (.+)", text)
+        detail = re.search(r"WeightsUnpickler error:\s*(.+)", text)
         reason = f"its pickle is broken, {detail[1] if detail else f'{type(error).__name__} {text}'}"
     return "".join(char if char.isprintable() else "?" for char in reason)[:300]
