@@ -84,9 +84,9 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def check_class_names(names: list[str], num_classes: int, place: Path | str) -> list[str]:
-    """Return ``names`` if there is one for each class, all look different, and none has control characters.
+    """Return ``names`` if there is one for each class, different names look different, and none has control characters.
 
-    transformers finds a class by its name, so two classes of one name would become one.
+    Two classes may have the same name, as "crane" in ImageNet.
 
     Raises:
         ValueError: If not; the message contains ``place``.
@@ -99,12 +99,11 @@ def check_class_names(names: list[str], num_classes: int, place: Path | str) -> 
         visible = "".join(char for char in name if unicodedata.category(char) != "Cf")
         if any(map(_is_odd, name)) or not visible.strip():
             raise ValueError(f"{place} has the class name {name!r}: expected visible text without control characters")
-        if visible in seen:
+        if seen.setdefault(visible, name) != name:
             raise ValueError(
-                f"{place} has the class names {seen[visible]!r} and {name!r}, which look the same: expected a name for "
-                "each class alone, such as 'crane (bird)' and 'crane (machine)'"
+                f"{place} has the class names {seen[visible]!r} and {name!r}, which look the same: remove the invisible "
+                "characters, or make the names different"
             )
-        seen[visible] = name
     return names
 
 

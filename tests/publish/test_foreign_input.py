@@ -379,8 +379,7 @@ def test_other_file_of_torch_save_gives_a_one_line_error(refused):
         ("\n".join([*"abcdefghi", "x\u2028y"]).encode(), "2028"),
         ("\n".join([*"abcdefghi", "\u202egod"]).encode(), "202e"),
         ("\n".join([*"abcdefghi", "\u200b"]).encode(), "200b"),
-        ("\n".join([*"abcdefgh", "crane", "crane"]).encode(), "'crane' and 'crane', which look the same"),
-        ("\n".join([*"abcdefgh", "crane", "cra\u200bne"]).encode(), "'crane' and 'cra\\u200bne', which look the same"),
+        ("\n".join([*"abcdefgh", "crane", "cra\u200bne"]).encode(), "'cra\\u200bne'"),
     ],
 )
 def test_invalid_class_names_give_a_one_line_error(folder, refused, content, expected):
@@ -390,9 +389,9 @@ def test_invalid_class_names_give_a_one_line_error(folder, refused, content, exp
     assert "names.txt" in error
 
 
-def test_byte_order_mark_is_not_part_of_the_first_name(folder, tmp_path, monkeypatch):
+def test_names_are_published_as_written_without_a_byte_order_mark(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["naïve", "日本", "a\u200cb", *"defghij"]
+    names = ["naïve", "日本", "a\u200cb", "crane", "crane", *"fghij"]  # ImageNet has two classes "crane"
     Path("names.txt").write_bytes("\r\n".join(names).encode("utf-8-sig"))
     assert main(["publish", "folder", "org/tiny", "--license", "mit", "--dry-run", "--class-names", "names.txt"]) == 0
     assert json.loads(Path("hub-repos/tiny/config.json").read_text(encoding="utf-8"))["label_names"] == names
