@@ -201,6 +201,14 @@ def test_card_names_the_hub_repo_that_a_run_started_from(hub, publish, monkeypat
     assert ModelCard.load(BUILT / "README.md").data.base_model == "org/base"
 
 
+def test_card_of_a_recovery_checkpoint_names_no_epoch_as_complete(publish):
+    """train.py saves it in the middle of an epoch, without a metric."""
+    publish("--out", "recovery", metric=None)
+    assert "after epoch" not in Path("recovery/README.md").read_text()
+    publish("--out", "best")
+    assert "after epoch 2" in Path("best/README.md").read_text()
+
+
 # --- accuracies
 
 
