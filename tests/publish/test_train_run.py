@@ -125,6 +125,7 @@ def test_published_network_and_preprocessing_are_those_of_the_run(publish, optio
     assert tuple(found["input_size"]) == (chans, *expected["input_size"][1:])
     for key in ("interpolation", "crop_pct"):
         assert found[key] == expected[key]
+    assert found["crop_mode"] == "center"  # train.py does not pass the network's own to its loader
     for key in ("mean", "std"):  # as timm's loader adapts them
         values = expected[key]
         adapted = values if len(values) == chans else (sum(values) / len(values),) * chans
