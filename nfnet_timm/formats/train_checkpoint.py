@@ -69,7 +69,8 @@ class TrainCheckpoint:
         args: The options of the run.
         state_dict: The moving average (EMA) of the weights if the run kept one, else the weights.
         ema: Whether ``state_dict`` is the moving average.
-        epoch: The epoch after which the checkpoint was saved, counted from 0.
+        epoch: The epoch after which the checkpoint was saved, counted from 0; None for a recovery checkpoint, which
+            train.py saved before the end of an epoch.
         metric: The result of ``--eval-metric`` after that epoch; None if there is none.
     """
 
@@ -125,7 +126,8 @@ def read_checkpoint(path: Path) -> TrainCheckpoint | dict[str, Tensor]:
         args,
         clean_state_dict(arrays),
         ema is not None,
-        epoch if isinstance(epoch, int) else None,
+        # Only recovery checkpoints have no metric.
+        epoch if isinstance(epoch, int) and metric is not None else None,
         metric if isinstance(metric, int | float) else None,
     )
 

@@ -146,7 +146,14 @@ class NormFreeBlock(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         gain = state_dict.get(prefix + "skipinit_gain")
         if gain is not None and gain.numel() == 1:  # (), or (1,) after vectorize_skip_gains()
-            state_dict[prefix + "skipinit_gain"] = gain.reshape(self.skipinit_gain.shape)
+            own: Any = self.skipinit_gain
+            gain = gain.reshape(own.shape)
+            # torch's set_model_state_dict shards the arrays of one process for FSDP2, but not its scalars.
+            if hasattr(own, "placements") and not hasattr(gain, "placements"):
+                from torch.distributed.tensor import distribute_tensor  # here: some builds of torch lack it
+
+                gain = distribute_tensor(gain, own.device_mesh, own.placements)
+            state_dict[prefix + "skipinit_gain"] = gain
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

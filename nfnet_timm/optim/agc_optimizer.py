@@ -76,7 +76,7 @@ def _innermost(optimizer: Any) -> Any:
 
 
 def _clip_before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if "clip_factor" not in optimizer.defaults:
+    if not optimizer.defaults.keys() >= set(Clipping._fields):  # attach_agc sets both; wrappers may have one of them
         return None
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:

@@ -92,7 +92,8 @@ class SAM(Optimizer):
         if closure is None:
             raise ValueError(
                 "step() without a closure: expected step(closure), because sharpness-aware minimization runs the "
-                "forward and the backward pass twice"
+                "forward and the backward pass twice. If torch.distributed.checkpoint calls it, pass it the attribute "
+                "`optimizer` of SAM"
             )
         self.zero_grad()
         with torch.enable_grad():

@@ -273,6 +273,8 @@ def _from_training(path: Path, saved: TrainCheckpoint) -> Source:
         model, arguments = network_of(saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if "script" not in saved.args:  # train.py validates with a centre crop, also if the network has another crop mode
+        model.pretrained_cfg["crop_mode"] = "center"
     names, accuracy = find_class_names(saved.args, model.num_classes), accuracy_of(saved, model)
     left_out = [f"no accuracy on the card: {accuracy}"] if isinstance(accuracy, str) else []
     left_out += [f"no class names: {names}; --class-names FILE gives them"] if isinstance(names, str) else []

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
 
 WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 
@@ -68,3 +70,19 @@ def test_skip_gains_load_into_either_shape(tiny):
     prepared.load_state_dict(model.state_dict())
     model.load_state_dict(prepared.state_dict())
     assert model.stages[0][0].skipinit_gain.shape == ()
+
+
+def test_weights_of_one_process_load_into_a_sharded_network(tiny):
+    """torch's set_model_state_dict shards the arrays, but not the scalars, which skip gains are in one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        saved, model = tiny().state_dict(), fully_shard(tiny().vectorize_skip_gains())
+        for i, (name, array) in enumerate(saved.items()):
+            if name.endswith("skipinit_gain"):
+                array.fill_(i)
+        set_model_state_dict(model, dict(saved), options=StateDictOptions(full_state_dict=True))
+        loaded = {name: p.full_tensor() for name, p in model.named_parameters()}
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, array in saved.items():
+        assert torch.equal(loaded[name].reshape(array.shape), array), name

@@ -16,6 +16,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
@@ -481,6 +482,24 @@ def test_optimizers_of_other_libraries_clip(tiny, build):
     if isinstance(optimizer, SAM):
         optimizer = optimizer.optimizer
     assert not_clipped(optimizer, model) == ["head.fc.weight"]
+
+
+def test_zero_redundancy_optimizer_clips_with_one_of_the_two_settings(tiny):
+    """It keeps the arguments of the optimizer inside as its own defaults, without the ones that are left out."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model, other = tiny(), tiny()
+        agc_sgd = get_optimizer_class("agc-sgd", bind_defaults=False)
+        sharded = ZeroRedundancyOptimizer(model.parameters(), agc_sgd, lr=0.1, clip_factor=0.01)
+        plain = agc_sgd(other.parameters(), lr=0.1, clip_factor=0.01)
+        for network, optimizer in ((model, sharded), (other, plain)):
+            backward(network)
+            optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+    for p, expected in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=0, atol=0)
 
 
 def test_an_optimizer_without_hooks_is_refused():

@@ -13,6 +13,7 @@ import timm.scheduler
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from nfnet_timm.optim import SAM, create_optimizer
 
@@ -124,7 +125,23 @@ def test_sam_works_around_timms_optimizers(name):
     assert last < first
 
 
-def test_a_resumed_sam_run_is_bit_identical():
+def load(model, sam, saved):
+    model.load_state_dict(saved[0])
+    sam.load_state_dict(saved[1])
+
+
+def load_distributed(model, sam, saved):  # it makes a step without a closure, so it gets the optimizer inside
+    set_state_dict(model, sam.optimizer, model_state_dict=saved[0], optim_state_dict=saved[1])
+
+
+@pytest.mark.parametrize(
+    ("save", "load"),
+    [
+        (lambda model, sam: (model.state_dict(), sam.state_dict()), load),
+        (lambda model, sam: get_state_dict(model, sam.optimizer), load_distributed),
+    ],
+)
+def test_a_resumed_sam_run_is_bit_identical(save, load):
     (x, y), straight, broken = data(), linear(), linear()
 
     def build(model):
@@ -138,11 +155,10 @@ def test_a_resumed_sam_run_is_bit_identical():
     for _ in range(3):
         sam.step(closure_of(broken, x, y))
     sam.param_groups[0]["sam_rho"] = 0.15
-    saved = pickle.loads(pickle.dumps((broken.state_dict(), sam.state_dict())))
+    saved = pickle.loads(pickle.dumps(save(broken, sam)))
     resumed = linear(seed=5)
-    resumed.load_state_dict(saved[0])
     sam = build(resumed)
-    sam.load_state_dict(saved[1])
+    load(resumed, sam, saved)
     for _ in range(3):
         sam.step(closure_of(resumed, x, y))
     assert all(p.equal(q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))

@@ -125,6 +125,7 @@ def test_published_network_and_preprocessing_are_those_of_the_run(publish, optio
     assert tuple(found["input_size"]) == (chans, *expected["input_size"][1:])
     for key in ("interpolation", "crop_pct"):
         assert found[key] == expected[key]
+    assert found["crop_mode"] == "center"  # train.py does not pass the network's own to its loader
     for key in ("mean", "std"):  # as timm's loader adapts them
         values = expected[key]
         adapted = values if len(values) == chans else (sum(values) / len(values),) * chans
@@ -214,6 +215,14 @@ def test_card_has_the_options_and_the_initial_weights_of_the_run(publish):
     card = ModelCard.load(BUILT / "README.md")
     assert card.data.base_model == "timm/dm_nfnet_f0.dm_in1k"
     assert "| `opt` | agc-sgd |" in card.text
+
+
+def test_card_of_a_recovery_checkpoint_names_no_epoch_as_complete(publish):
+    """train.py saves it in the middle of an epoch, without a metric."""
+    publish("--out", "recovery", metric=None)
+    assert "after epoch" not in Path("recovery/README.md").read_text()
+    publish("--out", "best")
+    assert "after epoch 2" in Path("best/README.md").read_text()
 
 
 # --- accuracies
