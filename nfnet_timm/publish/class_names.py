@@ -101,8 +101,8 @@ def check_class_names(names: list[str], num_classes: int, place: Path | str) -> 
             raise ValueError(f"{place} has the class name {name!r}: expected visible text without control characters")
         if seen.setdefault(visible, name) != name:
             raise ValueError(
-                f"{place} has the class names {seen[visible]!r} and {name!r}, which look the same: remove the invisible "
-                "characters, or make the names different"
+                f"{place} has the class names {seen[visible]!r} and {name!r}, which look the same: remove the "
+                "invisible characters, or make the names different"
             )
     return names
 
