@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from nfnet_timm import __version__
 from nfnet_timm.installation import to_install
 from nfnet_timm.recipes import recipe
 from nfnet_timm.signals import interrupted_by_signals
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfnet-timm", description="Normalizer-Free networks for timm, as their authors published them."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="train a small NFNet with and without AGC, save it and load it again")
