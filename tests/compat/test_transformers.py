@@ -124,8 +124,8 @@ def test_demo_folder_loads(tmp_path):
     assert loaded.num_labels == 10
 
 
-def test_publish_mends_a_folder_of_an_older_version(tmp_path, monkeypatch, capsys):
-    """`publish` mends the config.json of an older version, which transformers refuses, and keeps all the rest."""
+def test_publish_mends_a_config_that_transformers_refuses(tmp_path, monkeypatch, capsys):
+    """Arguments in model_args that config.json also has elsewhere are removed. The rest stays as it is."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "hub-repos" / "name"
     written(tmp_path / "source", num_classes=10)
@@ -138,7 +138,7 @@ def test_publish_mends_a_folder_of_an_older_version(tmp_path, monkeypatch, capsy
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     with pytest.raises(TypeError, match="multiple values"):
         transformers.AutoModelForImageClassification.from_pretrained(folder)
-    assert main(["publish", str(folder), "some/name", "--dry-run"]) == 0
+    assert main(["publish", str(folder), "some/name", "--dry-run", "--overwrite"]) == 0
     assert transformers.AutoModelForImageClassification.from_pretrained(folder).num_labels == 10
     assert card.read_text().endswith("A line by hand.\n")
 
