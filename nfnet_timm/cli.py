@@ -6,7 +6,6 @@ import argparse
 import ast
 import os
 import re
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from nfnet_timm import __version__
 from nfnet_timm.installation import to_install
 from nfnet_timm.recipes import recipe
-from nfnet_timm.signals import interrupted_by_signals
+from nfnet_timm.signals import exit_status, interrupted_by_signals
 
 if TYPE_CHECKING:
     from nfnet_timm.publish.sources import Source
@@ -47,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         with suppress(OSError):  # after SIGHUP the terminal may be gone
             print(f"nfnet-timm: interrupted{args.how_to_continue}", file=sys.stderr)
-        return 128 + (error.args[0] if error.args else signal.SIGINT)
+        return exit_status(error)
     return 0
 
 

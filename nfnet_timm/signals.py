@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["interrupted_by_signals", "signals_held", "stop_if_interrupted"]
+__all__ = ["exit_status", "interrupted_by_signals", "signals_held", "stop_if_interrupted"]
 
 _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _received: list[int] = []
@@ -45,6 +45,11 @@ def interrupted_by_signals() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _received.clear()
+
+
+def exit_status(interrupt: KeyboardInterrupt) -> int:
+    """Return the exit status of a program that a signal has stopped: 128 + the signal's number."""
+    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def stop_if_interrupted() -> None:

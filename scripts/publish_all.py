@@ -10,7 +10,6 @@ or a failure, the script continues with the next checkpoint and ends with exit s
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from nfnet_timm.publish.download import download
 from nfnet_timm.publish.folder import build_repo, show_repo
 from nfnet_timm.publish.push import publish
 from nfnet_timm.publish.sources import Source, open_model
-from nfnet_timm.signals import interrupted_by_signals
+from nfnet_timm.signals import exit_status, interrupted_by_signals
 
 
 def main() -> int:
@@ -80,4 +79,4 @@ if __name__ == "__main__":
             sys.exit(main())
     except KeyboardInterrupt as error:
         print("interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+        sys.exit(exit_status(error))

@@ -82,7 +82,8 @@ def checked_header(path: Path) -> dict[str, str]:
         OSError: If it cannot be opened.
     """
     header = read_header(path)
-    if header.get("arrays_sha256") not in (None, arrays_hash(path)):
+    recorded = header.get("arrays_sha256")
+    if recorded is not None and recorded != arrays_hash(path):
         raise ValueError(
             f"the arrays of {path} do not have the hash in its header: the file is damaged or was changed. Write it "
             "again from its source; if you changed the arrays yourself, save them without the entry arrays_sha256"

@@ -76,7 +76,8 @@ def _innermost(optimizer: Any) -> Any:
 
 
 def _clip_before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not optimizer.defaults.keys() >= set(Clipping._fields):  # attach_agc sets both; wrappers may have one of them
+    # This hook runs for every optimizer of the process. attach_agc sets all fields; a wrapper may have some of them.
+    if not all(key in optimizer.defaults for key in Clipping._fields):
         return None
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:

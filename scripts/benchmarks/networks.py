@@ -122,22 +122,21 @@ def measured(functions: dict[str, Callable[[Tensor, Tensor], None]], args: argpa
         x = torch.randn(batch, 3, args.pixels, args.pixels).to(args.device, memory_format=layout(args))
         y = torch.randint(1000, (batch,), device=args.device)
         times: dict[str, list[float]] = {name: [] for name in functions}
-        timed: dict[str, Callable[[], None]] = {name: partial(function, x, y) for name, function in functions.items()}
-        if args.cuda_graph:
-            timed = {name: captured(function) for name, function in timed.items()}
+        passes: dict[str, Callable[[], None]] = {name: partial(function, x, y) for name, function in functions.items()}
+        timed = {name: captured(run) for name, run in passes.items()} if args.cuda_graph else passes
         for i in range(args.repeat + 2):  # the first two are not counted
             # Back and forth: the caches that a network finds depend on the network before it.
-            for name, function in list(timed.items())[:: 1 if i % 2 else -1]:
+            for name, run in list(timed.items())[:: 1 if i % 2 else -1]:
                 start = now(args.device)
-                function()
+                run()
                 if i >= 2:
                     times[name].append(1000 * (now(args.device) - start) / batch)
         del timed  # and the memory of the graphs
-        for name, eager in functions.items():
+        for name, run in passes.items():
             row: dict[str, Any] = {"case": f"batch {batch}", "network": name, "milliseconds": times[name]}
-            row.update(peak_memory(partial(eager, x, y), args.device))
+            row.update(peak_memory(run, args.device))
             if args.profile:
-                row["operations"] = operations(partial(eager, x, y), args.device)
+                row["operations"] = operations(run, args.device)
             rows.append(row)
     return rows
 
