@@ -1,4 +1,8 @@
-"""The ``nfnet-timm`` command. It reports errors in one line with exit status 1, without a traceback."""
+"""The ``nfnet-timm`` command. It reports errors in one line with exit status 1, without a traceback.
+
+All other modules are imported inside functions. So ``--help`` does not wait for torch, and ``main`` handles a Ctrl-C
+during an import.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from nfnet_timm import __version__
-from nfnet_timm.installation import to_install
-from nfnet_timm.recipes import recipe
 from nfnet_timm.signals import exit_status, interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -31,21 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     The status is 0 after success, 1 after an error, and 128 + the signal's number after a signal. Wrong usage exits
     with 2.
     """
-    args = argparse.Namespace(how_to_continue="; run the same command again to continue")
     try:
         with interrupted_by_signals():
-            _parser().parse_args(argv, args)
+            args = _parser().parse_args(argv)
             args.run(args)
             print(end="", flush=True)  # an error of stdout occurs here, and not when Python exits
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"nfnet-timm: error: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         with suppress(OSError):  # after SIGHUP the terminal may be gone
-            print(f"nfnet-timm: interrupted{args.how_to_continue}", file=sys.stderr)
+            print("nfnet-timm: interrupted; run the same command again", file=sys.stderr)
         return exit_status(error)
     return 0
 
@@ -68,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=_path, default=Path("nfnet-demo"), help="folder for the results (%(default)s)")
     demo.add_argument("--epochs", type=_positive, default=10, help="epochs of each of the two runs (%(default)s)")
     demo.add_argument("--overwrite", action="store_true", help="replace results in that folder")
-    demo.set_defaults(run=_demo, how_to_continue="")
+    demo.set_defaults(run=_demo)
 
     recipe = commands.add_parser(
         "recipe", help="print the published training recipe of a network, for train.py --config"
@@ -189,6 +188,8 @@ def _key_value(text: str) -> tuple[str, Any]:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    from nfnet_timm.installation import to_install
+
     try:
         from nfnet_timm import demo
     except ModuleNotFoundError as error:
@@ -197,6 +198,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> None:
+    from nfnet_timm.recipes import recipe
+
     print(recipe(args.name), end="")
 
 
@@ -209,7 +212,6 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    # Not at the top: `nfnet-timm --help` should not wait for torch.
     from nfnet_timm.formats.authors import fetched, is_recognised
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 

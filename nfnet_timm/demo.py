@@ -7,8 +7,6 @@ on two cores.
 from __future__ import annotations
 
 import math
-import re
-import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,8 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits, load_sample_image
-from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
+from sklearn.datasets import load_digits
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -67,16 +63,12 @@ class Curves:
 
 
 def run(out: Path, epochs: int, overwrite: bool = False) -> None:
-    """Write curves.png and model/ to ``out``, then classify a photograph with pretrained weights if they can be loaded.
-
-    Wait while another run writes ``out``.
+    """Write curves.png and model/ to ``out``. Wait while another run writes ``out``.
 
     Raises:
-        ValueError: If ``out`` has results and ``overwrite`` is not set; nothing is trained then.
+        ValueError: If ``out`` is a file, or has results and ``overwrite`` is not set; nothing is trained then.
         OSError: If ``out`` cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: expected a folder, name one with --out")
     with locked(out):
         existing = [str(path) for path in (out / "curves.png", out / "model") if path.exists()]
         if existing and not overwrite:
@@ -84,37 +76,20 @@ def run(out: Path, epochs: int, overwrite: bool = False) -> None:
                 f"{' and '.join(existing)} would be replaced: pass --overwrite to do so, or choose another folder with "
                 "--out"
             )
-        print(f"timm {timm.__version__} has {len(VARIANTS)} networks of nfnet_timm:")
-        families: dict[str, list[str]] = {}
-        for name in VARIANTS:
-            families.setdefault(re.sub(r"\d", "", name), []).append(name)
-        for names in families.values():
-            print(f"  {', '.join(names)}")
-        _compare(out, epochs, overwrite)
-    _classify_photo()
-    print(
-        "\nNext:\n"
-        '  timm.create_model("nfnet_f0", pretrained=True, num_classes=YOURS)    fine-tune the released weights\n'
-        "  nfnet-timm convert F0_haiku.npz --out nfnet_f0                       use the authors' own file\n"
-        "  README.md                                                            all networks, figures, caveats"
-    )
-
-
-def _compare(out: Path, epochs: int, overwrite: bool) -> None:
-    """Train without and with clipping. Write the curves and the model with clipping, and load this model again."""
-    digits = load_images()
-    print(
-        f"\nTraining a small NFNet on {len(digits.train)} handwritten digits, testing on {len(digits.test)}; "
-        f"SGD at learning rate {LR}, {epochs} epochs."
-    )
-    _, plain = train(digits, epochs, clip_factor=None)
-    model, clipped = train(digits, epochs, clip_factor=CLIP_FACTOR)
-    for label, curves in (("without AGC", plain), ("with AGC", clipped)):
-        print(f"  {label:12} test accuracy {curves.accuracies[-1]:6.1%}, last loss {curves.losses[-1]:.3g}")
-    folder = out / "model"
-    with written_beside(out / "curves.png", overwrite) as curves_file:  # an interrupted run leaves neither
-        _plot(plain, clipped, curves_file)
-        save_folder(model, folder, ARGS, overwrite=overwrite)
+        print(f"timm {timm.__version__} has {len(VARIANTS)} networks of nfnet_timm.\n")
+        digits = load_images()
+        print(
+            f"Training a small NFNet on {len(digits.train)} handwritten digits, testing on {len(digits.test)}; "
+            f"SGD at learning rate {LR}, {epochs} epochs."
+        )
+        _, plain = train(digits, epochs, clip_factor=None)
+        model, clipped = train(digits, epochs, clip_factor=CLIP_FACTOR)
+        for label, curves in (("without AGC", plain), ("with AGC", clipped)):
+            print(f"  {label:12} test accuracy {curves.accuracies[-1]:6.1%}, last loss {curves.losses[-1]:.3g}")
+        folder = out / "model"
+        with written_beside(out / "curves.png", overwrite) as curves_file:  # an interrupted run leaves neither
+            _plot(plain, clipped, curves_file)
+            save_folder(model, folder, ARGS, overwrite=overwrite)
     print(f"Curves: {out / 'curves.png'}")
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
@@ -124,8 +99,11 @@ def _compare(out: Path, epochs: int, overwrite: bool) -> None:
         raise ValueError(f"the logits of the loaded model differ by up to {difference:.3g}: expected identical logits")
     print(
         f'Saved to {folder} and loaded by timm.create_model("local-dir:{folder.as_posix()}", pretrained=True): '
-        "logits identical, "
-        f"test accuracy {_accuracy(loaded_logits, digits.test_classes):.1%}."
+        f"logits identical, test accuracy {_accuracy(loaded_logits, digits.test_classes):.1%}.\n\n"
+        "Next:\n"
+        '  timm.create_model("nfnet_f0", pretrained=True, num_classes=YOURS)    fine-tune the released weights\n'
+        "  nfnet-timm convert F0_haiku.npz --out nfnet_f0                       use the authors' own file\n"
+        "  README.md                                                            all networks, figures, caveats"
     )
 
 
@@ -213,40 +191,3 @@ def _plot(plain: Curves, clipped: Curves, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     accuracy_axes.legend(loc="center right", frameon=False)
     figure.savefig(path, dpi=150)
-
-
-def _classify_photo() -> None:
-    """Classify a photograph with pretrained weights. If they cannot be loaded, print why and raise nothing."""
-    repo, file = "timm/dm_nfnet_f0.dm_in1k", "model.safetensors"
-    if not isinstance(try_to_load_from_cache(repo, file), str):
-        try:
-            size = get_hf_file_metadata(hf_hub_url(repo, file), timeout=5).size or 0
-        except Exception as error:
-            print(f"The Hub cannot be reached ({type(error).__name__}): no photograph is classified.")
-            return
-        print(
-            f"Downloading pretrained weights, {size / 1e6:.0f} MB, to classify a photograph. Ctrl-C skips this, and "
-            "so does HF_HUB_OFFLINE=1.",
-            flush=True,
-        )
-    try:
-        print(f"The pretrained nfnet_f0 on scikit-learn's photograph china.jpg: {_guesses()}.")
-    except KeyboardInterrupt as error:
-        if error.args not in ((), (signal.SIGINT,)):  # SIGTERM or SIGHUP
-            raise
-        print("Skipped: no photograph is classified.")
-    except Exception as error:  # such as errors of the connection, of the Hub's client, or of a damaged cached file
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        print(f"The pretrained weights cannot be loaded ({reason}): no photograph is classified.")
-
-
-def _guesses() -> str:
-    from PIL import Image
-
-    model = timm.create_model("nfnet_f0", pretrained=True).eval()
-    transform = create_transform(**resolve_model_data_config(model, use_test_size=True))
-    photo = Image.fromarray(load_sample_image("china.jpg"))
-    with torch.no_grad():
-        probabilities, classes = model(transform(photo).unsqueeze(0)).softmax(1)[0].topk(3)
-    names = [ImageNetInfo().index_to_description(int(i)).split(",")[0] for i in classes]
-    return ", ".join(f"{name} {p:.0%}" for name, p in zip(names, probabilities.tolist(), strict=True))

@@ -37,8 +37,6 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
         OSError: If the server cannot be reached or refuses, or if the disk is full.
     """
     released = _released(name)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose a folder with --to")
     path = folder / released["file"]
     if _is_there(path, released["md5"]):
         return path, False
@@ -63,16 +61,15 @@ def _is_there(path: Path, md5: str) -> bool:
 
 def _fetch_checked(released: dict[str, Any], path: Path) -> None:
     partial = path.with_name(f"{path.name}.part")
-    resumed = partial.exists()
+    was_resumed = partial.exists()
     _fetch(released, partial)
-    if resumed and _md5(partial) != released["md5"]:  # the old .part file may be the start of another file
-        partial.unlink()
-        _fetch(released, partial)
     found = _md5(partial)
     if found != released["md5"]:
         partial.unlink()
+        again = ". An earlier run had begun the download: run the command again" if was_resumed else ""
         raise ValueError(
             f"{released['url']} sends another file: its MD5 is {found}, expected {released['md5']}. It was not kept"
+            + again
         )
     os.replace(partial, path)
 

@@ -24,10 +24,25 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
     does not support locks, this does not wait.
 
     Raises:
+        ValueError: If ``folder`` is a file, or a symbolic link to nothing.
         OSError: If ``folder`` cannot be written to.
     """
-    path = folder / f"{OURS}{name}.lock"
-    lock = _open_and_lock(path, f"waiting for another run that writes {folder / name}")
+    if os.path.lexists(folder) and not folder.is_dir():
+        kind = "a link to something that does not exist" if folder.is_symlink() and not folder.exists() else "a file"
+        raise ValueError(f"{folder} is {kind}: expected a folder, or a new name")
+    path, has_shown = folder / f"{OURS}{name}.lock", False
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)  # a run that failed may have removed it
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with suppress(FileNotFoundError):
+            # If the previous run has removed the lock file, other runs do not see this lock: try again.
+            if _lock(lock) and os.path.samestat(os.fstat(lock), path.stat()):
+                break
+        os.close(lock)
+        if not has_shown:
+            print(f"waiting for another run that writes {folder / name}", file=sys.stderr, flush=True)
+        has_shown = True
+        time.sleep(0.1)
     try:
         yield
     finally:
@@ -37,27 +52,6 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
 def names_in(folder: Path) -> list[str]:
     """Return the sorted names of the files in ``folder``, without locks and incomplete files."""
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith(OURS)) if folder.exists() else []
-
-
-def _open_and_lock(path: Path, message: str) -> int:
-    shown = False
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)  # a run that failed may have removed it
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            while not _lock(lock):
-                if not shown:
-                    print(message, file=sys.stderr, flush=True)
-                shown = True
-                time.sleep(0.1)
-            # If the previous run has removed the lock file, other runs do not see this lock: try again.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), path.stat()):
-                    return lock
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
 
 
 if sys.platform == "win32":
