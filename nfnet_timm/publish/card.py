@@ -27,6 +27,7 @@ from nfnet_timm.recipes import recipe
 
 __all__ = ["multiply_adds", "render_card"]
 
+_TASK: dict[str, Any] = {"task_type": "image-classification", "task_name": "Image Classification"}
 _OWNERS = "images of the owner"  # the name of a dataset that has none
 
 
@@ -151,8 +152,7 @@ def _published(sources: dict[str, str], released: dict[str, Any], size: Sequence
     }
     return [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image Classification",
+            **_TASK,
             dataset_type="imagenet-1k",
             dataset_name="ImageNet-1k",
             dataset_config=how,  # results with the same configuration have the same source
@@ -185,8 +185,7 @@ def _measured(source: Source) -> list[EvalResult]:
     resolution = _resolution(accuracy.size)
     return [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image Classification",
+            **_TASK,
             dataset_type=hub_dataset(source.training) or "imagefolder",
             dataset_name=_plain(dataset_name(source.training) or "a folder of images"),
             dataset_split=_plain(source.training.get("val_split") or "validation"),
@@ -203,8 +202,7 @@ def _stated(source: Source) -> list[EvalResult]:
     """Return the figures that the owner states."""
     return [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image Classification",
+            **_TASK,
             dataset_type=hub_id(source.dataset or "") or "imagefolder",
             dataset_name=_plain(source.dataset or _OWNERS),
             metric_type=_plain(name),

@@ -14,6 +14,10 @@ from nfnet_timm.publish.train_data import image_types, library_of, reader_root
 
 __all__ = ["FoundNames", "check_class_names", "find_class_names", "read_class_names"]
 
+# Categories of Unicode: control characters, invisible ones, bytes that are not UTF-8, and ends of lines.
+_ODD = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = dict.fromkeys(map(ord, "\u200c\u200d"))  # invisible characters that emoji and Persian words need
+
 
 @dataclass(frozen=True)
 class FoundNames:
@@ -72,9 +76,7 @@ def check_class_names(names: list[str], num_classes: int, place: Path | str) -> 
     if len(names) != num_classes:
         raise ValueError(f"{place} has {len(names)} class names for {num_classes} classes: expected one for each")
     for name in names:
-        # Control characters, characters that change the direction of text, parts of characters, and line ends. Emoji
-        # and Persian words need the two joiners.
-        categories = {unicodedata.category(char) for char in name if char not in "\u200c\u200d"}
-        if not name.strip() or categories & {"Cc", "Cf", "Cs", "Zl", "Zp"}:
+        visible = name.translate(_JOINERS)
+        if not visible.strip() or not _ODD.isdisjoint(map(unicodedata.category, visible)):
             raise ValueError(f"{place} has the class name {name!r}: expected visible text without control characters")
     return names

@@ -28,7 +28,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
         OSError: If ``folder`` cannot be written to.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        kind = "a link to something that does not exist" if folder.is_symlink() and not folder.exists() else "a file"
+        kind = "a file" if folder.exists() else "a link to something that does not exist"
         raise ValueError(f"{folder} is {kind}: expected a folder, or a new name")
     path, has_shown = folder / f"{OURS}{name}.lock", False
     while True:

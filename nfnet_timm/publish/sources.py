@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 from torch import Tensor
 
 from nfnet_timm.formats.authors import is_recognised
 from nfnet_timm.formats.safetensors_file import checked_header, read_arrays
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
-from nfnet_timm.models.state_dict import infer_variant
+from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.publish.checkpoints import load_published, released_checkpoints
 from nfnet_timm.publish.class_names import FoundNames, find_class_names
-from nfnet_timm.publish.config_json import DEFAULTS, load_folder, read_config
+from nfnet_timm.publish.config_json import DEFAULTS, described_model, load_folder, read_config
 from nfnet_timm.publish.fingerprints import identify, recorded_logits
 from nfnet_timm.publish.readme import read_card
 from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
@@ -162,26 +163,34 @@ def open_authors(path: Path) -> Source:
 
 
 def _from_folder(folder: Path) -> Source:
-    weights, card = folder / "model.safetensors", folder / "README.md"
-    for file in (folder / "config.json", weights):
-        if not file.exists():
-            raise ValueError(
-                f"{folder} has no {file.name}: expected a folder written by `nfnet-timm convert` or timm's save_for_hf"
-            )
+    weights, pickled, card = (folder / name for name in ("model.safetensors", "pytorch_model.bin", "README.md"))
+    if not (folder / "config.json").exists() or not (weights.exists() or pickled.exists()):
+        missing = "model.safetensors" if (folder / "config.json").exists() else "config.json"
+        raise ValueError(
+            f"{folder} has no {missing}: expected a folder written by `nfnet-timm convert` or timm's save_for_hf"
+        )
     config = read_config(folder / "config.json")
+    about: dict[str, Any] = {
+        "label_names": config.label_names,
+        "label_descriptions": config.label_descriptions,
+        "card": read_card(card) if card.exists() else None,
+    }
+    arguments = {**config.model_args, "num_classes": config.num_classes}
+    if not weights.exists():
+        return Source(
+            _load_pickled(folder, pickled, config.architecture, arguments), arguments, identify(pickled), **about
+        )
     header = checked_header(weights)
     stated = _stated(header) if "arrays_sha256" in header else {}
     # The header of a network that push_to_hub wrote from memory has logits and no source.
     from_memory = "arrays_sha256" in header and "logits" in header and "source" not in header
     source = Source(
         load_folder(folder),
-        {**config.model_args, "num_classes": config.num_classes},
+        arguments,
         stated or ({} if from_memory else identify(weights)),
         computed=not stated,
         logits=recorded_logits(header) if stated or from_memory else None,
-        label_names=config.label_names,
-        label_descriptions=config.label_descriptions,
-        card=read_card(card) if card.exists() else None,
+        **about,
     )
     released = _recorded(stated)
     if released is not None and not _fits(released, source):
@@ -190,6 +199,20 @@ def _from_folder(folder: Path) -> Source:
     elif released is not None:
         source.checkpoint, source.identified_by = released, "header"
     return source
+
+
+def _load_pickled(folder: Path, pickled: Path, architecture: str, arguments: dict[str, Any]) -> Any:
+    """Return the model of a folder that timm's ``save_for_hf`` wrote without safetensors, as it does by default."""
+    described_model(architecture, arguments, str(folder / "config.json"))
+    state_dict = read_checkpoint(pickled) if is_torch_file(pickled) else None
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"{pickled} is not a state dict of torch.save: write model.safetensors instead")
+    model: Any = timm.create_model(f"local-dir:{folder}", device="meta", num_classes=arguments["num_classes"])
+    try:
+        model.load_state_dict(check_state_dict(state_dict, model, architecture, exact=True))
+    except ValueError as error:
+        raise ValueError(f"{folder}: config.json and {pickled.name} are of different networks: {error}") from None
+    return model.eval()
 
 
 def _from_state_dict(

@@ -53,10 +53,11 @@ def loaded():
 
 
 WRAPPERS = {
-    "itself": lambda model: model,
     "ModelEmaV3": ModelEmaV3,
     "compiled in a training module": lambda model: Training(torch.compile(model)),
-    "DDP of a compiled one": lambda model: DistributedDataParallel(torch.compile(model)),
+    "DDP": DistributedDataParallel,
+    "prepared by Accelerate": lambda model: prepared(model),
+    "in bfloat16": lambda model: model.to(torch.bfloat16),
 }
 
 
@@ -68,33 +69,22 @@ def test_the_network_arrives_from_every_wrapper_and_stays_as_it_is(hub, tiny, on
     assert report.commit == hub.repos[REPO].branches["main"]
     assert {"README.md", "config.json", "model.safetensors"} <= set(report.files)
     assert report.difference < 1e-6
-    expected = tiny().state_dict()
+    expected = tiny().to(next(model.parameters()).dtype).float()
     found = loaded()
-    assert all(tensor.equal(expected[name]) for name, tensor in found.state_dict().items())
-    torch.testing.assert_close(logits_of(found), logits_of(tiny()))
+    assert all(tensor.equal(expected.state_dict()[name]) for name, tensor in found.state_dict().items())
+    torch.testing.assert_close(logits_of(found), logits_of(expected))
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
     if not isinstance(model, ModelEmaV3):  # whose average is always in eval mode
         assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes_arrive_as_float32_of_the_same_value(hub, tiny, dtype):
-    model = tiny().to(dtype)
-    push(model)
-    expected = model.float().state_dict()
-    for name, tensor in loaded().state_dict().items():
-        assert tensor.dtype == torch.float32
-        assert tensor.equal(expected[name])
-
-
-@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_the_default_dtype_and_device_do_not_matter(hub, tiny, default):
+def test_the_default_dtype_and_device_do_not_matter(hub, tiny):
     model = tiny()
-    torch.set_default_dtype(default)
+    torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("meta"):
             push(model)
-        assert torch.get_default_dtype() == default
+        assert torch.get_default_dtype() == torch.bfloat16
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in loaded().state_dict().items())
@@ -103,10 +93,9 @@ def test_the_default_dtype_and_device_do_not_matter(hub, tiny, default):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"in_chans": 1, "global_pool": "max"},
         {"num_classes": 0},
-        {"output_stride": 16, "act_layer": "silu", "alpha": 0.3},
-        {"width_factor": 0.5, "rd_ratio": 0.25, "drop_rate": 0.3, "drop_path_rate": 0.2, "recompute_acts": True},
+        {"in_chans": 1, "global_pool": "max", "output_stride": 16, "act_layer": "silu", "alpha": 0.3},
+        {"width_factor": 0.5, "drop_rate": 0.3, "drop_path_rate": 0.2, "recompute_acts": True},
     ],
     ids=str,
 )
@@ -118,15 +107,18 @@ def test_arguments_of_the_network_are_read_off_it(hub, tiny, arguments):
     assert found.pretrained_cfg["input_size"][0] == arguments.get("in_chans", 3)
 
 
-def test_a_new_classifier_and_preprocessing_are_those_of_the_network(hub, tiny):
+def test_a_new_classifier_stem_and_preprocessing_are_those_of_the_network(hub, tiny):
     model = tiny()
     model.reset_classifier(4, "avg")
     model.pretrained_cfg.update(input_size=(3, 48, 48), test_input_size=None, mean=(0.5, 0.5, 0.5), crop_pct=1.0)
+    old = model.stem.conv1
+    model.stem.conv1 = type(old)(in_channels=6, out_channels=old.out_channels, kernel_size=3, stride=2)
     push(model, label_names=["a", "b", "c", "d"])
     found = loaded()
+    assert found.stem.conv1.weight.equal(model.stem.conv1.weight)
     cfg = found.pretrained_cfg
-    assert cfg["input_size"] == [3, 48, 48]
-    assert cfg["mean"] == [0.5, 0.5, 0.5]
+    assert tuple(cfg["input_size"]) == (6, 48, 48)
+    assert tuple(cfg["mean"]) == (0.5,) * 6
     assert cfg["label_names"] == ["a", "b", "c", "d"]
     assert found.num_classes == 4
     assert logits_of(found).shape == (4,)
@@ -147,36 +139,19 @@ def test_the_card_has_the_owners_figures_as_the_owners(hub, tiny):
     assert "None" not in text
 
 
-@pytest.mark.parametrize(
-    ("dataset", "name"),
-    [
-        (None, "images of the owner"),
-        ("/home/me/secret/pets", "pets"),
-        ("C:\\Users\\me\\pets", "pets"),
-        ("train / test", "train / test"),
-    ],
-)
-def test_a_folder_is_named_on_the_card_without_its_path(hub, tiny, dataset, name):
-    push(tiny(), metrics={"top1": 50.0}, dataset=dataset)
-    found, text = card(hub)
-    assert found.data.eval_results[0].dataset_name == name
-    assert found.data.datasets is None
-    assert "/home/me" not in text
-    assert "Users" not in text
-
-
-def test_a_private_repo_is_made_whose_header_has_a_hash_and_logits_and_no_made_up_source(hub, tiny, tmp_path):
-    push(tiny(), private=True)
+def test_the_header_has_a_hash_and_logits_and_no_made_up_source(hub, tiny, tmp_path):
+    push(tiny(), private=True, metrics={"top1": 50.0})
     assert hub.repos[REPO].private
     (tmp_path / "w.safetensors").write_bytes(hub.files(REPO)["model.safetensors"])
     with safe_open(tmp_path / "w.safetensors", "pt") as weights:
         assert {"arrays_sha256", "logits", "format"} == set(weights.metadata())
-    _, text = card(hub)
+    found, text = card(hub)
     assert "network in memory" in text
-    assert main(["verify", REPO]) == 0
+    assert found.data.eval_results[0].dataset_name == "images of the owner"
+    assert found.data.datasets is None
 
 
-def test_the_same_network_again_makes_no_commit_and_another_one_needs_force_or_a_branch(hub, tiny):
+def test_the_same_network_again_makes_no_commit_and_another_one_needs_force(hub, tiny):
     model = tiny()
     commit = push(model).commit
     assert push(model).commit == commit
@@ -185,8 +160,6 @@ def test_the_same_network_again_makes_no_commit_and_another_one_needs_force_or_a
     with pytest.raises(ValueError, match="force=True"):
         push(model)
     assert hub.repos[REPO].branches == {"main": commit}
-    on_branch = push(model, revision="later").commit
-    assert hub.repos[REPO].branches == {"main": commit, "later": on_branch}
     assert push(model, force=True).commit == hub.repos[REPO].branches["main"] != commit
 
 
@@ -214,32 +187,6 @@ def scaled(model):
     return model
 
 
-def fresh(model):
-    """Return the network with the gains and the classifier of a new NF-RegNet, which hide the layers before them."""
-    for name, p in model.named_parameters():
-        if name.endswith(("skipinit_gain", "head.fc.weight")):
-            nn.init.zeros_(p)
-    return model
-
-
-def constant(model, layer, name):
-    setattr(model.get_submodule(layer), name, 0.01)
-    return model
-
-
-def with_output(model):
-    model.stem.register_forward_hook(lambda module, images, output: setattr(module, "output", output))
-    model(torch.zeros(1, 3, 32, 32))
-    return model
-
-
-class Packed(nn.Linear):
-    """Stands for a layer of torch.ao, whose entries in a state dict are not all tensors."""
-
-    def get_extra_state(self):
-        return ("qint8", None)
-
-
 def pruned(model):
     prune.l1_unstructured(model.head.fc, "weight", 0.5)
     return model
@@ -260,39 +207,17 @@ def prepared(model):
     return model
 
 
-def test_the_forward_of_accelerate_is_not_published(hub, tiny):
-    push(prepared(tiny()))
-    torch.testing.assert_close(logits_of(loaded()), logits_of(tiny()))
-
-
-def test_a_new_network_arrives_with_its_zeros(hub, tiny):
-    push(fresh(tiny()))
-    expected = fresh(tiny()).state_dict()
-    assert all(tensor.equal(expected[name]) for name, tensor in loaded().state_dict().items())
-
-
 REFUSED = {
     "reparameterized": (lambda model: model.reparameterize(), "reparameterized"),
     "another head": (lambda model: replaced(model, "head", nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), "head"),
-    "another activation": (lambda model: replaced(model, "final_act", nn.ReLU()), "logits"),
-    "another activation in a new network": (
-        lambda model: replaced(fresh(model), "stages.1.0.act2", nn.ReLU()),
-        "logits",
-    ),
-    "another eps": (lambda model: constant(fresh(model), "stages.1.0.conv2", "eps"), "stages.1.0.conv2.eps is 0.01"),
-    "another scale": (lambda model: constant(fresh(model), "stages.1.0.conv2", "scale"), "conv2.scale is 0.01"),
-    "another alpha": (lambda model: constant(fresh(model), "stages.1.0", "alpha"), "stages.1.0.alpha is 0.01"),
+    "another activation": (lambda model: replaced(model, "final_act", nn.ReLU()), "the logits differ"),
     "another forward": (scaled, "del model.forward"),
     "another forward, put over Accelerate's": (lambda model: scaled(prepared(model)), "del model.forward"),
-    "quantized": (lambda model: replaced(model, "head.fc", Packed(192, 10)), "quantized"),
-    "an output kept by a hook": (with_output, "cannot be copied: RuntimeError: Only Tensors created explicitly"),
-    "a lock": (lambda model: replaced(model, "stem.lock", threading.Lock()), "cannot be copied: TypeError: .*lock"),
-    "pruned": (pruned, "cannot be copied"),
-    "a layer less": (lambda model: replaced(model, "stages.1.1", nn.Identity()), "stages.1.1"),
+    "a lock": (lambda model: replaced(model, "stem.lock", threading.Lock()), "lock"),
+    "pruned": (pruned, "pruned"),
     "a layer more": (lambda model: replaced(model, "head.drop", nn.Linear(192, 192)), "head.drop"),
     "a head of its own": (lambda model: nn.Sequential(model, nn.Linear(10, 2)), "1.weight"),
     "two networks": (lambda model: nn.ModuleDict({"one": model, "ema": copy.deepcopy(model)}), "'ema'"),
-    "no network": (lambda model: nn.Linear(3, 3), "Linear"),
     "timm's network": (lambda model: timm.create_model("test_nfnet"), "NormFreeNet"),
     "feature maps": (lambda model: timm.create_model("nfnet_f0", features_only=True, device="meta"), "Feature"),
     "on the meta device": (lambda model: model.to("meta"), "meta"),
@@ -318,44 +243,24 @@ def test_network_that_timm_cannot_load_is_refused_before_anything_is_sent(hub, t
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"model": "nfnet_f0"}, "model is 'nfnet_f0', expected Module"),
+        ({"repo_id": None}, "repo_id is None, expected str"),
         ({"label_names": ["cat", "dog"]}, "2 class names for 10"),
         ({"label_names": "abcdefghij"}, "'abcdefghij'"),
-        ({"label_names": range(10)}, "label_names"),
-        ({"label_names": [*"abcdefghi", "a\nb"]}, r"a\\nb"),
         ({"metrics": {"top1": "high"}}, "high"),
         ({"metrics": {"top1": math.nan}}, "nan"),
         ({"metrics": {"top1": torch.tensor([1.0, 2.0])}}, r"metrics is .*tensor\(\[1., 2.\]\)"),
         ({"metrics": {"top1": 975}}, "top1 is 975, expected a percentage"),
-        ({"license": "Apache 2.0"}, "expected the name of a licence on the Hub"),
-        ({"metrics": {1: 2.0}}, "metrics"),
         ({"metrics": 97.5}, "metrics is 97.5"),
         ({"dataset": 3}, "dataset"),
+        ({"license": "Apache 2.0"}, "expected the name of a licence on the Hub"),
         ({"license": None}, "license"),
-        ({"license": ""}, "license"),
         ({"revision": "a b"}, "'a b'"),
-        ({"revision": 3}, "revision is 3"),
+        ({"revision": ""}, "'' cannot be the name of a branch"),
     ],
     ids=str,
 )
 def test_arguments_that_cannot_be_published_are_refused_before_anything_is_sent(hub, tiny, options, named):
     with pytest.raises(ValueError, match=named):
-        push(tiny(), **options)
+        nfnet_timm.push_to_hub(**{"model": tiny(), "repo_id": REPO, "license": "mit", **options})
     assert hub.log == []
-
-
-def test_a_name_in_place_of_a_network_and_a_missing_repo_are_refused(tiny):
-    with pytest.raises(ValueError, match="model is 'nfnet_f0', expected Module"):
-        push("nfnet_f0")
-    with pytest.raises(ValueError, match="repo_id is None, expected str"):
-        nfnet_timm.push_to_hub(tiny(), None, license="mit")
-
-
-def test_a_stem_of_more_channels_arrives(hub, tiny):
-    model = tiny()
-    old = model.stem.conv1
-    model.stem.conv1 = type(old)(in_channels=6, out_channels=old.out_channels, kernel_size=3, stride=2)
-    push(model)
-    found = loaded()
-    assert found.in_chans == 6
-    assert found.pretrained_cfg["input_size"][0] == 6
-    assert found.stem.conv1.weight.equal(model.stem.conv1.weight)

@@ -7,6 +7,7 @@ and other values. Where the size does not matter, a small network is recorded as
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import authors_file
 import golden
@@ -24,10 +25,9 @@ from nfnet_timm.publish.folder import save_folder
 from nfnet_timm.recipes import recipe
 
 NAME = "nfnet_f0.dm_in1k"
-
-
 SMALL = "dm_nf_regnet_b0"
 CHECKPOINT = f"{SMALL}.dm_in1k"
+BUILT = Path("hub-repos/tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -76,145 +76,101 @@ def test_file_of_the_released_size_converts_loads_and_converts_back_exactly(tmp_
     assert np.array_equal(direct.stages[2][0].conv2.weight.detach().numpy(), kernel.transpose(3, 2, 0, 1))
 
 
-def test_file_with_the_recorded_hash_gets_the_published_accuracy(small_file, record, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_file_with_the_recorded_hash_gets_the_published_accuracy(small_file, record, publish):
     path, md5 = small_file
     record(md5)
-    (tmp_path / "renamed.bin").symlink_to(path)  # a name decides nothing
-    assert main(["publish", "renamed.bin", "org/b0", "--dry-run", "--out", "out"]) == 0
-    assert f"renamed.bin is the file that the authors released as {CHECKPOINT}" in capsys.readouterr().out
-    card = ModelCard.load("out/README.md")
+    Path("renamed.bin").symlink_to(path)  # a name decides nothing
+    status, out, _ = publish("renamed.bin", "--dry-run", license=None)
+    assert status == 0
+    assert f"renamed.bin is the file that the authors released as {CHECKPOINT}" in out
+    card = ModelCard.load(BUILT / "README.md")
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["imagenet-1k"])
     assert max(result.metric_value for result in card.data.eval_results if "Top-1" in result.metric_name) == 83.6
     assert f"Its MD5 is the recorded one, `{md5}`" in " ".join(card.text.split())
-    assert main(["publish", "renamed.bin", "org/b0", "--dry-run", "--license", "mit", "--out", "b"]) == 1
-    assert f"{CHECKPOINT} was released under apache-2.0; leave the option out" in capsys.readouterr().err
+    _, _, error = publish("renamed.bin", "--dry-run", "--out", "b", license="mit")
+    assert f"{CHECKPOINT} was released under apache-2.0; leave the option out" in error
 
 
-def test_folder_is_identified_by_its_header_until_an_array_is_changed(
-    small_file, record, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
+def test_folder_is_identified_by_its_header_until_an_array_is_changed(small_file, record, publish, capsys):
     record(small_file[1])
     assert main(["convert", str(small_file[0]), "--out", "b0"]) == 0
     assert f"released as {CHECKPOINT}" in capsys.readouterr().out
-    assert main(["publish", "b0", "org/b0", "--dry-run", "--out", "built"]) == 0
-    out = capsys.readouterr().out
-    assert f"released as {CHECKPOINT}" in out
-    assert "according to the header written at conversion" in out
-    assert "not recomputed" in out
-    card = ModelCard.load("built/README.md")
+    _, out, _ = publish("b0", "--dry-run", license=None)
+    assert f"released as {CHECKPOINT}, according to the header written at conversion" in out
+    card = ModelCard.load(BUILT / "README.md")
     assert (card.data.license, card.data.eval_results) == ("apache-2.0", None)
     assert card.text.count("not recomputed") == 2
-    assert "83.6" not in str(card)
-    assert "top-1" not in card.text
-    assert "MD5 is the recorded one" not in card.text
-    weights = tmp_path / "b0" / "model.safetensors"
+    for published in ("83.6", "top-1", "MD5 is the recorded one"):
+        assert published not in str(card)
+    weights = Path("b0/model.safetensors")
     arrays = load_file(weights)
     arrays["head.fc.bias"] = arrays["head.fc.bias"] + 1
     with safe_open(weights, "pt") as file:
         metadata = file.metadata()
     save_file(arrays, weights, metadata)  # the header still has the hash of the file
-    assert main(["publish", "b0", "org/b0", "--dry-run", "--out", "other", "--license", "mit"]) == 1
-    assert "model.safetensors do not have the hash in its header" in capsys.readouterr().err
+    _, _, error = publish("b0", "--dry-run", "--out", "other")
+    assert "model.safetensors do not have the hash in its header" in error
     del metadata["arrays_sha256"]
     save_file(arrays, weights, metadata)
-    assert main(["publish", "b0", "org/b0", "--dry-run", "--out", "other"]) == 1
-    assert "not that of a released file; choose one for your own weights" in capsys.readouterr().err
-    assert main(["publish", "b0", "org/b0", "--dry-run", "--out", "other", "--license", "mit"]) == 0
-    card = (tmp_path / "other" / "README.md").read_text()
-    assert "83.6" not in card
-    assert "B0_haiku" not in card
+    _, _, error = publish("b0", "--dry-run", "--out", "other", license=None)
+    assert "not that of a released file; choose one for your own weights" in error
+    assert publish("b0", "--dry-run", "--out", "other")[0] == 0
+    assert "83.6" not in Path("other/README.md").read_text()
+    assert "B0_haiku" not in Path("other/README.md").read_text()
 
 
 CLAIM = {"source": "F0_haiku.npz", "source_bytes": "285976842", "source_sha256": "0" * 64, "source_md5": "a" * 32}
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        (SMALL, {"num_classes": 10}),
-        (SMALL, {"alpha": 0.5}),
-        ("nfnet_f0", golden.TINY),
-    ],
-)
-def test_header_does_not_identify_another_network_as_released(record, tmp_path, monkeypatch, capsys, name, arguments):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize(("name", "arguments"), [(SMALL, {"num_classes": 10}), ("nfnet_f0", golden.TINY)])
+def test_header_and_config_do_not_identify_another_network_as_released(record, publish, name, arguments):
     record(CLAIM["source_md5"])
     save_folder(timm.create_model(name, **arguments), "random", arguments, CLAIM)
-    assert main(["publish", "random", "org/f0", "--dry-run", "--out", "out"]) == 1
-    assert "--license" in capsys.readouterr().err
-    assert main(["publish", "random", "org/f0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
-    card, out = ModelCard.load("out/README.md"), capsys.readouterr().out
-    assert (card.data.license, card.data.datasets, card.data.eval_results) == ("mit", None, None)
-    for claimed in ("F0_haiku", "83.6", "0" * 64, CLAIM["source_md5"], "ImageNet-1k"):
-        assert claimed not in card.text
-        assert claimed not in out
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
-    assert config["license"] == "mit"
-    assert not {"origin_url", "tag"} & set(config)
-
-
-@pytest.mark.parametrize(
-    "claim",
-    [
-        {"source": "<img src=x onerror=alert(1)>"},
-        {"source": "a|b\nc"},
-        {"source": "../../etc/passwd"},
-        {"source_sha256": "<script>"},
-        {"source_md5": "`x`"},
-        {"source": "x" * 1000},
-    ],
-)
-def test_malformed_names_and_hashes_in_a_header_are_not_repeated(tiny, tmp_path, monkeypatch, claim):
-    monkeypatch.chdir(tmp_path)
-    save_folder(tiny(), "folder", golden.TINY, {"source": "mine.npz", **claim})
-    assert main(["publish", "folder", "org/f0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert next(iter(claim.values())) not in card
-    assert "<" not in card.split("---", 2)[2]
-
-
-def test_origin_and_licence_of_a_config_are_not_repeated(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_folder(tiny(), "folder", golden.TINY)
-    path = tmp_path / "folder" / "config.json"
+    path = Path("random/config.json")
     config = json.loads(path.read_text())
     config["pretrained_cfg"] |= {"license": "mit", "origin_url": "https://example.org", "hf_hub_id": "a/b", "tag": "x"}
     path.write_text(json.dumps(config))
-    assert main(["publish", "folder", "org/f0", "--dry-run", "--out", "out", "--license", "apache-2.0"]) == 0
-    published = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
-    assert published["license"] == "apache-2.0"
-    assert not {"origin_url", "hf_hub_id", "tag"} & set(published)
+    assert "--license" in publish("random", "--dry-run", license=None)[2]
+    status, out, _ = publish("random", "--dry-run", license="cc0-1.0")
+    assert status == 0
+    card = ModelCard.load(BUILT / "README.md")
+    assert (card.data.license, card.data.datasets, card.data.eval_results) == ("cc0-1.0", None, None)
+    for claimed in ("F0_haiku", "83.6", "0" * 64, CLAIM["source_md5"], "ImageNet-1k"):
+        assert claimed not in card.text
+        assert claimed not in out
+    config = json.loads((BUILT / "config.json").read_text())["pretrained_cfg"]
+    assert config["license"] == "cc0-1.0"
+    assert not {"origin_url", "hf_hub_id", "tag"} & set(config)
 
 
-def test_other_content_with_the_same_name_is_own_weights(small_file, record, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    path = str(small_file[0])
+@pytest.mark.parametrize(
+    "claim", [{"source": "<img src=x onerror=alert(1)>"}, {"source": "a|b\nc"}, {"source_sha256": "<script>"}]
+)
+def test_malformed_names_and_hashes_in_a_header_are_not_repeated(tiny, publish, claim):
+    save_folder(tiny(), "folder", golden.TINY, {"source": "mine.npz", **claim})
+    assert publish("folder", "--dry-run")[0] == 0
+    assert next(iter(claim.values())) not in (BUILT / "README.md").read_text()
+
+
+def test_other_content_with_the_same_name_is_own_weights_or_released_on_the_word_of_the_user(
+    small_file, record, publish
+):
+    path, md5 = small_file
     record("0" * 32)
-    assert main(["publish", path, "org/b0", "--dry-run", "--out", "out"]) == 1
-    error = capsys.readouterr().err
+    _, _, error = publish(path, "--dry-run", license=None)
     assert "the hash of the weights is not that of a released file" in error
     assert f"--checkpoint {CHECKPOINT}" in error
-    assert main(["publish", path, "org/b0", "--dry-run", "--out", "out", "--license", "mit"]) == 0
-    card = ModelCard.load("out/README.md")
+    assert publish(path, "--dry-run")[0] == 0
+    card = ModelCard.load(BUILT / "README.md")
     assert (card.data.license, card.data.datasets, card.data.eval_results) == ("mit", None, None)
     assert "ImageNet" not in card.text.split("## Citation")[0]
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
-
-
-def test_card_says_that_option_checkpoint_identified_the_weights(small_file, record, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    path, md5 = map(str, small_file)
-    record("0" * 32)
-    assert main(["publish", path, "org/b0", "--dry-run", "--out", "out", "--checkpoint", CHECKPOINT]) == 0
-    assert f"is published as the released {CHECKPOINT} on your word" in capsys.readouterr().out
-    text = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    _, out, _ = publish(path, "--dry-run", "--out", "out", "--checkpoint", CHECKPOINT, license=None)
+    assert f"is published as the released {CHECKPOINT} on your word" in out
+    text = " ".join(Path("out/README.md").read_text().split())
     assert f"Its MD5, `{md5}`, is **not the recorded one**" in text
     assert "83.6" in text
     for claim, message in (
         ("nfnet_f1.dm_in1k", f"this is not nfnet_f1.dm_in1k: its arrays are those of {SMALL}"),
         ("nfnet_f9", "there is no released checkpoint 'nfnet_f9': expected one of nfnet_f0.dm_in1k"),
     ):
-        assert main(["publish", path, "org/b0", "--dry-run", "--out", "b", "--checkpoint", claim]) == 1
-        assert message in capsys.readouterr().err
+        assert message in publish(path, "--dry-run", "--out", "b", "--checkpoint", claim)[2]
