@@ -167,6 +167,13 @@ def test_ignored_signal_stays_ignored(tmp_path, monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_missing_extra_is_reported_with_the_command_to_install_it(monkeypatch, capsys):
+    monkeypatch.delattr(nfnet_timm, "demo", raising=False)
+    monkeypatch.setitem(sys.modules, "nfnet_timm.demo", None)  # stands for a demo that imports a missing package
+    assert main(["demo"]) == 1
+    assert "the demo needs `pip install '.[demo]'`" in capsys.readouterr().err
+
+
 INTERRUPTED = """
 import sys
 
