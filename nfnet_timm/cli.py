@@ -1,7 +1,7 @@
 """The ``nfnet-timm`` command. It reports errors in one line with exit status 1, without a traceback.
 
-All other modules are imported inside functions. So ``--help`` does not wait for torch, and ``main`` handles a Ctrl-C
-during an import.
+Modules that import torch are imported inside functions. So ``--help`` does not wait for torch, and ``main`` handles a
+Ctrl-C during an import.
 """
 
 from __future__ import annotations
@@ -39,14 +39,21 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE
-    except (ValueError, OSError, ImportError) as error:
-        print(f"nfnet-timm: error: {_one_line(error)}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt as error:
         with suppress(OSError):  # after SIGHUP the terminal may be gone
             print("nfnet-timm: interrupted; run the same command again", file=sys.stderr)
         return exit_status(error)
+    except _reported() as error:
+        print(f"nfnet-timm: error: {_one_line(error)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _reported() -> tuple[type[Exception], ...]:
+    """Return the types of the errors that are reported in one line."""
+    from safetensors import SafetensorError
+
+    return ValueError, OSError, ImportError, SafetensorError
 
 
 def _one_line(error: Exception) -> str:

@@ -170,7 +170,14 @@ def _hub() -> Iterator[Finding]:
     yield Finding(
         "Hub's cache", f"{cache} cannot be written: {problem}" if problem else str(cache), remedy if problem else None
     )
-    yield Finding("access token", "there" if get_token() else "none; `hf auth login` stores one, to publish")
+    try:
+        found, wrong = "there" if get_token() else "none; `hf auth login` stores one, to publish", None
+    except (OSError, ValueError) as error:
+        found, wrong = (
+            f"cannot be read: {_described(error)}",
+            "log in again with `hf auth login`, or set HF_TOKEN_PATH to a file",
+        )
+    yield Finding("access token", found, wrong)
 
 
 def _cannot_write(folder: Path) -> str | None:

@@ -109,7 +109,7 @@ def test_failed_write_leaves_the_existing_file_unchanged(tmp_path, monkeypatch, 
     monkeypatch.setattr(convert, "write_tree", fail)
     before = sorted(tmp_path.rglob("*"))
     assert main(["convert", str(mine), "--out", str(file), "--overwrite"]) in (1, 130)
-    message = "interrupted" if isinstance(error, KeyboardInterrupt) else f"cannot write {file}: [Errno 28] No space"
+    message = "interrupted" if isinstance(error, KeyboardInterrupt) else "[Errno 28] No space left on device"
     assert message in capsys.readouterr().err
     assert file.read_bytes() == b"mine"
     assert sorted(tmp_path.rglob("*")) == before
@@ -179,7 +179,7 @@ import sys
 
 class Finder:
     def find_spec(self, name, *_):
-        if name in ("safetensors", "nfnet_timm.recipes"):
+        if name == "nfnet_timm.recipes":
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, Finder())

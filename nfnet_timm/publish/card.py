@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import timm
@@ -21,14 +22,13 @@ from nfnet_timm.installation import PLACE, pip_install
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
 from nfnet_timm.publish.sources import Source
-from nfnet_timm.publish.train_data import dataset_name, hub_dataset, hub_id
+from nfnet_timm.publish.train_data import dataset_name, hub_dataset, hub_id, path_name
 from nfnet_timm.publish.train_run import shown_options
 from nfnet_timm.recipes import recipe
 
 __all__ = ["multiply_adds", "render_card"]
 
 _TASK: dict[str, Any] = {"task_type": "image-classification", "task_name": "Image Classification"}
-_OWNERS = "images of the owner"  # the name of a dataset that has none
 
 
 def render_card(source: Source, repo_id: str, license: str | None = None) -> str:
@@ -94,7 +94,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
         accuracy=_accuracy(results),
         stated={_escaped(name): value for name, value in source.metrics.items()},
-        stated_dataset=_escaped(source.dataset or _OWNERS),
+        stated_dataset=_escaped(_stated_dataset(source)),
         plain_timm=timm_repo.split("/")[1].split(".")[0] if plain and timm_repo else None,
         released=released,
         identified_by=source.identified_by,
@@ -204,13 +204,20 @@ def _stated(source: Source) -> list[EvalResult]:
         EvalResult(
             **_TASK,
             dataset_type=hub_id(source.dataset or "") or "imagefolder",
-            dataset_name=_plain(source.dataset or _OWNERS),
+            dataset_name=_stated_dataset(source),
             metric_type=_plain(name),
             metric_name=f"{_plain(name)}, as stated by the owner",
             metric_value=value,
         )
         for name, value in source.metrics.items()
     ]
+
+
+def _stated_dataset(source: Source) -> str:
+    """Return the name of the owner's dataset, without the path if it is a folder."""
+    name = source.dataset or "images of the owner"
+    is_path = name.startswith(("/", "~", ".")) or PureWindowsPath(name).drive or Path(name).exists()
+    return _plain((path_name(name) if is_path else None) or ("images of the owner" if is_path else name))
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Finds the names of a network's classes: the folders of a run's images, or the lines of a file."""
+"""Finds the names of a network's classes: in the data of a run of train.py, or in a file."""
 
 from __future__ import annotations
 
@@ -14,59 +14,77 @@ from nfnet_timm.publish.train_data import image_types, library_of, reader_root
 
 __all__ = ["FoundNames", "check_class_names", "find_class_names", "read_class_names"]
 
-# Categories of Unicode: control characters, invisible ones, bytes that are not UTF-8, and ends of lines.
-_ODD = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-_JOINERS = dict.fromkeys(map(ord, "\u200c\u200d"))  # invisible characters that emoji and Persian words need
-
 
 @dataclass(frozen=True)
 class FoundNames:
-    """Names of classes in the order of the outputs, and the folder on this computer that contains them."""
+    """Names of classes in the order of the outputs, and the file or folder on this computer that contains them."""
 
     names: list[str]
-    place: Path
+    place: Path | str
 
 
 def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | str | None:
     """Return the class names of a run of train.py, or a reason why they are unknown, or None if it had no names.
 
-    The names are those of the folders of training images. Ask the user before you publish them: another person may
-    have written ``args``, and they can name any folder.
+    The names are those in the run's class map, or the names of the folders of training images if it had none. Ask the
+    user before you publish them: ``args`` come from the checkpoint. Another person may have written it, and it can name
+    any file.
 
-    Source: ``find_images_and_targets`` in timm/data/readers.
+    Source: ``load_class_map`` and ``find_images_and_targets`` in timm/data/readers.
     """
-    if args.get("class_map"):
-        return f"the run had the class map {args['class_map']!r}"
-    folder = None if library_of(args)[0] else reader_root(args, args.get("train_split") or "train")
-    if folder is None:
-        return None
+    library, _ = library_of(args)
+    folder = None if library else reader_root(args, args.get("train_split") or "train")
     try:
-        _, index = find_images_and_targets(str(folder), image_types(args), sort=False)
-        return FoundNames(check_class_names(sorted(index, key=index.__getitem__), num_classes, folder), folder)
+        if args.get("class_map"):
+            index, place = _read_class_map(args["class_map"], folder, library)
+        elif folder is not None:
+            _, index = find_images_and_targets(str(folder), image_types(args), sort=False)
+            place = folder
+        else:
+            return None
+        names = sorted(index, key=index.__getitem__)
+        if sorted(index.values()) != list(range(num_classes)):
+            return f"{place} has {len(index)} names, expected one for each of {num_classes} classes"
+        return FoundNames(check_class_names(names, num_classes, place), place)
     except (ValueError, OSError) as error:
         return str(error)
 
 
+def _read_class_map(class_map: Any, folder: Path | None, library: str) -> tuple[dict[str, int], Path | str]:
+    """Return the index of each name in a class map, and the place of the class map.
+
+    As train.py does, look for a relative path in the current folder first, then in ``folder``.
+    """
+    if library == "torch":
+        raise ValueError(f"train.py does not use the class map {class_map!r} with datasets of torchvision")
+    if isinstance(class_map, Mapping):
+        if not all(isinstance(k, str) and type(v) is int for k, v in class_map.items()):
+            raise ValueError("the class map in the options of train.py does not give a number to each name")
+        return dict(class_map), "the run's class map"
+    path = Path(class_map)
+    if not path.exists() and folder is not None:
+        path = folder / class_map
+    if not path.is_file():
+        raise ValueError(f"the run's class map {class_map!r} is not on this computer")
+    if path.suffix.lower() != ".txt":
+        raise ValueError(f"the run's class map is {str(path)!r}, expected a name that ends in .txt")
+    index = {line.strip(): number for number, line in enumerate(_text(path).split("\n"))}
+    index.pop("", None)  # an empty line; timm counts it, too
+    return index, path
+
+
 def read_class_names(path: Path) -> list[str]:
-    """Return the names in a text file, one per line, without empty lines and without a byte order mark.
+    """Return the names in a text file, one per line, without empty lines.
 
     Raises:
         ValueError: If it is not UTF-8.
         OSError: If it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise OSError(
-            f"{path} cannot be read ({error.strerror}): expected a text file with a name on each line"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from None
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    return [line.strip() for line in _text(path).split("\n") if line.strip()]
 
 
 def check_class_names(names: list[str], num_classes: int, place: Path | str) -> list[str]:
-    """Return ``names`` if there is one for each class and each is visible text in one line.
+    """Return ``names`` if there is one for each class, different names look different, and none has control characters.
 
     Two classes may have the same name, as "crane" in ImageNet.
 
@@ -75,8 +93,33 @@ def check_class_names(names: list[str], num_classes: int, place: Path | str) -> 
     """
     if len(names) != num_classes:
         raise ValueError(f"{place} has {len(names)} class names for {num_classes} classes: expected one for each")
+    seen: dict[str, str] = {}
     for name in names:
-        visible = name.translate(_JOINERS)
-        if not visible.strip() or not _ODD.isdisjoint(map(unicodedata.category, visible)):
+        # Characters without a form of their own, such as joiners, which emoji and Persian words need.
+        visible = "".join(char for char in name if unicodedata.category(char) != "Cf")
+        if any(map(_is_odd, name)) or not visible.strip():
             raise ValueError(f"{place} has the class name {name!r}: expected visible text without control characters")
+        if seen.setdefault(visible, name) != name:
+            raise ValueError(
+                f"{place} has the class names {seen[visible]!r} and {name!r}, which look the same: remove the "
+                "invisible characters, or make the names different"
+            )
     return names
+
+
+def _is_odd(char: str) -> bool:
+    """Return whether this is a control character, a byte that is not UTF-8, a line end, or reverses the text."""
+    reverses = unicodedata.bidirectional(char) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return reverses or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char == "\ufeff"
+
+
+def _text(path: Path) -> str:
+    """Return the content of a text file, without a byte-order mark, with newlines as line ends."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be read ({error.strerror}): expected a text file with a name on each line"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from None

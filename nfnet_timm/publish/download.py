@@ -61,15 +61,16 @@ def _is_there(path: Path, md5: str) -> bool:
 
 def _fetch_checked(released: dict[str, Any], path: Path) -> None:
     partial = path.with_name(f"{path.name}.part")
-    was_resumed = partial.exists()
+    resumed = partial.exists()
     _fetch(released, partial)
+    if resumed and _md5(partial) != released["md5"]:  # the old .part file may be the start of another file
+        partial.unlink()
+        _fetch(released, partial)
     found = _md5(partial)
     if found != released["md5"]:
         partial.unlink()
-        again = ". An earlier run had begun the download: run the command again" if was_resumed else ""
         raise ValueError(
             f"{released['url']} sends another file: its MD5 is {found}, expected {released['md5']}. It was not kept"
-            + again
         )
     os.replace(partial, path)
 

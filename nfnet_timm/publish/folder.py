@@ -8,7 +8,6 @@ from __future__ import annotations
 import filecmp
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import timm
 import torch
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 from torch import nn
 
 from nfnet_timm.compat.timm import save_config
@@ -31,8 +30,7 @@ from nfnet_timm.publish.fingerprints import RECORDED, check_logits, logits_of
 from nfnet_timm.publish.locks import names_in
 from nfnet_timm.publish.readme import card_metadata, read_card
 from nfnet_timm.publish.sources import Source
-from nfnet_timm.publish.staging import staged_folder
-from nfnet_timm.signals import signals_held
+from nfnet_timm.publish.staging import put_in_place, staged_folder
 
 __all__ = ["FILES", "build_repo", "check_folder", "save_folder", "show_repo"]
 
@@ -40,9 +38,6 @@ __all__ = ["FILES", "build_repo", "check_folder", "save_folder", "show_repo"]
 _SECRETS = re.compile(rb"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY")
 
 FILES = ("model.safetensors", "config.json", "README.md")
-
-# Entries of config.json that follow from the card.
-_OF_THE_CARD = ("license", "origin_url", "tag")
 
 
 def save_folder(
@@ -57,8 +52,8 @@ def save_folder(
 ) -> None:
     """Write ``model`` to ``folder`` as model.safetensors, config.json and README.md: all of them or none.
 
-    The same model gives the same bytes. After an error or Ctrl-C, ``folder`` is unchanged. Waits while another run
-    writes ``folder``.
+    The same model gives the same bytes. After an error or Ctrl-C, ``folder`` is unchanged. After SIGKILL, the next call
+    restores it and removes incomplete files. Waits while another run writes ``folder``.
 
     Args:
         model_args: Arguments of ``create_model`` other than the name.
@@ -70,17 +65,18 @@ def save_folder(
             it raises an error, no old file is replaced.
     Raises:
         ValueError: If ``folder`` has files of other names, or files with other content and ``overwrite`` is not set.
+            A config.json that differs only in entries from the card needs no ``overwrite``.
         OSError: If the disk is full or not writable.
     Differs from timm: ``save_for_hf`` writes no metadata, so some readers refuse the file. By default, it also writes a
         pickle.
     """
     folder = Path(folder)
-    with staged_folder(folder) as staged:
-        others = [name for name in names_in(folder) if name not in FILES or not (folder / name).is_file()]
-        if others:
-            raise ValueError(
-                f"{folder} contains other files ({', '.join(others[:3])}): expected a folder, new or empty"
-            )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder, new or empty")
+    others = sorted(name for name in names_in(folder) if name not in FILES)
+    if others:
+        raise ValueError(f"{folder} contains other files ({', '.join(others[:3])}): expected a folder, new or empty")
+    with staged_folder(folder, FILES) as staged:
         write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
         _write_config(model, staged / "config.json", model_config or {}, model_args or {})
         if card is not None:
@@ -88,18 +84,15 @@ def save_folder(
         if finish is not None:
             finish(staged)
         changed = _changed(folder, staged)
-        if changed and names_in(folder) and not overwrite:
+        only_card_entries = changed == ["config.json"] and _same_config(folder, staged)
+        if changed and names_in(folder) and not overwrite and not only_card_entries:
             lost = "; copy README.md first if you have edited it" if "README.md" in changed else ""
             raise ValueError(
                 f"{folder} exists, and {', '.join(changed)} would change: pass --overwrite to replace it, or "
                 f"choose another folder with --out{lost}"
             )
-        with signals_held():
-            for name in changed:
-                if (staged / name).exists():
-                    os.replace(staged / name, folder / name)
-                else:
-                    (folder / name).unlink()
+        if changed:
+            put_in_place(folder, FILES)
 
 
 def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
@@ -132,31 +125,44 @@ def _same_model(folder: Path, staged: Path) -> bool:
 
     The headers of the weights may differ: another machine rounds the logits in a header differently.
     """
-    configs = []
+    if not _same_config(folder, staged):
+        return False
     try:
         read_layout(folder / "model.safetensors")
-        for path in (folder / "config.json", staged / "config.json"):
-            read_config(path)  # raises ValueError if an entry has another type
-            config = read_json(path)
-            cfg = config.get("pretrained_cfg", {})
-            configs.append({**config, "pretrained_cfg": {k: v for k, v in cfg.items() if k not in _OF_THE_CARD}})
     except (ValueError, OSError):
         return False
-    same_arrays = arrays_hash(folder / "model.safetensors") == arrays_hash(staged / "model.safetensors")
-    return configs[0] == configs[1] and same_arrays
+    return arrays_hash(folder / "model.safetensors") == arrays_hash(staged / "model.safetensors")
 
 
-def check_folder(folder: Path, model: Any) -> None:
+def _same_config(folder: Path, staged: Path) -> bool:
+    configs = []
+    for path in (folder / "config.json", staged / "config.json"):
+        try:
+            read_config(path)  # raises ValueError if an entry has another type
+        except (ValueError, OSError):
+            return False
+        config = read_json(path)
+        cfg = config.get("pretrained_cfg", {})
+        config["pretrained_cfg"] = {k: v for k, v in cfg.items() if k not in ("license", "origin_url", "tag")}
+        configs.append(config)
+    return configs[0] == configs[1]
+
+
+def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) -> None:
     """Raise ValueError unless ``folder`` can be published.
 
     Checks that:
 
     - it has exactly model.safetensors, config.json and README.md, so no pickle;
-    - no file contains text in the form of an access token or a private key;
+    - no file contains a secret;
     - the metadata of the card have a licence, a library, a task and tags, and config.json has the same licence;
     - there is one class name for each class, if there are class names;
     - timm loads the model, its arrays are exactly those of ``model``, and its logits agree.
+
+    Args:
+        secrets: Strings that the files must not contain. Tokens and private keys are also found by their form.
     """
+    folder = Path(folder)
     found = names_in(folder)
     if found != sorted(FILES):
         raise ValueError(
@@ -165,7 +171,7 @@ def check_folder(folder: Path, model: Any) -> None:
     header = read_header(folder / "model.safetensors")
     texts = {name: (folder / name).read_bytes() for name in ("config.json", "README.md")}
     for name, text in {**texts, "the header of model.safetensors": json.dumps(header).encode()}.items():
-        if _SECRETS.search(text):
+        if _SECRETS.search(text) or any(secret.encode() in text for secret in secrets):
             raise ValueError(f"{name} contains text like an access token or a private key: remove it before publishing")
     metadata = card_metadata(texts["README.md"].decode(), "README.md")
     missing = [key for key in ("license", "library_name", "pipeline_tag", "tags") if not metadata.get(key)]
@@ -221,12 +227,13 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
         )
     card = source.card or render_card(source, repo_id, license)
     # config.json gets the licence of the card, and no origin that the config.json of a source states.
-    about = {**dict.fromkeys(_OF_THE_CARD), "license": _checked_license(card, license)}
+    about = {"license": _checked_license(card, license), "origin_url": None, "tag": None}
     if "url" in released_checkpoints().get(source.checkpoint or "", {}):
         of_timm: Any = timm.get_pretrained_cfg(source.architecture)
         about = {key: getattr(of_timm, key) for key in about}
     source.model.pretrained_cfg = {**source.model.pretrained_cfg, **about}
     labels = {"label_names": source.label_names, "label_descriptions": source.label_descriptions}
+    token = get_token()
     kept = False
 
     def finish(staged: Path) -> None:
@@ -237,7 +244,7 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
                 _checked_license(theirs, license)
                 kept = theirs != card
                 shutil.copyfile(folder / "README.md", staged / "README.md")
-        check_folder(staged, source.model)
+        check_folder(staged, source.model, (token,) if token else ())
 
     save_folder(
         source.model,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
 from nfnet_timm.models.nfnet import NormFreeNet
@@ -19,9 +19,13 @@ from nfnet_timm.publish.train_run import network_of, published_cfg
 
 __all__ = ["open_network"]
 
+# Constants of layers, compared one by one because another value may give the same logits.
+_CONSTANTS = ("alpha", "eps", "gamma", "scale")
+# Parameters whose initial value is 0. While they are 0, the logits do not depend on the layers before them.
+_ZEROS = ("skipinit_gain", "head.fc.weight")
 _CHANGED = (
-    "the network was changed after timm.create_model built it (reparameterized, quantized, pruned, other layers or "
-    "another head), and cannot be loaded from the Hub: publish it as it was before the change"
+    "the network was changed after timm.create_model built it (reparameterized, quantized, other layers or another "
+    "head), and cannot be loaded from the Hub: publish it as it was before the change"
 )
 
 
@@ -65,25 +69,34 @@ def open_network(model: nn.Module) -> Source:
             "the attribute forward of the network replaces the method of its class, and cannot be published: expected "
             "a network without it. Do the same work in the preprocessing, and remove it with `del model.forward`"
         )
-    defaults, stride = asdict(VARIANTS[architecture].cfg), network.feature_info[-1]["reduction"]
     try:
-        plain: Any = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
-        plain.in_chans = plain.stem[0].in_channels  # the stem may have been replaced
-        vars(plain).pop("forward", None)
-        options = {
-            "model": architecture,
-            "model_kwargs": {
-                **{key: value for key, value in asdict(network.cfg).items() if value != defaults[key]},
-                **({} if stride == 32 else {"output_stride": stride}),
-            },
-            "in_chans": plain.in_chans,
-            "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
-        }
+        plain: Any = copy.deepcopy(network)
+    except Exception as error:  # from the class of any attribute
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"the network cannot be copied: {reason}. Load its state dict into a new network of timm.create_model and "
+            "publish the new one, or remove added attributes and hooks that contain tensors or locks (weight_norm and "
+            "pruning have functions that remove them)"
+        ) from None
+    plain = plain.to(device="cpu", dtype=torch.float32).eval()
+    plain.in_chans = plain.stem[0].in_channels  # the stem may have been replaced
+    vars(plain).pop("forward", None)
+    defaults, stride = asdict(VARIANTS[architecture].cfg), network.feature_info[-1]["reduction"]
+    options = {
+        "model": architecture,
+        "model_kwargs": {
+            **{key: value for key, value in asdict(network.cfg).items() if value != defaults[key]},
+            **({} if stride == 32 else {"output_stride": stride}),
+        },
+        "in_chans": plain.in_chans,
+        "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
+    }
+    try:
         built, arguments = network_of(
             TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None), "the network"
         )
-        check_logits(logits_of(built), logits_of(plain))
-    except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # for instance, a copy may be impossible
+        _check_same(built, plain)
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None
     built.pretrained_cfg = network.pretrained_cfg
     built.pretrained_cfg = published_cfg(built, {}, "the network's pretrained_cfg")
@@ -98,3 +111,27 @@ def _is_of_accelerate(network: nn.Module) -> bool:
     own = type(network).forward
     original = getattr(vars(network).get("_original_forward"), "__func__", None)
     return original is own and inspect.unwrap(vars(network)["forward"]) is own
+
+
+def _check_same(built: nn.Module, plain: nn.Module) -> None:
+    """Raise ValueError unless two networks with the same weights compute the same."""
+    others = dict(plain.named_modules())
+    for name, module in built.named_modules():
+        for constant in _CONSTANTS:
+            expected, found = (getattr(each, constant, None) for each in (module, others.get(name)))
+            if found not in (None, expected):
+                raise ValueError(f"{name}.{constant} is {found}, expected {expected}")
+    check_logits(_logits_of_all_layers(built), _logits_of_all_layers(plain))
+
+
+@torch.no_grad()
+def _logits_of_all_layers(model: nn.Module) -> Tensor:
+    """Return the logits with 0.5 in place of the 0 in skip gains and classifiers."""
+    zeros = [p for name, p in model.named_parameters() if name.endswith(_ZEROS) and not p.any()]
+    try:
+        for p in zeros:
+            p.fill_(0.5)
+        return logits_of(model)
+    finally:
+        for p in zeros:
+            p.zero_()

@@ -22,6 +22,7 @@ from nfnet_timm.publish.in_memory import open_network
 from nfnet_timm.publish.locks import names_in
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.verify import Report, verify
+from nfnet_timm.signals import stop_if_interrupted
 
 __all__ = ["check_destination", "publish", "push", "push_to_hub", "tag_commit"]
 
@@ -175,14 +176,14 @@ def push(
     if not get_token():
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
+    stop_if_interrupted()
     with hub_errors_explained(f"creating {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
     with hub_errors_explained(f"reading {repo_id}"):
         refs = api.list_repo_refs(repo_id)
-        heads = {ref.name: ref.target_commit for ref in refs.branches}
-        info = api.model_info(repo_id, revision=revision if revision in heads else "main")
+        is_new_branch = revision not in {"main", *(ref.name for ref in refs.branches)}
+        info = api.model_info(repo_id, revision="main" if is_new_branch else revision)
         head = str(info.sha)
-        is_new_branch = revision != "main" and heads.get(revision, head) == heads["main"]  # no commit of its own
         different = _different(api, repo_id, head, folder)
     if private and not info.private:
         raise ValueError(
@@ -205,21 +206,50 @@ def push(
     if not different:
         return head, False
     names = names_in(folder)
-    with hub_errors_explained(f"pushing to {repo_id}"):
-        commit = api.create_commit(
-            repo_id,
-            operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names],
-            commit_message=message or f"Publish {folder.name}",
-            revision=revision,
-            parent_commit=head,
-        )
-    return commit.oid, True
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names]
+    try:
+        stop_if_interrupted()
+        with hub_errors_explained(f"pushing to {repo_id}"):
+            commit = api.create_commit(
+                repo_id,
+                operations=operations,
+                commit_message=message or f"Publish {folder.name}",
+                revision=revision,
+                parent_commit=head,
+            )
+        return commit.oid, True
+    except BaseException as error:
+        # Even if its answer was lost, the Hub may have made the commit.
+        made = _commit_made(api, repo_id, revision, head, folder) if isinstance(error, OSError) else None
+        if made is not None:
+            return made, True
+        if is_new_branch:
+            _remove_branch(api, repo_id, revision, head)
+        raise
 
 
 def _different(api: HfApi, repo_id: str, commit: str, folder: Path) -> list[str]:
     """Return the names of the files of ``folder`` that the repo does not have, or has with other content."""
     found = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
     return sorted({*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)} & set(names_in(folder)))
+
+
+def _commit_made(api: HfApi, repo_id: str, revision: str, before: str, folder: Path) -> str | None:
+    """Return the new commit if there is one and it has the content of ``folder``, else None."""
+    try:
+        now = str(api.model_info(repo_id, revision=revision).sha)
+        return now if now != before and not _different(api, repo_id, now, folder) else None
+    except Exception:
+        return None
+
+
+def _remove_branch(api: HfApi, repo_id: str, revision: str, before: str) -> None:
+    """Remove a new branch unless it has a new commit. Ignore errors."""
+    try:
+        if api.model_info(repo_id, revision=revision).sha == before:
+            api.delete_branch(repo_id, branch=revision)
+    except Exception:
+        return
 
 
 def tag_commit(repo_id: str, name: str, commit: str) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "hub_id",
     "image_types",
     "library_of",
+    "path_name",
     "reader_root",
     "why_not_unseen",
 ]
@@ -82,10 +83,10 @@ def dataset_name(args: Mapping[str, Any]) -> str | None:
     """Return the name of a run's dataset on the Hub or in its library, or the name of its folder without the path."""
     library, name = library_of(args)
     if library in ("hfds", "hfids"):
-        return name if hub_dataset(args) else _path_name(name)
+        return name if hub_dataset(args) else path_name(name)
     if library in ("torch", "tfds") and not _is_image_folder(name):
         return name.replace("/", " ")  # a name with a slash would be a dataset of the Hub
-    return _path_name(args.get("data_dir") or args.get("data") or "")
+    return path_name(args.get("data_dir") or args.get("data") or "")
 
 
 def hub_dataset(args: Mapping[str, Any]) -> str | None:
@@ -128,7 +129,7 @@ def _places(root: Path, types: set[str]) -> set[str]:
     }
 
 
-def _path_name(path: str) -> str | None:
+def path_name(path: str) -> str | None:
     """Return the last part of a Linux or Windows path; None if this part is not a name, such as ".."."""
     name = PureWindowsPath(path).name
     return None if name in ("", ".", "..", "~") else name

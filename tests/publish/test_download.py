@@ -104,17 +104,12 @@ def test_a_cut_download_is_resumed_where_it_was_cut_also_by_the_next_run(server,
     [(CONTENT[:1000], "no ranges"), (CONTENT, None), (b"x" * 1000, None), (CONTENT + b"more", None)],
     ids=["whole again", "complete", "of another file", "too long"],
 )
-def test_a_partial_file_is_completed_or_removed(server, tmp_path, capsys, monkeypatch, beginning, fault, known_size):
+def test_a_partial_file_is_completed_or_removed(server, tmp_path, monkeypatch, beginning, fault, known_size):
     if not known_size:
         monkeypatch.delitem(load_published()["checkpoints"]["nfnet_f0.dm_in1k"], "bytes")
     (tmp_path / "F0_haiku.npz.part").write_bytes(beginning)
     server.faults = [fault]
-    if CONTENT.startswith(beginning):
-        assert main(["download", "f0"]) == 0
-    else:
-        assert main(["download", "f0"]) == 1
-        assert "run the command again" in capsys.readouterr().err
-        assert main(["download", "f0"]) == 0
+    assert main(["download", "f0"]) == 0
     assert (tmp_path / "F0_haiku.npz").read_bytes() == CONTENT
     assert names(tmp_path) == ["F0_haiku.npz"]
 

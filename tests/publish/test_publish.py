@@ -1,12 +1,14 @@
 """`nfnet-timm publish`: the folder that it builds, the errors, and the repo on the Hub."""
 
 import json
+import signal
 from pathlib import Path
 
 import golden
 import pytest
 import timm
 import torch
+from finalizers import signal_in_a_finalizer
 from fresh_process import run_fresh
 from hub_server import Fault
 from safetensors import safe_open
@@ -46,6 +48,18 @@ def test_published_repo_is_complete_and_loads_from_the_hub(hub, publish):
     assert metadata["source"] == "nfnet_tiny_haiku_2021.npz"
     assert metadata["source_bytes"] == str(SOURCE.stat().st_size)
     assert torch.allclose(torch.tensor(json.loads(metadata["logits"])), logits_of(expected)[:8], rtol=1e-5)
+
+
+def test_signal_that_a_finalizer_drops_stops_the_run_before_the_push(hub, publish, monkeypatch):
+    def dropped(*args):
+        signal_in_a_finalizer(signal.SIGINT, monkeypatch)
+        return ""
+
+    monkeypatch.setattr("nfnet_timm.publish.folder.show_repo", dropped)
+    status, _, error = publish(SOURCE)
+    assert status == 130
+    assert "interrupted; run the same command again" in error
+    assert hub.log == []
 
 
 def test_failed_verification_reports_the_commit_and_the_next_run_verifies(hub, publish):

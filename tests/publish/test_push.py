@@ -1,10 +1,15 @@
 """After any fault, the repo is unchanged or complete, and the same command finishes the push. verify finds damage."""
 
+import os
+import signal
+import threading
 from pathlib import Path
 
+import golden
 import huggingface_hub
 import pytest
 import torch
+from fresh_process import run_fresh
 from hub_server import Fault
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
@@ -126,23 +131,47 @@ def test_lasting_fault_leaves_the_repo_unchanged_and_the_next_run_finishes(hub, 
     assert len(hub.repos["org/tiny"].commits) == 2
 
 
-def test_failed_push_to_a_new_branch_is_finished_by_the_next_run(hub, built_once):
-    main_before = hub.push("org/tiny", "config.json", b"{}")
-    hub.faults.append(Fault("POST", "/commit/", 500, times=99))
+@pytest.mark.parametrize("stage", ["preupload", "upload", "commit"])
+def test_new_branch_is_removed_if_its_commit_fails(hub, built_once, stage):
+    hub.push("org/tiny", "config.json", b"{}")
+    before = dict(hub.repos["org/tiny"].branches)
+    paths = {"preupload": ("POST", "/preupload/"), "upload": ("POST", "objects/batch"), "commit": ("POST", "/commit/")}
+    hub.faults.append(Fault(*paths[stage], 500, times=99))
     with pytest.raises(OSError, match="pushing to org/tiny failed"):
         push(built_once, "org/tiny", revision="v2")
+    assert hub.repos["org/tiny"].branches == before
     hub.faults.clear()
     push(built_once, "org/tiny", revision="v2")
     assert is_complete(hub, built_once, "v2")
-    assert hub.repos["org/tiny"].branches["main"] == main_before
 
 
-def test_commit_whose_answer_is_lost_is_found_by_the_next_run(hub, built_once):
-    hub.faults.append(Fault("POST", "/commit/", "lost", times=99))
-    with pytest.raises(OSError, match="run the"):
+def test_lasting_request_for_a_pause_gives_an_error(hub, built_once):
+    hub.faults.append(Fault("POST", "/commit/", 429, times=99, headers={"Retry-After": "7"}))
+    with pytest.raises(OSError, match="run the command again in some minutes"):
         push(built_once, "org/tiny")
-    hub.faults.clear()
-    assert push(built_once, "org/tiny") == (hub.repos["org/tiny"].branches["main"], False)
+    assert is_untouched(hub)
+
+
+def test_commit_whose_answer_is_lost_counts_as_pushed(hub, built_once):
+    hub.faults.append(Fault("POST", "/commit/", "lost"))
+    commit, new = push(built_once, "org/tiny")
+    assert new
+    assert hub.repos["org/tiny"].branches["main"] == commit
+    assert is_complete(hub, built_once)
+    assert push(built_once, "org/tiny") == (commit, False)
+
+
+def test_two_simultaneous_pushes_of_the_same_content_both_succeed(hub, built_once):
+    together = threading.Barrier(2)
+    hub.faults.append(Fault("POST", "/commit/", together.wait, times=2))
+    commits = []
+    threads = [threading.Thread(target=lambda: commits.append(push(built_once, "org/tiny")[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert commits == [hub.repos["org/tiny"].branches["main"]] * 2
+    assert len(hub.repos["org/tiny"].commits) == 2
     assert is_complete(hub, built_once)
 
 
@@ -152,6 +181,54 @@ def test_push_of_another_user_in_between_is_kept_and_gives_an_error(hub, built_o
         push(built_once, "org/tiny")
     assert hub.files("org/tiny")["README.md"] == b"theirs"
     assert "model.safetensors" not in hub.files("org/tiny")
+
+
+STAGES = {
+    "while the repo is made": ("POST", "/api/repos/create"),
+    "while the weights are uploaded": ("PUT", "/lfs/"),
+    "while the commit is made": ("POST", "/commit/"),
+    "while the result is downloaded": ("GET", "/resolve/"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(hub, tmp_path, monkeypatch, stage):
+    monkeypatch.chdir(tmp_path)
+    command = ["publish", str(golden.DATA / "nfnet_tiny_haiku_2021.npz"), "org/tiny", "--license", "mit"]
+    code = f"""
+import os, signal
+from huggingface_hub import constants
+from nfnet_timm.cli import main
+os.chdir({str(tmp_path)!r})
+os.environ["HF_TOKEN"] = "hf_writer"
+constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE = False, "hf"
+if child := os.fork():
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    open("child", "w").write(str(os.getpid()))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os._exit(main({command!r}))
+"""
+    answer = threading.Event()
+
+    def interrupt():
+        os.kill(int(Path("child").read_text()), signal.SIGINT)
+        answer.wait(20)  # the request is on its way until the client is gone
+
+    hub.faults.append(Fault(*STAGES[stage], interrupt))
+    out = run_fresh(code)
+    answer.set()
+    assert out.splitlines()[-1] == "130"
+    assert "nfnet-timm: interrupted; run the same command again" in out
+    assert "Traceback" not in out
+    if "org/tiny" in hub.repos:
+        names = set(hub.files("org/tiny")) - {".gitattributes"}
+        assert names in (set(), FILES)
+    assert {path.name for path in (tmp_path / "hub-repos" / "tiny").iterdir()} == FILES
+    hub.faults.clear()
+    assert main(command) == 0
+    assert is_complete(hub, tmp_path / "hub-repos" / "tiny")
 
 
 # --- verify

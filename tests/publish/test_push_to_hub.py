@@ -139,6 +139,24 @@ def test_the_card_has_the_owners_figures_as_the_owners(hub, tiny):
     assert "None" not in text
 
 
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        (None, "images of the owner"),
+        ("/home/me/secret/pets", "pets"),
+        ("C:\\Users\\me\\pets", "pets"),
+        ("train / test", "train / test"),
+    ],
+)
+def test_a_folder_is_named_on_the_card_without_its_path(hub, tiny, dataset, name):
+    push(tiny(), metrics={"top1": 50.0}, dataset=dataset)
+    found, text = card(hub)
+    assert found.data.eval_results[0].dataset_name == name
+    assert found.data.datasets is None
+    assert "/home/me" not in text
+    assert "Users" not in text
+
+
 def test_the_header_has_a_hash_and_logits_and_no_made_up_source(hub, tiny, tmp_path):
     push(tiny(), private=True, metrics={"top1": 50.0})
     assert hub.repos[REPO].private
@@ -181,6 +199,19 @@ def replaced(model, name, module):
     return model
 
 
+def fresh(model):
+    """Return the network with the gains and the classifier of a new NF-RegNet, which hide the layers before them."""
+    for name, p in model.named_parameters():
+        if name.endswith(("skipinit_gain", "head.fc.weight")):
+            nn.init.zeros_(p)
+    return model
+
+
+def constant(model, layer, name):
+    setattr(model.get_submodule(layer), name, 0.01)
+    return model
+
+
 def scaled(model):
     forward = model.forward
     model.forward = lambda x: forward(x / 255)
@@ -211,10 +242,17 @@ REFUSED = {
     "reparameterized": (lambda model: model.reparameterize(), "reparameterized"),
     "another head": (lambda model: replaced(model, "head", nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), "head"),
     "another activation": (lambda model: replaced(model, "final_act", nn.ReLU()), "the logits differ"),
+    "another activation in a new network": (
+        lambda model: replaced(fresh(model), "stages.1.0.act2", nn.ReLU()),
+        "logits",
+    ),
+    "another eps": (lambda model: constant(fresh(model), "stages.1.0.conv2", "eps"), "stages.1.0.conv2.eps is 0.01"),
+    "another scale": (lambda model: constant(fresh(model), "stages.1.0.conv2", "scale"), "conv2.scale is 0.01"),
+    "another alpha": (lambda model: constant(fresh(model), "stages.1.0", "alpha"), "stages.1.0.alpha is 0.01"),
     "another forward": (scaled, "del model.forward"),
     "another forward, put over Accelerate's": (lambda model: scaled(prepared(model)), "del model.forward"),
     "a lock": (lambda model: replaced(model, "stem.lock", threading.Lock()), "lock"),
-    "pruned": (pruned, "pruned"),
+    "pruned": (pruned, "cannot be copied"),
     "a layer more": (lambda model: replaced(model, "head.drop", nn.Linear(192, 192)), "head.drop"),
     "a head of its own": (lambda model: nn.Sequential(model, nn.Linear(10, 2)), "1.weight"),
     "two networks": (lambda model: nn.ModuleDict({"one": model, "ema": copy.deepcopy(model)}), "'ema'"),

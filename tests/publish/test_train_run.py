@@ -334,11 +334,55 @@ def test_found_class_names_are_shown_with_their_place_and_need_a_yes(publish_run
     assert names_of() == (list("abcdefghij") if answer in ("yes", "--yes") else None)
 
 
-def test_run_with_a_class_map_is_published_without_class_names(publish_run):
+def by_timm(**options):
+    """Return the class name of each output, as timm assigns them to the images of the training split."""
+    index = create_dataset("", root="data", split="train", **options).reader.class_to_idx
+    return sorted(index, key=index.get)
+
+
+ORDER = "\n".join("jihgfedcba") + "\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"data/train/order.txt": ORDER}, {"order.txt": "\r\n".join("cdefghijab"), "data/train/order.txt": ORDER}],
+    ids=["in the split folder", "of Windows, here and in the folder"],
+)
+def test_class_map_is_found_and_ordered_as_by_timm(here, files):
     images("data/train")
-    out, _ = publish_run("--yes", data_dir="data", class_map="order.txt")
-    assert "no class names: the run had the class map 'order.txt'; --class-names FILE gives them" in out
+    for path, text in files.items():
+        Path(path).write_bytes(text.encode())
+    assert found(class_map="order.txt") == by_timm(class_map="order.txt") != sorted(by_timm())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("order.PKL", b"cos\nsystem\n(S'touch owned'\ntR."),
+        ("few.txt", b"j\ni\n"),
+        ("gap.txt", "\n\n".join("jihgfedcba").encode()),
+        ("latin.txt", (ORDER[:-2] + "\xe4").encode("latin-1")),
+        ("control.txt", (ORDER[:-2] + "\x1b[31ma").encode()),
+    ],
+)
+def test_run_with_an_unusable_class_map_has_no_class_names_but_a_reason(here, name, content):
+    images("data/train")
+    Path(name).write_bytes(content)
+    assert name in found(class_map=name)
+    assert not Path("owned").exists()
+
+
+def test_run_with_a_missing_class_map_is_published_without_class_names(publish_run):
+    images("data/train")
+    out, _ = publish_run("--yes", data_dir="data", class_map="gone.txt")
+    assert "no class names: the run's class map 'gone.txt'" in out
     assert names_of() is None
+
+
+def test_class_map_in_the_options_names_the_classes(here):
+    """A YAML file for --config can contain one."""
+    assert found(class_map={name: i for i, name in enumerate("jihgfedcba")}) == list("jihgfedcba")
+    assert "10" in found(class_map=dict.fromkeys("jihgfedcba", 0))
 
 
 @pytest.mark.parametrize(
@@ -353,13 +397,12 @@ def test_run_with_a_class_map_is_published_without_class_names(publish_run):
 )
 def test_folder_names_are_class_names_in_the_order_of_timm(here, make):
     make()
-    index = create_dataset("", root="data", split="train").reader.class_to_idx
-    assert found() == sorted(index, key=index.get)
+    assert found() == by_timm()
 
 
 def test_folders_that_do_not_name_the_classes_give_a_reason_instead(here):
     images("data/train", "abc")
-    assert "data/train has 3 class names for 10 classes" in found()
+    assert "data/train has 3 names, expected one for each of 10 classes" in found()
 
 
 @pytest.mark.parametrize(

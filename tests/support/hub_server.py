@@ -47,6 +47,7 @@ class Commit:
     oid: str
     title: str
     files: dict[str, File]
+    parent: str | None = None
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Repo:
     def add(self, branch: str, title: str, files: dict[str, File]) -> Commit:
         parent = self.branches.get(branch)
         oid = hashlib.sha1(f"{self.id} {parent} {title} {sorted(files)} {len(self.commits)}".encode()).hexdigest()
-        self.commits[oid] = Commit(oid, title, files)
+        self.commits[oid] = Commit(oid, title, files, parent)
         self.branches[branch] = oid
         return self.commits[oid]
 
@@ -72,6 +73,12 @@ class Repo:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found[0]
 
+    def history(self, revision: str) -> list[Commit]:
+        out = [self.resolve(revision)]
+        while out[-1].parent:
+            out.append(self.commits[out[-1].parent])
+        return out
+
 
 @dataclass
 class Fault:
@@ -79,14 +86,15 @@ class Fault:
 
     Args:
         action: An error status; "cut" (the server reads half of the request and closes the connection), "lost" (the
-            request takes effect and its answer is lost), "flip" (one bit of the answer's body is wrong); or a function
-            to call before the normal answer.
+            request takes effect and its answer is lost), "flip" (one bit of the answer's body is wrong), "short" (the
+            answer lacks its last byte); or a function to call before the normal answer.
     """
 
     method: str
     pattern: str
     action: int | str | Callable[[], object]
     times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Hub:
@@ -114,6 +122,7 @@ class Hub:
         self.tokens = {"hf_writer": "write", "hf_reader": "read"}
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str]] = []
+        self.inline = False  # whether every file is sent inside the commit, without LFS or Xet
         self._lock = threading.Lock()
 
     def store(self, content: bytes, lfs: bool) -> File:
@@ -156,7 +165,7 @@ class Hub:
             await asyncio.to_thread(action)
         if isinstance(action, int):
             await request.body()
-            response: Response = JSONResponse({"error": "on purpose"}, action)
+            response: Response = JSONResponse({"error": "on purpose"}, action, fault.headers if fault else None)
         else:
             try:
                 response = await self._answer(request, path)
@@ -169,8 +178,8 @@ class Hub:
                 response = JSONResponse({"error": error.message}, error.status, headers)
         if action == "lost":
             await _close(send)
-        if action == "flip":
-            await _spoil(response, send)
+        if action in ("flip", "short"):
+            await _spoil(str(action), response, send)
         else:
             await response(scope, receive, send)
 
@@ -183,6 +192,10 @@ class Hub:
 
     async def _answer(self, request: Request, path: str) -> Response:
         role = self._role(request)
+        if path == "/api/whoami-v2":
+            if role is None:
+                raise HubError(401, "Invalid credentials")
+            return JSONResponse({"name": "somebody", "orgs": [{"name": "org", "roleInOrg": role}]})
         if path == "/api/validate-yaml":
             return JSONResponse({"errors": [], "warnings": []})
         if path == "/api/repos/create":
@@ -241,11 +254,21 @@ class Hub:
                 for kind, (found, folder) in refs.items()
             }
             return JSONResponse({**rows, "converts": []})
+        if verb == "commits":
+            rows = [
+                {"id": c.oid, "title": c.title, "message": "", "date": DATE, "authors": [{"user": "somebody"}]}
+                for c in repo.history(revision)
+            ]
+            return JSONResponse(rows)
         self._repo(repo.id, role, write=True)
         if verb == "preupload":
             return self._preupload(await request.json(), repo, revision)
         if verb == "commit":
             return self._commit(await request.body(), repo, revision)
+        if verb == "branch" and request.method == "DELETE":
+            if repo.branches.pop(revision, None) is None:
+                raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            return JSONResponse({})
         body = await request.json()
         if verb == "branch":
             if revision in repo.branches:
@@ -263,7 +286,7 @@ class Hub:
         files = repo.resolve(revision).files
         rows = []
         for file in body["files"]:
-            lfs = file["size"] > 0 and file["path"].endswith(".safetensors")
+            lfs = not self.inline and file["size"] > 0 and file["path"].endswith(".safetensors")
             row = {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
             if file["path"] in files:
                 row["oid"] = files[file["path"]].etag
@@ -310,6 +333,10 @@ class Hub:
                     if value["oid"] not in repo.received:
                         raise HubError(400, f"no object {value['oid']} was uploaded")
                     files[value["path"]] = self.store((self.folder / value["oid"]).read_bytes(), lfs=True)
+                elif line["key"] == "deletedFile":
+                    if value["path"] not in files:
+                        raise HubError(404, f"{value['path']} does not exist", "EntryNotFound")
+                    del files[value["path"]]
             commit = repo.add(revision, header["summary"], files)
         return JSONResponse({"commitUrl": f"{self.endpoint}/{repo.id}/commit/{commit.oid}", "commitOid": commit.oid})
 
@@ -356,11 +383,14 @@ async def _close(send) -> None:
     raise ConnectionAbortedError("on purpose")
 
 
-async def _spoil(response: Response, send) -> None:
-    """Send the answer with one wrong bit."""
+async def _spoil(how: str, response: Response, send) -> None:
     body = bytearray(Path(response.path).read_bytes() if isinstance(response, FileResponse) else response.body)
-    body[len(body) // 2] ^= 1
-    headers = {**response.headers, "content-length": str(len(body))}
+    headers = {k: v for k, v in response.headers.items() if k != "content-length"}
+    if how == "flip":
+        body[len(body) // 2] ^= 1
+    if how == "short":
+        del body[-1]
+    headers["content-length"] = str(len(body))
     start = {"type": "http.response.start", "status": response.status_code}
-    await send({**start, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+    await send({**start, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
     await send({"type": "http.response.body", "body": bytes(body)})
