@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from golden import TINY
 from timm.optim import create_optimizer_v2
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
@@ -31,7 +31,7 @@ def build() -> torch.nn.Module:
 
 
 def train(model, optimizer, rank: int, world: int) -> list[int]:
-    """Take three steps on this rank's share of each batch; return the number of collectives of each optimizer step."""
+    """Take the steps on this rank's share of each batch; return the number of collectives of each optimizer step."""
     counts = []
     share = GLOBAL_BATCH // world
     for step in range(STEPS):
@@ -40,44 +40,45 @@ def train(model, optimizer, rank: int, world: int) -> list[int]:
         mine = slice(rank * share, (rank + 1) * share)
         # The factor makes the gradients so large that most units are clipped.
         (100 * F.cross_entropy(model(x[mine]), y[mine])).backward()
-        if dist.is_initialized():
-            with CommDebugMode() as comms:
-                optimizer.step()
-            counts.append(comms.get_total_counts())
-        else:
+        with CommDebugMode() as comms:
             optimizer.step()
+        counts.append(comms.get_total_counts())
         optimizer.zero_grad()
     return counts
 
 
-def errors(model, how: str, rank: int, world: int) -> list[str]:
-    """Return the errors of clipping on this rank: for a NaN on one rank in each type of parameter, or under FSDP1."""
-    if how == "fsdp1":
-        from torch.distributed.fsdp import FullyShardedDataParallel
+def shard(model) -> None:
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
 
-        found = []
-        for original in (False, True):
-            wrapped = FullyShardedDataParallel(
-                build().vectorize_skip_gains(), device_id=torch.device("cpu"), use_orig_params=original
-            )
-            wrapped(torch.randn(2, 3, 32, 32)).sum().backward()
-            found.append(raised(lambda wrapped=wrapped: optim.adaptive_clip_grad_(wrapped.parameters())))
-        return found
-    model.vectorize_skip_gains()
-    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+
+def errors_for_nan(rank: int) -> list[str]:
+    """Return the errors of clipping on this rank, for a NaN on rank 0 in no parameter, and in one of each type."""
+    model = build().vectorize_skip_gains()
+    shard(model)
     found = []
     for bad in ("", "final_conv.weight", "final_conv.bias", "head.fc.weight"):
         for name, p in model.named_parameters():
             p.grad = torch.ones_like(p)
             if name == bad and rank == 0:
                 p.grad.to_local().view(-1)[0] = float("nan")
-        found.append(raised(lambda: optim.adaptive_clip_grad_(model.parameters(), error_if_nonfinite=True)))
+        found.append(error_of_clipping(model, error_if_nonfinite=True))
     return found
 
 
-def raised(function) -> str:
+def errors_under_fsdp1() -> list[str]:
+    found = []
+    for original in (False, True):
+        model = FullyShardedDataParallel(
+            build().vectorize_skip_gains(), device_id=torch.device("cpu"), use_orig_params=original
+        )
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        found.append(error_of_clipping(model))
+    return found
+
+
+def error_of_clipping(model, **kwargs) -> str:
     try:
-        function()
+        optim.adaptive_clip_grad_(model.parameters(), **kwargs)
     except (RuntimeError, ValueError) as error:
         return str(error)
     return ""
@@ -86,41 +87,30 @@ def raised(function) -> str:
 def main() -> None:
     how, out = sys.argv[1:]
     torch.set_num_threads(1)
-    if how == "single":
-        model = build()
-        train(model, create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4), 0, 1)
-        torch.save({"parameters": dict(model.named_parameters()), "collectives": []}, out)
-        return
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    model = build()
+    rank, world = 0, 1
+    if how != "single":
+        dist.init_process_group("gloo")
+        rank, world = dist.get_rank(), dist.get_world_size()
     if how in ("nonfinite", "fsdp1"):
-        torch.save(errors(model, how, rank, world), f"{out}.{rank}")
-        dist.barrier()
-        os._exit(0)
-    if how == "ddp":
-        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-        wrapped = DistributedDataParallel(model)
+        torch.save(errors_for_nan(rank) if how == "nonfinite" else errors_under_fsdp1(), f"{out}.{rank}")
     else:
-        mesh = init_device_mesh("cpu", (world,))
-        model.vectorize_skip_gains()
-        for module in model.modules():
-            if isinstance(module, NormFreeBlock):
-                fully_shard(module, mesh=mesh)
-        wrapped = fully_shard(model, mesh=mesh)
-        if how == "fsdp2":
-            optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-        elif how == "fsdp2-wrapped":  # the wrapper hides the network
-            optimizer = create_optimizer_v2(torch.nn.Sequential(model), "agc-sgd", lr=0.1, weight_decay=1e-4)
-        else:
-            optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
-    counts = train(wrapped, optimizer, rank, world)
-    parameters = {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
-    }
-    if rank == 0:
-        torch.save({"parameters": parameters, "collectives": counts}, out)
-    dist.destroy_process_group()
+        model = build()
+        if how.startswith("fsdp2"):
+            model.vectorize_skip_gains()
+            for module in model.modules():
+                if isinstance(module, NormFreeBlock):
+                    shard(module)
+            shard(model)
+        create = optim.create_optimizer if how == "fsdp2-groups" else create_optimizer_v2
+        optimizer = create(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+        counts = train(DistributedDataParallel(model) if how == "ddp" else model, optimizer, rank, world)
+        parameters = {
+            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
+        }
+        if rank == 0:
+            torch.save({"parameters": parameters, "collectives": counts}, out)
+    if how != "single":
+        dist.barrier()
     # Skip the interpreter's shutdown: a rank once aborted there after its work ("terminate called without an active
     # exception").
     os._exit(0)
