@@ -63,7 +63,6 @@ def adaptive_clip_grad_(
     parameters: Tensor | Iterable[Tensor],
     clip_factor: float | None = CLIP_FACTOR,
     eps: float = CLIP_EPS,
-    error_if_nonfinite: bool = False,
 ) -> None:
     """Scale each unit's gradient, in place, to at most ``clip_factor`` times the norm of the unit's weights.
 
@@ -83,21 +82,13 @@ def adaptive_clip_grad_(
         clip_factor: Largest ratio of gradient norm to weight norm (lambda in the paper). 0.01 suits batches of 1024
             to 4096; smaller batches train with larger factors. None: nothing is clipped.
         eps: Lower bound of the weight norm. With it, parameters that start at zero can change.
-        error_if_nonfinite: Whether to check for NaN and infinite gradients. The check waits for the device.
     Raises:
         ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a matrix or kernel is sharded on another dim
             than 0, or FSDP1 has flattened a parameter.
-        RuntimeError: If ``error_if_nonfinite`` and the norm of a gradient is not finite. Then nothing is clipped.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
-    if error_if_nonfinite and not _are_finite([ClippedParam(p, clipping or Clipping()) for p in params]):
-        raise RuntimeError(
-            "a gradient is NaN, infinite, or too large for a norm in float32, so it cannot be clipped: expected finite "
-            "gradients. Find the cause, for instance a learning rate that is too large, or pass "
-            "error_if_nonfinite=False to continue anyway"
-        )
     if clipping is not None:
         clip_each_([ClippedParam(p, clipping) for p in params])
 
@@ -226,21 +217,6 @@ def _norms(clipped: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], lis
     foreach_clamp_min_(weight_norms, [entry.clipping.clip_eps for entry in clipped])
     foreach_mul_(weight_norms, [entry.clipping.clip_factor for entry in clipped])
     return grads, weight_norms, grad_norms
-
-
-def _are_finite(clipped: list[ClippedParam]) -> bool:
-    """Return whether all gradients are finite; the result is the same in all processes that share a parameter."""
-    finite: dict[Any, list[Tensor]] = {}  # process group, or None -> a flag for each parameter
-    for here in _by_device(clipped).values():
-        for entry, grad_norm in zip(here, _norms(here)[2], strict=True):
-            finite.setdefault(_local(entry.param)[2], []).append(grad_norm.isfinite().all())
-    shared = []
-    for group, flags in finite.items():
-        all_finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all().float()
-        if group is not None:
-            dist.all_reduce(all_finite, op=dist.ReduceOp.MIN, group=group)
-        shared.append(all_finite)
-    return all(all_finite > 0 for all_finite in shared)
 
 
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:

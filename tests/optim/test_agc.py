@@ -70,16 +70,12 @@ def test_tensors_of_any_memory_layout_are_clipped_in_place():
         assert torch.allclose(grad, expected, rtol=1e-6)
 
 
-def test_error_if_nonfinite_raises_and_nothing_is_clipped():
-    good = with_grad(torch.ones(3, 3), torch.full((3, 3), 9.0))
-    bad = with_grad(torch.ones(2), torch.tensor([1.0, float("inf")]))
-    for clip_factor in (0.01, None):
-        with pytest.raises(RuntimeError, match="a gradient is NaN.*error_if_nonfinite=False"):
-            adaptive_clip_grad_([good, bad], clip_factor, error_if_nonfinite=True)
-    adaptive_clip_grad_([good, bad], None)
-    assert (good.grad == 9).all()
-    adaptive_clip_grad_([good, bad, torch.nn.Parameter(torch.ones(3))], 0.01)  # the last one has no gradient
-    assert (good.grad < 9).all()
+def test_parameters_without_a_gradient_are_skipped_and_none_clips_nothing():
+    first, second = with_grad(torch.ones(3, 3), torch.full((3, 3), 9.0)), torch.nn.Parameter(torch.ones(3))
+    adaptive_clip_grad_([first, second], None)
+    assert (first.grad == 9).all()
+    adaptive_clip_grad_([first, second])
+    assert (first.grad < 9).all()
 
 
 @pytest.mark.slow

@@ -61,19 +61,9 @@ def test_two_hosts_train_to_the_weights_of_one_process(single, how, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_not_finite_on_one_rank_raises_on_all(tmp_path):
-    """A rank that continued would wait for the others without end."""
-    run("nonfinite", tmp_path / "out.pt", 2)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"out.pt.{rank}")
-        assert found[0] == ""
-        assert all("a gradient is NaN" in error for error in found[1:])
-
-
-@pytest.mark.slow
 def test_parameters_flattened_by_fsdp1_are_refused(tmp_path):
     run("fsdp1", tmp_path / "out.pt", 2)
-    found = torch.load(tmp_path / "out.pt.0")
+    found = torch.load(tmp_path / "out.pt")
     assert len(found) == 2
     assert all("was flattened by FSDP1, which leaves no rows to clip" in error for error in found)
 
