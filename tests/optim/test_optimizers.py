@@ -17,7 +17,6 @@ from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -439,18 +438,6 @@ def test_optimizers_of_other_libraries_clip(tiny, build):
     assert not_clipped(optimizer, model) == ["head.fc.weight"]
     other = torch.optim.SGD(agc_param_groups(model), lr=0.0)  # without attach_agc
     assert not_clipped(other, model) == [name for name, _ in model.named_parameters()]
-
-
-def test_zero_redundancy_optimizer_clips_with_one_of_the_two_settings(tiny):
-    """It keeps the arguments of the optimizer inside as its own defaults, without the ones that are left out."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model = tiny()
-        agc_sgd = get_optimizer_class("agc-sgd", bind_defaults=False)
-        optimizer = ZeroRedundancyOptimizer(model.parameters(), agc_sgd, lr=0.1, clip_factor=0.01)
-        assert not_clipped(optimizer, model) == ["head.fc.weight"]
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 # --- mistakes

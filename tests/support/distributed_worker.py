@@ -2,7 +2,7 @@
 
     distributed_worker.py HOW OUT
 
-HOW is single, ddp, fsdp2, fsdp2-groups (with the groups of ``create_optimizer``), or fsdp1, which saves errors instead.
+HOW is single, ddp, fsdp2 or fsdp2-groups (with the groups of ``create_optimizer``).
 """
 
 import os
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from golden import TINY
 from timm.optim import create_optimizer_v2
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
@@ -52,21 +52,6 @@ def train(model, optimizer, rank: int, world: int) -> list[int]:
     return counts
 
 
-def errors_under_fsdp1() -> list[str]:
-    """Return the errors of clipping parameters that FSDP1 has flattened, with both of its options."""
-    found = []
-    for original in (False, True):
-        model = FullyShardedDataParallel(
-            build().vectorize_skip_gains(), device_id=torch.device("cpu"), use_orig_params=original
-        )
-        model(torch.randn(2, 3, 32, 32)).sum().backward()
-        try:
-            optim.adaptive_clip_grad_(model.parameters())
-        except ValueError as error:
-            found.append(str(error))
-    return found
-
-
 def main() -> None:
     how, out = sys.argv[1:]
     torch.set_num_threads(1)
@@ -74,26 +59,22 @@ def main() -> None:
     if how != "single":
         dist.init_process_group("gloo")
         rank, world = dist.get_rank(), dist.get_world_size()
-    if how == "fsdp1":
-        result = errors_under_fsdp1()
-    else:
-        model = build()
-        if how.startswith("fsdp2"):
-            model.vectorize_skip_gains()
-            mesh = init_device_mesh("cpu", (world,))
-            for module in model.modules():
-                if isinstance(module, NormFreeBlock):
-                    fully_shard(module, mesh=mesh)
-            fully_shard(model, mesh=mesh)
-        create = optim.create_optimizer if how == "fsdp2-groups" else create_optimizer_v2
-        optimizer = create(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-        counts = train(DistributedDataParallel(model) if how == "ddp" else model, optimizer, rank, world)
-        parameters = {
-            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
-        }
-        result = {"parameters": parameters, "collectives": counts}
+    model = build()
+    if how.startswith("fsdp2"):
+        model.vectorize_skip_gains()
+        mesh = init_device_mesh("cpu", (world,))
+        for module in model.modules():
+            if isinstance(module, NormFreeBlock):
+                fully_shard(module, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    create = optim.create_optimizer if how == "fsdp2-groups" else create_optimizer_v2
+    optimizer = create(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+    counts = train(DistributedDataParallel(model) if how == "ddp" else model, optimizer, rank, world)
+    parameters = {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
+    }
     if rank == 0:
-        torch.save(result, out)
+        torch.save({"parameters": parameters, "collectives": counts}, out)
     if how != "single":
         dist.barrier()
     # Skip the interpreter's shutdown: a rank once aborted there after its work ("terminate called without an active
