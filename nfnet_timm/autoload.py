@@ -27,7 +27,6 @@ OURS = {"timm.models": "nfnet_timm.models.nfnet", "timm.optim": "nfnet_timm.opti
 
 OLDEST_TIMM = "1.0.21"  # the first release whose layers take device= and dtype=
 
-_watched: set[str] = set()
 _loaded: set[str] = set()
 
 
@@ -50,13 +49,7 @@ def torch_is_being_imported() -> bool:
 def watch_timm() -> None:
     """Load the plugins of ``timm.models`` and ``timm.optim`` after their import, or now if they have been imported."""
     for group in OURS:
-        if group in _watched:
-            continue
-        _watched.add(group)
-        try:
-            wrapt.register_post_import_hook(partial(_load, group), group)
-        except Exception as error:
-            _warn(f"nfnet_timm could not watch for {group}: {error!r}. Import nfnet_timm after timm instead")
+        wrapt.register_post_import_hook(partial(_load, group), group)
 
 
 def _load(group: str, module: ModuleType) -> None:

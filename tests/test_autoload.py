@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from fresh_process import run_fresh
 from packaging.requirements import Requirement
-from test_imports import IMPORTED_WHILE_TIMM_IS
 
 from nfnet_timm.autoload import OLDEST_TIMM
 from nfnet_timm.models.variants import VARIANTS
@@ -28,9 +27,7 @@ FIRST_IMPORTS = [
     "",
     "import timm.optim",
     "import timm.models.nfnet",
-    "from timm.models import create_model",
     "import nfnet_timm.models.nfnet",
-    "import nfnet_timm; import nfnet_timm.models.nfnet",
     "from nfnet_timm import NormFreeNet",
     "import timm, nfnet_timm; nfnet_timm.autoload.install(); nfnet_timm.autoload.install()",
 ]
@@ -39,20 +36,6 @@ FIRST_IMPORTS = [
 @pytest.mark.parametrize("first", FIRST_IMPORTS)
 def test_timm_has_our_networks_without_a_warning_for_any_import_order(first):
     assert lines(run_fresh(f"{first}\n{OURS}", warnings="error")) == ["nfnet_timm.models.nfnet"]
-
-
-@pytest.mark.slow
-def test_any_module_that_timm_imports_can_be_imported_first():
-    """timm imports each of these modules, so it may find one half imported."""
-    for name in IMPORTED_WHILE_TIMM_IS:
-        out = run_fresh(f"import {name}\n{OURS}", warnings="error", **OFF)
-        assert lines(out) == ["nfnet_timm.models.nfnet"], name
-
-
-@pytest.mark.slow
-def test_timm_has_our_networks_in_a_new_interpreter_that_imports_ours_first(run_python):
-    code = f"import nfnet_timm.models.nfnet\n{OURS}"
-    assert lines(run_python(code, args=("-W", "error"))) == ["nfnet_timm.models.nfnet"]
 
 
 def test_package_that_is_not_installed_registers_on_import():
@@ -70,30 +53,24 @@ def test_timm_has_its_own_networks_when_autoload_is_off_until_an_explicit_import
     """Torch's own switch is tried in test_doctor.py."""
     out = run_fresh(f"{OURS}; print(timm.list_models('dm_nf_resnet*')); import nfnet_timm\n{OURS}", **OFF)
     assert lines(out) == ["timm.models.nfnet", "[]", "nfnet_timm.models.nfnet"]
-    assert lines(run_fresh(f"import nfnet_timm\n{OURS}", **OFF)) == ["nfnet_timm.models.nfnet"]
 
 
 LISTED = """
 import hashlib, json, timm, torch
 outputs = {}
-for name in ("dm_nfnet_f0", "nf_resnet50", "nf_regnet_b0", "eca_nfnet_l0", "nfnet_l0"):
-    outputs[name] = type(timm.create_model(name, device="meta")).__module__
-    if name in ("nf_regnet_b0", "nfnet_l0"):
-        torch.manual_seed(0)
-        model = timm.create_model(name).eval()
-        for p in model.parameters():
-            if p.ndim == 0: torch.nn.init.ones_(p)
-        digest = hashlib.sha256(model(torch.randn(1, 3, 32, 32)).detach().numpy().tobytes()).hexdigest()
-        outputs[name] = outputs[name], digest
+for name in ("nf_regnet_b0", "nfnet_l0"):
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    for p in model.parameters():
+        if p.ndim == 0: torch.nn.init.ones_(p)
+    digest = hashlib.sha256(model(torch.randn(1, 3, 32, 32)).detach().numpy().tobytes()).hexdigest()
+    outputs[name] = type(model).__module__, digest
 print(json.dumps([timm.list_models(include_tags=True), timm.list_pretrained("nfnet_f?*"), outputs]))
 """
 
 
 def test_only_our_model_names_change_and_other_models_of_timm_give_identical_outputs():
     (names, pretrained, outputs), (before, _, expected) = (json.loads(run_fresh(LISTED, **each)) for each in ({}, OFF))
-    assert len(names) == len(set(names))
-    architectures = {name.split(".")[0] for name in names}
-    assert {name.split(".")[0] for name in before} <= architectures
     assert {name.split(".")[0] for name in set(names) ^ set(before)} == set(VARIANTS) - {"nfnet_f7"}  # no tag in either
     assert {f"nfnet_f{i}.dm_in1k" for i in range(7)} <= set(pretrained)
     assert "nfnet_f7" not in {name.split(".")[0] for name in pretrained}
@@ -110,14 +87,13 @@ def test_importing_torch_does_not_import_timm_or_the_models():
     assert lines(run_fresh(code)) == ["['nfnet_timm']"]
 
 
-def plugin(folder: Path, name: str, code: str, group: str = "timm.models") -> str:
-    """Install a package with one entry point into ``folder``, and return the folder."""
+def plugin(folder: Path, name: str, code: str, group: str = "timm.models") -> None:
+    """Install a package with one entry point into ``folder``."""
     (folder / f"{name}.py").write_text(code)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {name}\n")
-    return str(folder)
 
 
 THIRD_PARTY = """
@@ -135,50 +111,29 @@ def test_other_packages_are_loaded_through_the_same_groups(tmp_path):
     assert lines(run_fresh(code, [tmp_path])) == ["nfnet_timm.models.nfnet", "third party", "loaded"]
 
 
-@pytest.mark.parametrize("broken", ["raise RuntimeError('no luck')", "import no_such_module", "syntax error"])
-def test_a_plugin_that_raises_gives_one_warning_and_nothing_else(tmp_path, broken):
+@pytest.mark.parametrize(("broken", "warnings"), [("import no_such_module", None), ("syntax error", "error")])
+def test_a_plugin_that_raises_gives_one_warning_and_nothing_else(tmp_path, broken, warnings):
     plugin(tmp_path, "broken_plugin", broken)
-    out = run_fresh(f"import torch; print(torch.ones(1).item()); {OURS}", [tmp_path])
+    out = run_fresh(OURS, [tmp_path], warnings=warnings)
     assert out.count("RuntimeWarning") == 1
     assert "'broken_plugin'" in out
     assert "pip install --upgrade broken_plugin" in out
-    assert "1.0\n" in out
     assert "nfnet_timm.models.nfnet\n" in out
 
 
-def test_plugin_that_raises_does_not_break_imports_when_warnings_are_errors(tmp_path):
-    plugin(tmp_path, "broken_plugin", "raise RuntimeError('no luck')")
-    out = run_fresh(OURS, [tmp_path], warnings="error")
-    assert "nfnet_timm.models.nfnet\n" in out
-    assert "no luck" in out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("version", ["1.0.3", "1.0.20"])
-def test_a_real_old_timm_keeps_its_own_networks_with_one_warning(tmp_path, version):
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path)]
-    if subprocess.run([*install, f"timm=={version}"], capture_output=True).returncode:
-        pytest.skip(f"pip cannot download timm {version}")
-    code = "import timm, timm.optim; print(timm.__version__, timm.list_models('dm_nf_*')); "
-    code += "print(timm.models.model_entrypoint('nfnet_f0').__module__)"
-    out = run_fresh(code, [tmp_path])
-    assert {f"{version} []", "timm.models.nfnet"} <= set(lines(out))
-    warned = [line for line in lines(out) if "RuntimeWarning" in line]
-    assert len(warned) == 1
-    assert version in warned[0]
-    assert "1.0.21" in warned[0]
+def test_an_old_timm_keeps_its_own_networks_with_one_warning(tmp_path):
+    for name, code in (("", "__version__ = '1.0.20'"), ("models", ""), ("optim", "")):
+        (tmp_path / "timm" / name).mkdir()
+        (tmp_path / "timm" / name / "__init__.py").write_text(code)
+    out = run_fresh("import sys, timm.models, timm.optim; print('nfnet_timm.models' in sys.modules)", [tmp_path])
+    assert out.count("RuntimeWarning") == 1
+    assert "timm is 1.0.20: expected 1.0.21 or newer" in out
+    assert lines(out)[-1] == "False"
 
 
 def test_oldest_timm_is_that_of_the_package_metadata():
     requirement = next(r for r in map(Requirement, requires("nfnet-timm")) if r.name == "timm")
     assert str(requirement.specifier) == f">={OLDEST_TIMM}"
-
-
-def test_a_broken_timm_raises_its_own_error_and_torch_works(tmp_path):
-    (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / "__init__.py").write_text("raise ImportError('broken timm')")
-    code = "import torch\ntry:\n    import timm\nexcept ImportError as error:\n    print(error, torch.ones(1).item())"
-    assert lines(run_fresh(code, [tmp_path])) == ["broken timm 1.0"]
 
 
 @pytest.mark.slow

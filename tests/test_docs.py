@@ -1,13 +1,28 @@
-"""README and docs have links with existing targets, lines and messages of the code, and no install from an index."""
+"""README and docs: code blocks run as written, and links, lines and messages exist."""
 
 import ast
+import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import authors_file
+import golden
 import pytest
+from fresh_process import run_fresh
+from hub_cache import fill_hub_cache
+
+from nfnet_timm.cli import _parser
+from nfnet_timm.publish.convert import convert_to_folder
+from nfnet_timm.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {page.name: re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.DOTALL) for page in PAGES}
 
 
 def anchors(page):
@@ -55,3 +70,82 @@ def test_no_command_installs_from_a_package_index():
     texts = {page: page.read_text() for page in pages if page.suffix in (".md", ".py", ".sh", ".toml", ".yaml")}
     found = [page for page, text in texts.items() if re.search(r"pip install (?:-\S+ )*'?nfnet[-_]timm", text)]
     assert found == []
+
+
+def blocks(wanted):
+    return [block for page in BLOCKS.values() for kind, block in page if kind == wanted]
+
+
+def test_every_block_is_of_a_type_that_is_tested():
+    assert {kind for page in BLOCKS.values() for kind, _ in page} == {"bash", "python", "console", "bibtex"}
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("console") for line in block.splitlines()])
+def test_commands_use_existing_options(line):
+    """The commands need a data set or a network to run. Without them, this checks that every option exists."""
+    words = shlex.split(line.split(">")[0])
+    if words[0] == "nfnet-timm":
+        parsed = _parser().parse_args(words[1:])
+        assert words[1] != "recipe" or parsed.name in RECIPES
+    elif words[0] == "bash":
+        assert (ROOT / words[1]).exists()
+    elif "train.py" in words:
+        known = set(json.loads((golden.DATA / "train_script_options.json").read_text())) | {"config"}
+        options = words[words.index("train.py") :]
+        assert {word[2:].replace("-", "_") for word in options if word.startswith("--")} <= known
+    else:
+        assert words[:2] == ["hf", "auth"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Create a folder with a photograph and the authors' file, and a Hub cache with the pretrained networks."""
+    import timm
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    folder = tmp_path_factory.mktemp("readme")
+    Image.fromarray(load_sample_image("china.jpg")).save(folder / "photo.jpg")
+    authors_file.write(golden.tree("nfnet_f0"), folder / "F0_haiku.npz")
+    convert_to_folder(folder / "F0_haiku.npz", folder / "nfnet_f0")
+    fill_hub_cache(folder / "hf", "dm_nfnet_f0.dm_in1k", timm.create_model("dm_nfnet_f0"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page, found in BLOCKS.items() if any(kind == "python" for kind, _ in found)])
+def test_the_python_blocks_of_a_page_run_in_order(folder, page):
+    code = "\n".join(block for kind, block in BLOCKS[page] if kind == "python")
+    code = f"import os; os.chdir({str(folder)!r})\n{code}"
+    out = run_fresh(code, warnings="error", HF_HOME=str(folder / "hf"), HF_HUB_OFFLINE="1")
+    if page == "networks.md":
+        assert "torch.Size([1, 512, 24, 24])" in out
+    if page == "inside.md":
+        assert (folder / "signal_propagation.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", blocks("bash"))
+def test_the_shell_blocks_run(folder, tmp_path, block):
+    """Run them in a copy of the project, with the installed torch, because a new installation would download torch."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".venv", ".*cache*", "__pycache__", "hub-repos"))
+    (clone / "F0_haiku.npz").symlink_to(folder / "F0_haiku.npz")
+    (clone / ".venv").symlink_to(sys.prefix)
+    stamp = Path(sys.prefix) / "installed-demo"
+    stamp.touch()
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    pip = bin_dir / "pip"
+    target = "--no-deps --no-build-isolation --disable-pip-version-check --root-user-action=ignore --target"
+    pip.write_text(f'#!/bin/sh\nexec {sys.executable} -m pip "$@" {target} {tmp_path / "site"}\n')
+    pip.chmod(0o755)
+    path = f"{bin_dir}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    for line in block.splitlines():
+        result = subprocess.run(line, shell=True, cwd=clone, env=env, capture_output=True, text=True, timeout=400)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+    if "pip install" in block:
+        installed = tmp_path / "site" / "nfnet_timm"
+        for file in ("py.typed", "recipes/nfnet.yaml", "publish/checkpoints.toml", "publish/card.md"):
+            assert (installed / file).exists(), file

@@ -1,8 +1,4 @@
-"""Reads weights in any format of the authors.
-
-To add a format, write a function that recognises it and a function that reads it as a tree, and add both to
-``_FORMATS``.
-"""
+"""Reads weights in any format of the authors."""
 
 from __future__ import annotations
 
@@ -20,13 +16,10 @@ from nfnet_timm.formats.orbax_reader import is_orbax, read_orbax
 
 __all__ = ["fetched", "is_recognised", "is_url", "load_state_dict"]
 
-# Pairs (recognise, read); the first match is used. Everything else is read as one of the authors' pickles.
-_FORMATS = ((is_orbax, read_orbax),)
-
 
 def is_recognised(path: Path) -> bool:
-    """Return whether the content of ``path`` is in one of the formats other than the authors' pickles."""
-    return any(recognise(path) for recognise, _ in _FORMATS)
+    """Return whether ``path`` is in a format other than the authors' pickles, which is Orbax."""
+    return is_orbax(path)
 
 
 def is_url(source: Any) -> bool:
@@ -43,7 +36,7 @@ def fetched(source: str | Path | bytes | BinaryIO) -> Iterator[Path]:
     Args:
         source: A path, a URL of fsspec, the content of a file, or a file that is open for reading bytes.
     Raises:
-        ValueError: If a file is open for reading text, or if the URL is malformed.
+        ValueError: If the URL is malformed.
         ImportError: If the URL needs a package that is not installed, such as s3fs.
         OSError: If ``source`` does not exist or cannot be read.
     """
@@ -55,10 +48,8 @@ def fetched(source: str | Path | bytes | BinaryIO) -> Iterator[Path]:
         if isinstance(source, str):
             name, path = source, _download(source, Path(folder))
         else:
-            content: Any = source.read() if hasattr(source, "read") else source
-            if isinstance(content, str):
-                raise ValueError(f"{source!r} is open for reading text: open it for reading bytes, with mode 'rb'")
             name, path = str(getattr(source, "name", "the file")), Path(folder) / "F_haiku.npz"
+            content: Any = source.read() if hasattr(source, "read") else source
             path.write_bytes(content)
         try:
             yield path
@@ -99,7 +90,7 @@ def load_state_dict(source: str | Path | bytes | BinaryIO) -> dict[str, Tensor]:
         OSError: If it does not exist or cannot be opened.
     """
     with fetched(source) as path:
-        tree = next((read for recognise, read in _FORMATS if recognise(path)), read_tree)(path)
+        tree = read_orbax(path) if is_orbax(path) else read_tree(path)
         try:
             return from_haiku(tree)
         except ValueError as error:

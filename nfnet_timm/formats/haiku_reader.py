@@ -219,7 +219,10 @@ class _Interpreter:
         if name in _PUTS:
             self.memo[cursor.number(_PUTS[name])] = self.top()
         elif name in _GETS:
-            self.stack.append(self.recall(cursor.number(_GETS[name])))
+            index = cursor.number(_GETS[name])
+            if index not in self.memo:
+                raise Refused(f"it gets value {index} from the memo, which it has not put there")
+            self.stack.append(self.memo[index])
         elif name in _INTEGERS:
             self.stack.append(cursor.number(_INTEGERS[name], signed=name == "BININT"))
         elif name in _STRINGS:
@@ -276,11 +279,6 @@ class _Interpreter:
         values = self.stack[mark:]
         del self.stack[mark:]
         return values
-
-    def recall(self, index: int) -> Any:
-        if index not in self.memo:
-            raise Refused(f"it gets value {index} from the memo, which it has not put there")
-        return self.memo[index]
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()

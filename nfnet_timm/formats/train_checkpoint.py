@@ -18,7 +18,6 @@ import torch
 from timm.models import clean_state_dict
 from torch import Tensor
 
-from nfnet_timm.formats.progress import bytes_bar
 from nfnet_timm.formats.typed import check_types
 
 __all__ = ["TrainCheckpoint", "is_torch_file", "read_checkpoint"]
@@ -26,7 +25,6 @@ __all__ = ["TrainCheckpoint", "is_torch_file", "read_checkpoint"]
 # The first bytes of files of torch.save before PyTorch 1.6: torch's magic number as a pickle of protocol 2.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ZIP = b"PK\x03\x04"
-_CHUNK = 1 << 22  # bytes
 # Keys of the weights in a checkpoint; the moving average first.
 _WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -114,14 +112,13 @@ def read_checkpoint(path: Path) -> TrainCheckpoint | dict[str, Tensor]:
     if not {"state_dict", "args"} <= set(saved):
         found = [saved[key] for key in _WEIGHTS if isinstance(saved.get(key), Mapping)]
         return _arrays((found or [saved])[0], f"{path}: the state dict")
-    args, ema = saved["args"], saved.get("state_dict_ema")
+    args = saved["args"]
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     if not isinstance(args, dict) or "model" not in args:
         raise ValueError(f"{path}: 'args' is {type(args).__name__}, expected the options of timm's train.py")
     check_types(args, _OPTIONS, f"{path}: args")
-    weights = saved["state_dict"] if ema is None else ema
-    arrays = _arrays(weights, f"{path}: 'state_dict'")
-    epoch, metric = saved.get("epoch"), saved.get("metric")
+    ema, epoch, metric = (saved.get(key) for key in ("state_dict_ema", "epoch", "metric"))
+    arrays = _arrays(saved["state_dict"] if ema is None else ema, f"{path}: 'state_dict'")
     return TrainCheckpoint(
         args,
         clean_state_dict(arrays),
@@ -134,22 +131,19 @@ def read_checkpoint(path: Path) -> TrainCheckpoint | dict[str, Tensor]:
 
 def _check_archive(path: Path) -> None:
     """Raise ValueError if a zip archive is incomplete or damaged. torch does not compare the CRCs in it."""
-    size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is cut off: it has {size:,} bytes, and the zip directory at its end is missing. Copy it again, or "
-            "use an earlier checkpoint"
+            f"{path} is cut off: it has {path.stat().st_size:,} bytes, and the zip directory at its end is missing. "
+            "Copy it again, or use an earlier checkpoint"
         )
     try:
-        with zipfile.ZipFile(path) as archive, bytes_bar(size, f"checking {path.name}") as bar:
+        with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise zipfile.BadZipFile("its entries are compressed, which torch does not do")
             # With torch.serialization.set_crc32_options(False), all CRCs are 0.
-            for entry in entries if any(entry.CRC for entry in entries) else []:
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    raise zipfile.BadZipFile(f"{entry.filename} is compressed")
-                with archive.open(entry) as content:
-                    while chunk := content.read(_CHUNK):
-                        bar.update(len(chunk))
+            if any(entry.CRC for entry in entries) and (bad := archive.testzip()):
+                raise zipfile.BadZipFile(f"Bad CRC-32 for file {bad!r}")
     except Exception as error:  # zipfile raises many types of errors if its directory is damaged
         raise ValueError(f"{path} is damaged: {error}. Copy it again, or use an earlier checkpoint") from None
 
@@ -158,16 +152,13 @@ def _arrays(weights: Any, where: str) -> dict[str, Tensor]:
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError(f"{where} has no arrays")
     for name, value in weights.items():
-        if not isinstance(name, str) or not _is_array(value):
+        is_dense = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+        if not isinstance(name, str) or not is_dense:
             raise ValueError(
                 f"{where} has the entry {str(name)[:80]!r}, which is {type(value).__name__}: expected names and dense "
                 "tensors"
             )
     return dict(weights)
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from nfnet_timm.compat.torch import (
     foreach_clamp_max_,
@@ -63,7 +63,6 @@ def adaptive_clip_grad_(
     parameters: Tensor | Iterable[Tensor],
     clip_factor: float | None = CLIP_FACTOR,
     eps: float = CLIP_EPS,
-    error_if_nonfinite: bool = False,
 ) -> None:
     """Scale each unit's gradient, in place, to at most ``clip_factor`` times the norm of the unit's weights.
 
@@ -83,31 +82,15 @@ def adaptive_clip_grad_(
         clip_factor: Largest ratio of gradient norm to weight norm (lambda in the paper). 0.01 suits batches of 1024
             to 4096; smaller batches train with larger factors. None: nothing is clipped.
         eps: Lower bound of the weight norm. With it, parameters that start at zero can change.
-        error_if_nonfinite: Whether to check for NaN and infinite gradients. The check waits for the device.
     Raises:
-        ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a parameter is complex, a gradient is sparse,
-            a matrix or kernel is sharded on another dim than 0, or FSDP1 has flattened a parameter.
-        RuntimeError: If ``error_if_nonfinite`` and the norm of a gradient is not finite. Then nothing is clipped.
+        ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a matrix or kernel is sharded on another dim
+            than 0, or FSDP1 has flattened a parameter.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
-    params = [parameters] if isinstance(parameters, Tensor) else _listed(parameters, "parameters")
-    if not all(isinstance(p, Tensor) for p in params):
-        raise ValueError(f"parameters contain {type(params[0]).__name__}: expected tensors, as in model.parameters()")
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
-    if error_if_nonfinite and not _are_finite([ClippedParam(p, clipping or Clipping()) for p in params]):
-        raise RuntimeError(
-            "a gradient is NaN, infinite, or too large for a norm in float32, so it cannot be clipped: expected finite "
-            "gradients. Find the cause, for instance a learning rate that is too large, or pass "
-            "error_if_nonfinite=False to continue anyway"
-        )
     if clipping is not None:
         clip_each_([ClippedParam(p, clipping) for p in params])
-
-
-def _listed(parameters: Any, method: str) -> list[Any]:
-    if isinstance(parameters, nn.Module) or not isinstance(parameters, Iterable):
-        raise ValueError(f"parameters are {type(parameters).__name__}: expected those of model.{method}()")
-    return list(parameters)
 
 
 @torch.no_grad()
@@ -182,16 +165,11 @@ def clip_stats(
     Args:
         parameters: ``model.named_parameters()``, or a dict.
     Raises:
-        ValueError: If ``parameters`` are not such pairs; see also ``adaptive_clip_grad_``.
+        ValueError: As ``adaptive_clip_grad_``.
     """
     from nfnet_timm.optim.param_groups import known_classifier_weights
 
-    pairs = list(parameters.items()) if isinstance(parameters, Mapping) else _listed(parameters, "named_parameters")
-    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
-        raise ValueError(
-            f"parameters contain {type(pairs[0]).__name__}: expected pairs, as in model.named_parameters()"
-        )
-    named = dict(pairs)
+    named = dict(parameters)
     names = {id(p): name for name, p in named.items()}
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
     found: dict[str, list[float]] = {}
@@ -241,33 +219,8 @@ def _norms(clipped: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], lis
     return grads, weight_norms, grad_norms
 
 
-def _are_finite(clipped: list[ClippedParam]) -> bool:
-    """Return whether all gradients are finite; the result is the same in all processes that share a parameter."""
-    finite: dict[Any, list[Tensor]] = {}  # process group, or None -> a flag for each parameter
-    for here in _by_device(clipped).values():
-        for entry, grad_norm in zip(here, _norms(here)[2], strict=True):
-            finite.setdefault(_local(entry.param)[2], []).append(grad_norm.isfinite().all())
-    shared = []
-    for group, flags in finite.items():
-        all_finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all().float()
-        if group is not None:
-            dist.all_reduce(all_finite, op=dist.ReduceOp.MIN, group=group)
-        shared.append(all_finite)
-    return all(all_finite > 0 for all_finite in shared)
-
-
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
     """Return this process's part of the weight and the gradient, and the process group of a sharded parameter."""
-    if p.is_complex():
-        raise ValueError(
-            f"a parameter of shape {tuple(p.shape)} has dtype {p.dtype}: adaptive clipping is for real numbers. Leave "
-            "the parameter out, or set its group's clip_factor to None"
-        )
-    if p.grad.is_sparse:  # type: ignore[union-attr]
-        raise ValueError(
-            f"a parameter of shape {tuple(p.shape)} has a sparse gradient: adaptive clipping needs dense rows. "
-            "Build the embedding with sparse=False, leave its parameters out, or set its group's clip_factor to None"
-        )
     if getattr(p, "_fsdp_flattened", False):
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} was flattened by FSDP1, which leaves no rows to clip: use FSDP2's "
@@ -276,17 +229,11 @@ def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
     if not hasattr(p, "placements"):
         return p, p.grad, None  # type: ignore[return-value]
     mesh: Any = p.device_mesh  # type: ignore[attr-defined]
-    group = None
-    for dim, placement in enumerate(p.placements):
-        if placement.is_shard():
-            if placement.dim != 0 and not is_one_unit(p):
-                raise ValueError(
-                    f"a parameter of shape {tuple(p.shape)} is sharded on dim {placement.dim}: expected dim 0, "
-                    "fully_shard's default, because each process needs whole rows to clip them"
-                )
-            if group is not None:
-                raise ValueError(
-                    f"a parameter of shape {tuple(p.shape)} is sharded over two dims of {mesh}: expected one dim"
-                )
-            group = mesh.get_group(dim)
+    sharded = [(dim, placement.dim) for dim, placement in enumerate(p.placements) if placement.is_shard()]
+    if len(sharded) > 1 or any(of_p != 0 and not is_one_unit(p) for _, of_p in sharded):
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} is sharded as {p.placements} over {mesh}: expected dim 0 over one "
+            "dim of the mesh, fully_shard's default, because each process needs whole rows to clip them"
+        )
+    group = mesh.get_group(sharded[0][0]) if sharded else None
     return p.to_local(), p.grad.to_local(), group  # type: ignore[attr-defined,union-attr]

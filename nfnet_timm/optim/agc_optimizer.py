@@ -24,7 +24,6 @@ def attach_agc(
     optimizer: Optimizer,
     clip_factor: float | None = CLIP_FACTOR,
     clip_eps: float = CLIP_EPS,
-    **settings: float,
 ) -> Optimizer:
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
@@ -37,16 +36,9 @@ def attach_agc(
     scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled
     optimizer clips if timm or this module has been imported in its process.
 
-    Args:
-        settings: Further fields of ``Clipping``.
     Raises:
-        ValueError: If ``optimizer`` is not an optimizer, differentiates gradients or does not run torch's hooks. If a
-            setting is not a number above 0.
+        ValueError: If ``optimizer`` differentiates gradients or runs no hooks, or a setting is not a number above 0.
     """
-    if isinstance(optimizer, type) or not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
-        raise ValueError(
-            f"optimizer is {optimizer!r}: expected an optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1)"
-        )
     plain = _innermost(optimizer)
     if getattr(plain, "is_second_order", False):
         raise ValueError(
@@ -58,7 +50,7 @@ def attach_agc(
             f"the step of {type(plain).__name__} runs no hooks, because it does not call the constructor of "
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"
         )
-    entries = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **settings)
+    entries = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps)
     for group in plain.param_groups:
         for key, value in entries.items():
             if key not in group or (key in plain.defaults and group[key] == plain.defaults[key]):

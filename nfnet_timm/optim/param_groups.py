@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from numbers import Real
 from threading import Lock
 from typing import Any
 from weakref import WeakSet
@@ -70,7 +69,6 @@ def agc_param_groups(
     clip_eps: float = CLIP_EPS,
     layer_decay: float | None = None,
     no_clip: str | Iterable[str] | None = None,
-    **kwargs: Any,
 ) -> list[dict[str, Any]]:
     """Return the authors' parameter groups for any model; each trainable parameter is in exactly one group.
 
@@ -84,11 +82,9 @@ def agc_param_groups(
             group then has an entry ``lr_scale``, which timm's schedulers apply.
         no_clip: Names of further parameters that are not clipped, or patterns such as "fc.*". An empty tuple confirms
             that all other parameters are clipped, and prevents the warning below.
-        kwargs: Further fields of ``Clipping``; with ``layer_decay``, further arguments of ``param_groups_layer_decay``.
     Raises:
         ValueError: If ``model`` is not a module, a number is out of its range, or a name or pattern in ``no_clip``
             matches no parameter.
-        TypeError: If a keyword argument is unknown.
     Warns:
         RuntimeWarning: If no classifier is known, ``no_clip`` is not given, and a linear layer would be clipped.
     Differs from timm: ``--clip-mode agc`` always exempts the last two parameters of the model.
@@ -98,23 +94,16 @@ def agc_param_groups(
             f"model is of type {type(model).__name__}: expected a torch.nn.Module, because the groups depend on its "
             'names and classifier. Pass the model, or pass parameters to timm\'s create_optimizer_v2(..., "agc-sgd")'
         )
-    if not (isinstance(weight_decay, Real) and 0 <= weight_decay < math.inf):
+    if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay={weight_decay!r}: expected a number of at least 0, such as 2e-5")
-    if layer_decay is not None and not (isinstance(layer_decay, Real) and 0 < layer_decay < math.inf):
+    if layer_decay is not None and not 0 < layer_decay < math.inf:
         raise ValueError(f"layer_decay={layer_decay!r}: expected a number above 0, such as 0.8, or None")
-    clipping = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **Clipping.taken_from(kwargs))
-    if kwargs and layer_decay is None:
-        raise TypeError(f"agc_param_groups() got an unexpected keyword argument {next(iter(kwargs))!r}")
+    clipping = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps)
     network = _unwrapped(model)
     classifiers = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
     exempt = classifiers
     if no_clip is not None:
-        patterns: list[Any] = (
-            list(no_clip) if isinstance(no_clip, Iterable) and not isinstance(no_clip, str) else [no_clip]
-        )
-        if not all(isinstance(pattern, str) for pattern in patterns):
-            raise ValueError(f"no_clip={no_clip!r}: expected a name or pattern, or a list of them")
-        exempt = classifiers | _matching(network, patterns)
+        exempt = classifiers | _matching(network, [no_clip] if isinstance(no_clip, str) else no_clip)
     elif not any(id(p) in exempt for p in network.parameters()):
         _warn_of_linear_layers(network)
     not_decayed = _not_decayed(network) - classifiers
@@ -123,7 +112,7 @@ def agc_param_groups(
     else:
         from timm.optim import param_groups_layer_decay  # here by the rule in nfnet_timm/__init__.py
 
-        groups = param_groups_layer_decay(network, 0.0, layer_decay=layer_decay, **kwargs)
+        groups = param_groups_layer_decay(network, 0.0, layer_decay=layer_decay)
     out: dict[tuple[Any, ...], dict[str, Any]] = {}
     for i, group in enumerate(groups):
         for p in group["params"]:
@@ -156,7 +145,7 @@ def _not_decayed(model: nn.Module) -> set[int]:
     }
 
 
-def _matching(model: nn.Module, patterns: list[str]) -> set[int]:
+def _matching(model: nn.Module, patterns: Iterable[str]) -> set[int]:
     """Return the ids of the parameters whose names match one of ``patterns``."""
     found: set[int] = set()
     for pattern in patterns:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
-from numbers import Real
 from typing import Any
 
 import torch
@@ -158,7 +157,7 @@ class SAM(Optimizer):
 
 
 def _check_rho(name: str, rho: Any) -> None:
-    if isinstance(rho, bool) or not (isinstance(rho, (Real, Tensor)) and 0 <= float(rho) < math.inf):
+    if not 0 <= rho < math.inf:
         raise ValueError(f"{name}={rho!r}: expected a finite length of at least 0, such as the paper's 0.05")
 
 

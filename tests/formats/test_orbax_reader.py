@@ -38,7 +38,7 @@ def write_to(path, tree, ocdbt=True):
 @pytest.fixture
 def write(tmp_path):
     """Return a function that writes {"params": ..., "state": ...} with the installed Orbax."""
-    return lambda tree, name="nfnet_f0_im21k", ocdbt=True: write_to(tmp_path / name, tree, ocdbt)
+    return lambda tree, name: write_to(tmp_path / name, tree)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,14 @@ def test_checkpoints_of_2023_and_2024_are_read_exactly(archive, tmp_path):
     golden.assert_same_tree(read_orbax(tmp_path / "checkpoint"), mini_tree())
 
 
-@pytest.mark.parametrize("ocdbt", [True, False])
-def test_checkpoint_of_the_installed_orbax_converts_to_a_folder_and_a_file(write, tmp_path, capsys, monkeypatch, ocdbt):
+def test_checkpoint_of_the_installed_orbax_converts_to_a_folder_and_a_file(write, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = write({"params": mini_tree(), "state": {}}, "mini", ocdbt)
+    write({"params": mini_tree(), "state": {}}, "mini")
     assert main(["convert", "mini", "--out", "out"]) == 0
     assert "weights of your own: no hash identifies mini as a released checkpoint" in capsys.readouterr().out
     model = timm.create_model("local-dir:out", pretrained=True)
     golden.assert_same_tree(to_haiku(model.state_dict()), mini_tree())
     assert main(["convert", "out", "--out", "back.npz"]) == 0
-    assert is_orbax(path)
 
 
 def test_only_orbax_directories_are_recognised_as_orbax(tmp_path):
@@ -81,7 +79,6 @@ def test_only_orbax_directories_are_recognised_as_orbax(tmp_path):
         ({"weights": {"m": {"w": np.zeros(2, np.float32)}}}, "contains weights: expected 'params' and 'state'"),
         ({"params": {"m": np.zeros(2, np.float32)}}, "'m' is a ndarray: expected a dict"),
         ({"params": {"m": {"w": np.zeros(2)}}}, "m/w is float64: expected float32"),
-        ({"params": {"m": {"w": np.zeros(2, np.float32)}}}, "root modules .'m'.: expected exactly one of NFNet"),
     ],
 )
 def test_checkpoint_with_another_tree_gives_a_one_line_error(write, capsys, tmp_path, monkeypatch, tree, message):
@@ -94,15 +91,6 @@ def test_checkpoint_with_another_tree_gives_a_one_line_error(write, capsys, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_orbax_checkpoint_gives_a_one_line_error(write, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for file in write({"params": mini_tree(), "state": {}}, "mini").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[:20])
-    assert main(["convert", "mini", "--out", "out"]) == 1
-    assert "mini cannot be read as an Orbax checkpoint: " in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_error_for_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "jax", None)
     (tmp_path / "_METADATA").touch()
@@ -110,21 +98,12 @@ def test_error_for_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, c
     assert "pip install '.[orbax]'" in capsys.readouterr().err
 
 
-def test_own_weights_are_published_and_option_checkpoint_is_checked(write, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write({"params": mini_tree(), "state": {}}, "mini")
-    assert main(["publish", "mini", "org/mini", "--dry-run", "--checkpoint", "nfnet_f0.dm_im21k"]) == 1
-    assert "this is not nfnet_f0.dm_im21k: its arrays are those of nfnet_f0, depths=" in capsys.readouterr().err
-    assert main(["publish", "mini", "org/mini", "--dry-run", "--license", "mit", "--out", "built"]) == 0
-    assert ModelCard.load("built/README.md").data.license == "mit"
-
-
 @pytest.mark.slow
 def test_card_of_f0_with_21_thousand_classes_says_what_is_known_and_unknown(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = timm.create_model("nfnet_f0", num_classes=21841)
-    write({"params": to_haiku(model.state_dict()), "state": {}})
+    write({"params": to_haiku(model.state_dict()), "state": {}}, "nfnet_f0_im21k")
     options = ["--checkpoint", "nfnet_f0.dm_im21k", "--dry-run", "--out", "out"]
     assert main(["publish", "nfnet_f0_im21k", "org/f0", *options]) == 0
     card = ModelCard.load("out/README.md")
@@ -164,16 +143,12 @@ def with_a_pipe(checkpoint):
     [
         edited(shape=[1 << 40], chunks=[1 << 40]),  # more memory than any machine has
         edited(chunks=[1 << 40]),
-        edited(shape=[0]),
-        edited(shape=[]),
         edited(shape=[-3]),
-        edited(dtype="<c16"),
         edited(dtype="|O"),
         with_a_pipe,
         lambda checkpoint: (checkpoint / "_METADATA").unlink(),
-        lambda checkpoint: (checkpoint / "_METADATA").write_text("{}"),
         lambda checkpoint: (checkpoint / "_METADATA").write_text("[1, 2]"),
-        lambda checkpoint: (checkpoint / "_METADATA").write_bytes(b"\xff\x00"),
+        lambda checkpoint: [file.write_bytes(b"\xff") for file in checkpoint.rglob(".zarray")],
     ],
 )
 def test_hostile_orbax_checkpoint_gives_a_one_line_error_soon(plain_checkpoint, capsys, tmp_path, monkeypatch, damage):

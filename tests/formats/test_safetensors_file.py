@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nfnet_timm.formats.safetensors_file import arrays_hash, write_weights
+from nfnet_timm.formats.safetensors_file import arrays_hash, checked_header, read_arrays, read_layout, write_weights
 
 TENSORS = {
     "b.weight": torch.arange(24.0).reshape(2, 3, 4),
@@ -21,34 +21,38 @@ TENSORS = {
 }
 
 
-def test_safetensors_reads_the_written_file(tmp_path):
+def test_safetensors_and_our_functions_read_the_written_file(tmp_path):
     path = tmp_path / "model.safetensors"
     write_weights(TENSORS, path, {"origin": 'here " \\ ü'})
-    loaded = load_file(path)
-    assert set(loaded) == set(TENSORS)
-    assert all(loaded[name].equal(tensor) and loaded[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    for loaded in (load_file(path), read_arrays(path)):
+        assert set(loaded) == set(TENSORS)
+        assert all(
+            loaded[name].equal(tensor) and loaded[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+        )
+    layout = {name: (tensor.shape, tensor.dtype) for name, tensor in read_layout(path).items()}
+    assert layout == {name: (tensor.shape, tensor.dtype) for name, tensor in TENSORS.items()}
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt", "origin": 'here " \\ ü', "arrays_sha256": arrays_hash(path)}
 
 
-def test_arrays_have_the_same_bytes_as_those_of_safetensors(tmp_path):
-    tensors = {name: torch.randn(3, 4) for name in "abc"}
-    write_weights(tensors, tmp_path / "ours", {})
-    save_file(tensors, tmp_path / "theirs")
-    assert arrays_hash(tmp_path / "ours") == arrays_hash(tmp_path / "theirs")
-
-
-def test_hash_does_not_depend_on_the_header(tmp_path):
+def test_a_changed_array_is_found_by_its_hash(tmp_path):
     path = tmp_path / "model.safetensors"
     write_weights({"a": torch.ones(3)}, path, {"x": "y"})
-    assert arrays_hash(path) == hashlib.sha256(torch.ones(3).numpy().tobytes()).hexdigest()
+    assert checked_header(path)["arrays_sha256"] == hashlib.sha256(torch.ones(3).numpy().tobytes()).hexdigest()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with safe_open(path, "pt") as file:
-        assert file.metadata()["arrays_sha256"] != arrays_hash(path)
+    with pytest.raises(ValueError, match="model.safetensors do not have the hash in its header"):
+        checked_header(path)
 
 
-def test_array_of_unsupported_type_is_refused(tmp_path):
+def test_other_types_and_other_files_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match=r"a is torch\.complex64: expected one of float64, float32, bfloat16, float16"):
-        write_weights({"a": torch.ones(1, dtype=torch.complex64)}, tmp_path / "model.safetensors", {})
+        write_weights({"a": torch.ones(1, dtype=torch.complex64)}, path, {})
+    save_file({"a": torch.ones(1, dtype=torch.int64)}, path)
+    with pytest.raises(ValueError, match="a is I64, expected one of F64, F32, BF16, F16"):
+        read_layout(path)
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="model.safetensors is damaged, or is not a safetensors file"):
+        read_arrays(path)

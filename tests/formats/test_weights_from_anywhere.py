@@ -1,6 +1,5 @@
 """The authors' weights from an open file, from bytes and from URLs, as from a path, and refused as from a path."""
 
-import io
 import json
 import sys
 import tarfile
@@ -20,10 +19,7 @@ MINI = {"depths": (1, 1, 1, 1), "channels": (8, 16, 24, 24), "group_size": 4}  #
 MEMORY = fsspec.filesystem("memory")
 FORMS = {
     "an open file": lambda content, path: path.open("rb"),
-    "a buffer": lambda content, path: io.BytesIO(content),
     "bytes": lambda content, path: content,
-    "a memoryview": lambda content, path: memoryview(content),
-    "a file of fsspec": lambda content, path: MEMORY.open("/bucket/F0_haiku.npz"),
     "a URL": lambda content, path: "memory://bucket/F0_haiku.npz",
     "a URL of the disk": lambda content, path: path.as_uri(),
     "a path": lambda content, path: path,
@@ -59,49 +55,28 @@ def build(file, **kwargs):
 
 @each
 def test_a_network_has_the_weights_of_the_file_wherever_it_is(given, form):
-    model, expected = build(given(form, SOURCE.read_bytes())), load_state_dict(SOURCE)
-    assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
-    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+    model = build(given(form, SOURCE.read_bytes()), dtype=torch.float64)
+    expected = load_state_dict(SOURCE)
+    assert all(tensor.equal(expected[name].double()) for name, tensor in model.state_dict().items())
     json.dumps(model.pretrained_cfg, default=str)
     assert "tmp" not in str(model.pretrained_cfg.get("file")) or form in (FORMS["a path"], FORMS["a URL of the disk"])
-
-
-def test_other_arguments_are_kept():
-    model = build(SOURCE.read_bytes(), in_chans=1, dtype=torch.float64)
-    assert model.stem.conv1.weight.shape[1] == 1
-    assert model.stem.conv1.weight.dtype == torch.float64
 
 
 @each
 def test_hostile_content_is_refused_as_from_a_path(given, form, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hostile = b'cbuiltins\nexec\n(S\'open("PWNED", "w")\'\ntR.'
-    contents = [b"\x80\x03" + hostile, SOURCE.read_bytes()[:-100]]
-    for content in contents + ([hostile, b"", b"PK\x03\x04" * 9] if form is FORMS["bytes"] else []):
-        with pytest.raises(ValueError) as error:  # noqa: PT011
+    for content in (b"\x80\x03" + hostile, SOURCE.read_bytes()[:-100]):
+        with pytest.raises(ValueError, match="expected|not loaded") as error:
             build(given(form, content))
-        assert "expected" in str(error.value) or "not loaded" in str(error.value)
         assert "F_haiku.npz" not in str(error.value)  # of the temporary copy
     assert not (tmp_path / "PWNED").exists()
 
 
-def test_a_file_that_is_open_as_text_is_refused():
-    with pytest.raises(ValueError, match="'rb'"):
-        build(io.StringIO("text"))
-
-
-def test_convert_takes_a_url_and_writes_what_it_writes_of_the_path(given, tmp_path):
-    url = given(FORMS["a URL"], SOURCE.read_bytes())
-    assert main(["convert", url, "--out", str(tmp_path / "a")]) == 0
-    assert main(["convert", str(tmp_path / "F0_haiku.npz"), "--out", str(tmp_path / "b")]) == 0
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_a_folder_at_a_url_is_converted_back(tmp_path):
-    assert main(["convert", str(SOURCE), "--out", str(tmp_path / "folder")]) == 0
-    MEMORY.put(str(tmp_path / "folder"), "/folders/tiny", recursive=True)
-    assert main(["convert", "memory://folders/tiny", "--out", str(tmp_path / "back.npz")]) == 0
+def test_convert_takes_a_url_of_a_file_and_of_a_folder(given, tmp_path):
+    assert main(["convert", given(FORMS["a URL"], SOURCE.read_bytes()), "--out", str(tmp_path / "folder")]) == 0
+    MEMORY.put(str(tmp_path / "folder"), "/bucket/tiny", recursive=True)
+    assert main(["convert", "memory://bucket/tiny", "--out", str(tmp_path / "back.npz")]) == 0
     ours, expected = load_state_dict(tmp_path / "back.npz"), load_state_dict(SOURCE)
     assert all(tensor.equal(expected[name]) for name, tensor in ours.items())
 
@@ -113,10 +88,9 @@ def test_an_orbax_directory_is_read_from_a_path_and_from_a_url(tmp_path):
     folder = tmp_path / "checkpoint"
     MEMORY.put(str(folder), "/orbax/tiny", recursive=True)
     expected = load_state_dict(folder)
-    for source in (folder, str(folder), "memory://orbax/tiny"):
-        model = timm.create_model(
-            "nfnet_f0", pretrained=True, pretrained_cfg_overlay={"file": source}, num_classes=5, **MINI
-        )
+    for source in (str(folder), "memory://orbax/tiny"):
+        overlay = {"file": source}
+        model = timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, **MINI)
         assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
 
 
@@ -136,9 +110,7 @@ def test_a_url_that_ends_in_two_dots_writes_only_to_the_temporary_folder(tmp_pat
         ("file:///no/such/file.npz", "does not exist"),
         ("nonsense://a/F0_haiku.npz", "cannot be read: Protocol not known: nonsense"),
         ("zip://a::text.npz", "cannot be read: File is not a zip file"),
-        ("tar://a::text.npz", "cannot be read: "),
         ("reference://x", "cannot be read: "),
-        ("dir://x", "cannot be read: "),
     ],
 )
 def test_a_url_that_cannot_be_read_is_one_line(url, reason, tmp_path, monkeypatch, capsys):

@@ -7,58 +7,63 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.optim import get_optimizer_class
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from two_hosts import hosts, torchrun
+
+from nfnet_timm import adaptive_clip_grad_
 
 WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 
 
-def run(how: str, out: Path, processes: int) -> dict:
+def run(how: str, out: Path, processes: int) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     result = subprocess.run(
         [sys.executable, "-W", "ignore", *launcher, WORKER, how, out],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return torch.load(out, weights_only=False) if out.exists() else None
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    return run("single", tmp_path_factory.mktemp("single") / "out.pt", 1)["parameters"]
+    out = tmp_path_factory.mktemp("single") / "out.pt"
+    run("single", out, 1)
+    return torch.load(out)["parameters"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("how", "processes"), [("ddp", 2), ("fsdp2", 4), ("fsdp2-groups", 2), ("fsdp2-wrapped", 2)])
-def test_three_steps_equal_those_of_one_process(single, tmp_path, how, processes):
-    result = run(how, tmp_path / "out.pt", processes)
-    assert set(result["parameters"]) == set(single)
+def assert_close(parameters, single):
+    assert set(parameters) == set(single)
     for name, p in single.items():
-        difference = (result["parameters"][name].reshape(p.shape) - p).norm() / p.norm().clamp(min=1e-3)
+        difference = (parameters[name].reshape(p.shape) - p).norm() / p.norm().clamp(min=1e-3)
         assert difference < 1e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "processes"), [("ddp", 2), ("fsdp2", 4), ("fsdp2-groups", 2)])
+def test_three_steps_equal_those_of_one_process(single, tmp_path, how, processes):
+    run(how, tmp_path / "out.pt", processes)
+    found = torch.load(tmp_path / "out.pt")
+    assert_close(found["parameters"], single)
     # Each process clips its own rows of kernels and matrices. All vectors together take one collective in each step.
-    assert result["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3)
+    assert found["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3)
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_not_finite_on_one_rank_raises_on_all(tmp_path):
-    """A rank that continued would wait for the others without end."""
-    run("nonfinite", tmp_path / "out.pt", 2)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"out.pt.{rank}")
-        assert found[0] == ""
-        assert all("a gradient is NaN" in error for error in found[1:])
-
-
-@pytest.mark.slow
-def test_parameters_flattened_by_fsdp1_are_refused(tmp_path):
-    run("fsdp1", tmp_path / "out.pt", 2)
-    found = torch.load(tmp_path / "out.pt.0")
-    assert len(found) == 2
-    assert all("was flattened by FSDP1, which leaves no rows to clip" in error for error in found)
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_hosts_train_to_the_weights_of_one_process(single, how, tmp_path):
+    with hosts():
+        runs = [torchrun(host, WORKER, how, tmp_path / "out.pt") for host in (0, 1)]
+        outputs = [run.communicate(timeout=240)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], "\n".join(outputs)
+    assert_close(torch.load(tmp_path / "out.pt")["parameters"], single)
 
 
 def test_skip_gains_load_into_either_shape(tiny):
@@ -72,17 +77,67 @@ def test_skip_gains_load_into_either_shape(tiny):
     assert model.stages[0][0].skipinit_gain.shape == ()
 
 
-def test_weights_of_one_process_load_into_a_sharded_network(tiny):
-    """torch's set_model_state_dict shards the arrays, but not the scalars, which skip gains are in one process."""
+@pytest.fixture
+def process_group():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        saved, model = tiny().state_dict(), fully_shard(tiny().vectorize_skip_gains())
-        for i, (name, array) in enumerate(saved.items()):
-            if name.endswith("skipinit_gain"):
-                array.fill_(i)
-        set_model_state_dict(model, dict(saved), options=StateDictOptions(full_state_dict=True))
-        loaded = {name: p.full_tensor() for name, p in model.named_parameters()}
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_of_one_process_load_into_a_sharded_network(process_group, tiny):
+    """torch's set_model_state_dict shards the arrays, but not the scalars, which skip gains are in one process."""
+    saved, model = tiny().state_dict(), fully_shard(tiny().vectorize_skip_gains())
+    for i, (name, array) in enumerate(saved.items()):
+        if name.endswith("skipinit_gain"):
+            array.fill_(i)
+    set_model_state_dict(model, dict(saved), options=StateDictOptions(full_state_dict=True))
+    loaded = {name: p.full_tensor() for name, p in model.named_parameters()}
     for name, array in saved.items():
         assert torch.equal(loaded[name].reshape(array.shape), array), name
+
+
+@pytest.mark.parametrize(
+    ("shape", "placements", "refused"),
+    [
+        ((4, 6), [Replicate(), Shard(0)], False),
+        ((6,), [Replicate(), Shard(0)], False),
+        ((1, 6), [Replicate(), Shard(1)], False),  # one unit
+        ((4, 6), [Replicate(), Shard(1)], True),
+        ((4, 6), [Shard(0), Shard(0)], True),
+    ],
+)
+def test_a_parameter_must_be_sharded_by_rows_over_one_dim_of_the_mesh(process_group, shape, placements, refused):
+    mesh = init_device_mesh("cpu", (1, 1))
+    plain = torch.nn.Parameter(torch.randn(shape))
+    plain.grad = 100 * torch.randn(shape)
+    sharded = torch.nn.Parameter(distribute_tensor(plain.detach().clone(), mesh, placements))
+    sharded.grad = distribute_tensor(plain.grad.clone(), mesh, placements)
+    if refused:
+        with pytest.raises(ValueError, match=r"shape \(4, 6\) is sharded as .* expected dim 0 over one dim"):
+            adaptive_clip_grad_(sharded)
+    else:
+        adaptive_clip_grad_(sharded)
+        adaptive_clip_grad_(plain)
+        torch.testing.assert_close(sharded.grad.full_tensor(), plain.grad)
+
+
+@pytest.mark.filterwarnings("ignore")  # FSDP1 is deprecated, and shards nothing in one process
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_parameters_flattened_by_fsdp1_are_refused(process_group, tiny, use_orig_params):
+    model = tiny().vectorize_skip_gains()
+    model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=use_orig_params)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    with pytest.raises(ValueError, match="was flattened by FSDP1, which leaves no rows to clip"):
+        adaptive_clip_grad_(model.parameters())
+
+
+def test_zero_redundancy_optimizer_clips_with_one_of_the_two_settings(process_group, tiny):
+    """It keeps the arguments of the optimizer inside as its own defaults, without the ones that are left out."""
+    model, other = tiny(), tiny()
+    agc_sgd = get_optimizer_class("agc-sgd", bind_defaults=False)
+    sharded = ZeroRedundancyOptimizer(model.parameters(), agc_sgd, lr=0.1, clip_factor=0.01)
+    for network, optimizer in ((model, sharded), (other, agc_sgd(other.parameters(), lr=0.1, clip_factor=0.01))):
+        for p in network.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert all(p.equal(q) for p, q in zip(model.parameters(), other.parameters(), strict=True))

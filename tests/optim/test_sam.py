@@ -37,32 +37,38 @@ def data(n=8, dtype=torch.float64):
     return torch.randn(n, 5, dtype=dtype), torch.randn(n, 3, dtype=dtype)
 
 
-def test_three_steps_equal_the_formula_in_numpy():
+@pytest.mark.parametrize("images", [8, 2])
+def test_three_steps_equal_the_formula_in_numpy(images):
+    """The ascent uses the gradients of the first ``images`` rows."""
     model, (x, y) = linear(), data()
-    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer = SAM(torch.optim.SGD([*model.parameters(), frozen], lr=0.01, momentum=0.9), rho=0.3)
     w, b = (p.detach().numpy().copy() for p in model.parameters())
-    xs, ys = x.numpy(), y.numpy()
 
-    def grads(w, b):
+    def grads(w, b, xs, ys):
         error = 2 * (xs @ w.T + b - ys)
         return error.T @ xs, error.sum(0)
 
     buffers = [np.zeros_like(w), np.zeros_like(b)]
+    xs, ys = x.numpy(), y.numpy()
     for _ in range(3):
-        loss = optimizer.step(closure_of(model, x, y))
-        g_w, g_b = grads(w, b)
+        ascent = None if images == len(x) else closure_of(model, x[:images], y[:images])
+        loss = optimizer.step(closure_of(model, x, y), ascent)
+        g_w, g_b = grads(w, b, xs[:images], ys[:images])
         norm = np.sqrt((g_w**2).sum() + (g_b**2).sum())
         up_w, up_b = w + 0.3 * g_w / norm, b + 0.3 * g_b / norm
         assert loss.item() == pytest.approx(((xs @ up_w.T + up_b - ys) ** 2).sum(), rel=1e-12)
-        buffers = [0.9 * m + g for m, g in zip(buffers, grads(up_w, up_b), strict=True)]
+        buffers = [0.9 * m + g for m, g in zip(buffers, grads(up_w, up_b, xs, ys), strict=True)]
         w, b = w - 0.01 * buffers[0], b - 0.01 * buffers[1]
     np.testing.assert_allclose(model.weight.detach().numpy(), w, rtol=1e-12)
     np.testing.assert_allclose(model.bias.detach().numpy(), b, rtol=1e-12)
+    assert frozen.tolist() == [1, 1]
 
 
-def test_radius_zero_equals_the_optimizer_inside_bit_by_bit():
+@pytest.mark.parametrize("rho", [0.0, np.float32(0.0), torch.tensor(0.0)])
+def test_radius_zero_equals_the_optimizer_inside_bit_by_bit(rho):
     (x, y), ours, plain = data(), linear(), linear()
-    sam = SAM(torch.optim.AdamW(ours.parameters(), lr=0.1), rho=0.0)
+    sam = SAM(torch.optim.AdamW(ours.parameters(), lr=0.1), rho=rho)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1)
     for _ in range(3):
         sam.step(closure_of(ours, x, y))
@@ -70,21 +76,6 @@ def test_radius_zero_equals_the_optimizer_inside_bit_by_bit():
         closure_of(plain, x, y)()
         optimizer.step()
     assert all(p.equal(q) for p, q in zip(ours.parameters(), plain.parameters(), strict=True))
-
-
-def test_ascent_on_part_of_the_batch_uses_its_gradient_direction():
-    model, (x, y) = linear(), data(10)
-    sam = SAM(torch.optim.SGD(model.parameters(), lr=1.0), rho=0.5)
-    start = [p.detach().clone() for p in model.parameters()]
-    grads = torch.autograd.grad(F.mse_loss(model(x[:2]), y[:2], reduction="sum"), list(model.parameters()))
-    norm = torch.cat([g.flatten() for g in grads]).norm()
-    up = [p + 0.5 * g / norm for p, g in zip(start, grads, strict=True)]
-    at_up = [p.requires_grad_() for p in up]
-    loss = F.mse_loss(F.linear(x, *at_up), y, reduction="sum")
-    expected = torch.autograd.grad(loss, at_up)
-    sam.step(closure_of(model, x, y), ascent=closure_of(model, x[:2], y[:2]))
-    for p, before, g in zip(model.parameters(), start, expected, strict=True):
-        torch.testing.assert_close(before - p, g, rtol=1e-9, atol=1e-12)
 
 
 def test_descent_is_clipped_and_ascent_is_not(tiny):
@@ -113,16 +104,12 @@ def test_descent_is_clipped_and_ascent_is_not(tiny):
             assert bool((moved <= 1.9e-3 * before.flatten(1).norm(dim=1).clamp(min=1e-3) * (1 + 1e-4)).all()), name
 
 
-@pytest.mark.parametrize(
-    "name", ["sgd", "adamw", "lamb", "rmsproptf", "lion", "lookahead_sgd", "agc-adamw", "adadelta"]
-)
+@pytest.mark.parametrize("name", ["sgd", "lamb", "lookahead_sgd", "agc-adamw"])
 def test_sam_works_around_timms_optimizers(name):
     model, (x, y) = linear(dtype=torch.float32), data(dtype=torch.float32)
     sam = SAM(timm.optim.create_optimizer_v2(model, name, lr=1e-3), rho=0.05)
-    first = sam.step(closure_of(model, x, y)).item()
-    for _ in range(20):
-        last = sam.step(closure_of(model, x, y)).item()
-    assert last < first
+    losses = [sam.step(closure_of(model, x, y)).item() for _ in range(20)]
+    assert losses[-1] < losses[0]
 
 
 def load(model, sam, saved):
@@ -194,9 +181,7 @@ def test_groups_added_later_get_the_radius_and_are_perturbed():
 
     def closure():
         seen.append(b.weight.detach().clone())
-        loss = F.mse_loss(b(a(x)), y)
-        loss.backward()
-        return loss
+        return closure_of(nn.Sequential(a, b), x, y)()
 
     sam.step(closure)
     assert sam.param_groups[1]["sam_rho"] == 0.7
@@ -251,10 +236,19 @@ def test_the_scaler_skips_only_steps_whose_gradients_overflow():
     assert scaler.get_scale() == 2.0**126
     scaler.update(1024.0)
     sam.step(closure, scaler=scaler)
-    scaler.update()
     unscaled = SAM(torch.optim.SGD(plain.parameters(), lr=0.01), rho=0.1)
     unscaled.step(closure_of(plain, x, y))
     torch.testing.assert_close(model.weight, plain.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_radius_of_a_group_is_refused_and_the_weights_stay():
+    model = linear()
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+    before = model.weight.detach().clone()
+    sam.param_groups[0]["sam_rho"] = -1.0
+    with pytest.raises(ValueError, match=r"sam_rho=-1\.0: expected"):
+        sam.step(closure_of(model, *data()))
+    assert model.weight.equal(before)
 
 
 def test_gradients_of_zero_do_not_change_weights():
@@ -265,25 +259,14 @@ def test_gradients_of_zero_do_not_change_weights():
     assert model.weight.equal(before)
 
 
-def test_parameters_without_a_gradient_do_not_change():
-    model, (x, y) = linear(), data()
-    frozen = nn.Linear(2, 2)
-    frozen.requires_grad_(False)
-    sam = SAM(torch.optim.SGD([*model.parameters(), *frozen.parameters()], lr=0.1), rho=0.5)
-    before = frozen.weight.clone()
-    sam.step(closure_of(model, x, y))
-    assert frozen.weight.equal(before)
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda p: SAM(torch.optim.LBFGS(p)), "optimizer is LBFGS: expected"),
         (lambda p: SAM(SAM(torch.optim.SGD(p, lr=1))), "optimizer is SAM: expected"),
-        (lambda p: SAM(torch.optim.SGD), "optimizer is type: expected"),
+        (lambda p: SAM(p, torch.optim.SGD), "optimizer is list: expected"),  # the arguments of another SAM
         (lambda p: SAM(torch.optim.SGD(p, lr=1), rho=-1), "rho=-1: expected"),
         (lambda p: SAM(torch.optim.SGD(p, lr=1), rho=float("nan")), "rho=nan: expected"),
-        (lambda p: SAM(torch.optim.SGD(p, lr=1), rho="x"), "rho='x': expected"),
         (lambda p: SAM(torch.optim.SGD(p, lr=1)).step(), r"step\(\) without a closure: expected step\(closure\)"),
     ],
 )
@@ -292,57 +275,31 @@ def test_mistakes_are_reported_with_what_was_expected(build, message):
         build(list(linear().parameters()))
 
 
-@pytest.mark.parametrize("rho", [float("nan"), float("inf"), -1.0, None])
-def test_a_wrong_sam_rho_of_a_group_is_refused_and_the_weights_stay(rho):
-    model = linear()
-    before = [p.clone() for p in model.parameters()]
-    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1))
-    sam.param_groups[0]["sam_rho"] = rho
-    with pytest.raises(ValueError, match=f"sam_rho={rho}: expected"):
-        sam.step(lambda: sum(p.square().sum() for p in model.parameters()).backward())
-    assert all(p.equal(b) for p, b in zip(model.parameters(), before, strict=True))
-
-
-@pytest.mark.parametrize("rho", [np.float32(0.5), torch.tensor(0.5), 1])
-def test_rho_may_be_any_number(rho):
-    model = linear()
-    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=rho)
-    sam.step(lambda: sum(p.square().sum() for p in model.parameters()).backward())
-    assert all(p.isfinite().all() for p in model.parameters())
-
-
 PROCESSES = """
     import os, sys, torch, torch.distributed as dist, torch.nn.functional as F
     from torch import nn
+    from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
     from nfnet_timm.optim import SAM
-    mode = sys.argv[1]
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    torch.manual_seed(1)
-    x, y = torch.randn(8, 5), torch.randn(8, 3)
-    mine = slice(rank * 4, rank * 4 + 4)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
-    if mode == "fsdp":
-        from torch.distributed.fsdp import fully_shard
-        model = fully_shard(net)
-    else:
-        model = DistributedDataParallel(net)
+    x, y = torch.randn(2, 4, 5)[rank], torch.randn(2, 4, 3)[rank]
+    model = fully_shard(net) if sys.argv[1] == "fsdp" else DistributedDataParallel(net)
     sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.3)
     def closure():
-        loss = F.mse_loss(model(x[mine]), y[mine])
+        loss = F.mse_loss(model(x), y)
         loss.backward()
         return loss
     def ascent():
         with model.no_sync():
             closure()
     for _ in range(3):
-        sam.step(closure, ascent if mode == "unsynchronised" else None)
+        sam.step(closure, ascent if sys.argv[1] == "unsynchronised" else None)
     weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
-    all_weights = [torch.cat([p.detach().flatten() for p in weights])]
     gathered = [None, None]
-    dist.all_gather_object(gathered, all_weights[0])
+    dist.all_gather_object(gathered, torch.cat([p.detach().flatten() for p in weights]))
     assert gathered[0].equal(gathered[1]), "the processes have different weights"
     if rank == 0:
         torch.save(gathered[0], sys.argv[2])
@@ -353,29 +310,29 @@ PROCESSES = """
 
 def in_one_process(unsynchronised):
     """Return the expected weights. Each half of the batch has its own ascent, or both have one together."""
-    torch.manual_seed(1)
-    x, y = torch.randn(8, 5), torch.randn(8, 3)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
+    x, y = torch.randn(2, 4, 5), torch.randn(2, 4, 3)
+    parts = list(zip(x, y, strict=True)) if unsynchronised else [(x.flatten(0, 1), y.flatten(0, 1))]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    params = dict(net.named_parameters())
-    parts = [slice(0, 4), slice(4, 8)] if unsynchronised else [slice(0, 8)]
+    params = list(net.parameters())
     for _ in range(3):
-        total = {name: torch.zeros_like(p) for name, p in params.items()}
+        totals = [torch.zeros_like(p) for p in params]
         for part in parts:
-
-            def loss(weights, part=part):
-                return F.mse_loss(torch.func.functional_call(net, weights, x[part]), y[part])
-
-            grads = torch.func.grad(loss)({k: p.detach() for k, p in params.items()})
-            norm = torch.cat([g.flatten() for g in grads.values()]).norm()
-            up = {k: p.detach() + 0.3 * grads[k] / norm for k, p in params.items()}
-            for name, g in torch.func.grad(loss)(up).items():
-                total[name] += g / len(parts)
-        for name, p in params.items():
-            p.grad = total[name]
+            kept = [p.detach().clone() for p in params]
+            grads = torch.autograd.grad(F.mse_loss(net(part[0]), part[1]), params)
+            norm = torch.cat([g.flatten() for g in grads]).norm()
+            with torch.no_grad():
+                for p, g in zip(params, grads, strict=True):
+                    p += 0.3 * g / norm
+            descent = torch.autograd.grad(F.mse_loss(net(part[0]), part[1]), params)
+            for p, before, total, g in zip(params, kept, totals, descent, strict=True):
+                p.data.copy_(before)
+                total += g / len(parts)
+        for p, total in zip(params, totals, strict=True):
+            p.grad = total
         optimizer.step()
-    return torch.cat([p.detach().flatten() for p in net.parameters()])
+    return torch.cat([p.detach().flatten() for p in params])
 
 
 @pytest.mark.slow

@@ -86,41 +86,38 @@ def test_trains_silently(train, arguments):
         assert {g["clip_factor"] for g in saved["optimizer"]["param_groups"]} == {0.01}
 
 
-def test_a_checkpoint_of_train_py_can_be_published(train, tmp_path, capsys):
+@pytest.fixture
+def publish(tmp_path):
+    """Return a function that builds the repository of a checkpoint, and returns the model, the card and the config."""
+
+    def run(path: Path):
+        out = tmp_path / "digits"
+        assert main(["publish", str(path), "org/digits", "--license", "mit", "--dry-run", "--out", str(out)]) == 0
+        model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+        return model, (out / "README.md").read_text(), json.loads((out / "config.json").read_text())
+
+    return run
+
+
+def test_a_checkpoint_of_train_py_can_be_published(train, publish, capsys):
     _, folder = train(*AGC_SGD, "--model-ema", "--epochs", "1", model_kwargs=("recompute_acts=True",))
-    arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run", "--yes"]
-    assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0
+    model, _, config = publish(folder / "model_best.pth.tar")
     assert "weights: the moving average (EMA)" in capsys.readouterr().out
-    model = timm.create_model(f"local-dir:{tmp_path / 'digits'}", pretrained=True)
     average = checkpoint(folder, "model_best")["state_dict_ema"]
     assert all(p.equal(average[name]) for name, p in model.state_dict().items())
-    config = json.loads((tmp_path / "digits" / "config.json").read_text())
     assert config["label_names"] == [str(digit) for digit in range(10)]
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
     assert "recompute_acts" not in config["model_args"]
 
 
-def test_another_pooling_and_one_channel_are_published_as_they_were_trained(train, tmp_path, capsys):
-    options = ("--gp", "max", "--input-size", "1", "32", "32", "--val-split", "", "--epochs", "1")
+def test_an_unmeasured_average_with_another_pooling_and_one_channel_is_published_as_trained(train, publish):
+    options = ("--gp", "max", "--input-size", "1", "32", "32", "--model-ema", "--model-ema-force-cpu", "--epochs", "1")
     _, folder = train(*AGC_SGD, *options)
-    arguments = ["publish", str(folder / "last.pth.tar"), "org/digits", "--license", "mit", "--dry-run", "--yes"]
-    assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0, capsys.readouterr().err
-    model = timm.create_model(f"local-dir:{tmp_path / 'digits'}", pretrained=True).eval()
+    model, card, _ = publish(folder / "model_best.pth.tar")
+    average = checkpoint(folder, "model_best")["state_dict_ema"]
+    assert all(p.equal(average[name]) for name, p in model.state_dict().items())
     assert model.head.global_pool.pool_type == "max"
     assert model(torch.ones(1, 1, 32, 32)).shape == (1, 10)
-    card = (tmp_path / "digits" / "README.md").read_text()
-    assert "Top-1" not in card
-    assert "model-index" not in card
-
-
-def test_an_average_that_was_not_measured_gets_no_accuracy(train, tmp_path):
-    _, folder = train(*AGC_SGD, "--model-ema", "--model-ema-force-cpu", "--epochs", "1")
-    arguments = ["publish", str(folder / "model_best.pth.tar"), "org/digits", "--license", "mit", "--dry-run", "--yes"]
-    assert main([*arguments, "--out", str(tmp_path / "digits")]) == 0
-    weights = timm.create_model(f"local-dir:{tmp_path / 'digits'}", pretrained=True).state_dict()
-    average = checkpoint(folder, "model_best")["state_dict_ema"]
-    assert all(weights[name].equal(p) for name, p in average.items())
-    card = (tmp_path / "digits" / "README.md").read_text()
     assert "The run measured no accuracy of these" in card
     assert "model-index" not in card
 

@@ -1,4 +1,9 @@
-"""One rank of test_distributed.py: takes three steps, then rank 0 saves the parameters and collective counts."""
+"""One rank of test_distributed.py: takes three steps, then rank 0 saves the parameters and collective counts.
+
+    distributed_worker.py HOW OUT
+
+HOW is single, ddp, fsdp2 or fsdp2-groups (with the groups of ``create_optimizer``).
+"""
 
 import os
 import sys
@@ -31,7 +36,7 @@ def build() -> torch.nn.Module:
 
 
 def train(model, optimizer, rank: int, world: int) -> list[int]:
-    """Take three steps on this rank's share of each batch; return the number of collectives of each optimizer step."""
+    """Take the steps on this rank's share of each batch; return the number of collectives of each optimizer step."""
     counts = []
     share = GLOBAL_BATCH // world
     for step in range(STEPS):
@@ -40,87 +45,38 @@ def train(model, optimizer, rank: int, world: int) -> list[int]:
         mine = slice(rank * share, (rank + 1) * share)
         # The factor makes the gradients so large that most units are clipped.
         (100 * F.cross_entropy(model(x[mine]), y[mine])).backward()
-        if dist.is_initialized():
-            with CommDebugMode() as comms:
-                optimizer.step()
-            counts.append(comms.get_total_counts())
-        else:
+        with CommDebugMode() as comms:
             optimizer.step()
+        counts.append(comms.get_total_counts())
         optimizer.zero_grad()
     return counts
-
-
-def errors(model, how: str, rank: int, world: int) -> list[str]:
-    """Return the errors of clipping on this rank: for a NaN on one rank in each type of parameter, or under FSDP1."""
-    if how == "fsdp1":
-        from torch.distributed.fsdp import FullyShardedDataParallel
-
-        found = []
-        for original in (False, True):
-            wrapped = FullyShardedDataParallel(
-                build().vectorize_skip_gains(), device_id=torch.device("cpu"), use_orig_params=original
-            )
-            wrapped(torch.randn(2, 3, 32, 32)).sum().backward()
-            found.append(raised(lambda wrapped=wrapped: optim.adaptive_clip_grad_(wrapped.parameters())))
-        return found
-    model.vectorize_skip_gains()
-    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
-    found = []
-    for bad in ("", "final_conv.weight", "final_conv.bias", "head.fc.weight"):
-        for name, p in model.named_parameters():
-            p.grad = torch.ones_like(p)
-            if name == bad and rank == 0:
-                p.grad.to_local().view(-1)[0] = float("nan")
-        found.append(raised(lambda: optim.adaptive_clip_grad_(model.parameters(), error_if_nonfinite=True)))
-    return found
-
-
-def raised(function) -> str:
-    try:
-        function()
-    except (RuntimeError, ValueError) as error:
-        return str(error)
-    return ""
 
 
 def main() -> None:
     how, out = sys.argv[1:]
     torch.set_num_threads(1)
-    if how == "single":
-        model = build()
-        train(model, create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4), 0, 1)
-        torch.save({"parameters": dict(model.named_parameters()), "collectives": []}, out)
-        return
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world = 0, 1
+    if how != "single":
+        dist.init_process_group("gloo")
+        rank, world = dist.get_rank(), dist.get_world_size()
     model = build()
-    if how in ("nonfinite", "fsdp1"):
-        torch.save(errors(model, how, rank, world), f"{out}.{rank}")
-        dist.barrier()
-        os._exit(0)
-    if how == "ddp":
-        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-        wrapped = DistributedDataParallel(model)
-    else:
-        mesh = init_device_mesh("cpu", (world,))
+    if how.startswith("fsdp2"):
         model.vectorize_skip_gains()
+        mesh = init_device_mesh("cpu", (world,))
         for module in model.modules():
             if isinstance(module, NormFreeBlock):
                 fully_shard(module, mesh=mesh)
-        wrapped = fully_shard(model, mesh=mesh)
-        if how == "fsdp2":
-            optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-        elif how == "fsdp2-wrapped":  # the wrapper hides the network
-            optimizer = create_optimizer_v2(torch.nn.Sequential(model), "agc-sgd", lr=0.1, weight_decay=1e-4)
-        else:
-            optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
-    counts = train(wrapped, optimizer, rank, world)
+        fully_shard(model, mesh=mesh)
+    create = optim.create_optimizer if how == "fsdp2-groups" else create_optimizer_v2
+    optimizer = create(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+    counts = train(DistributedDataParallel(model) if how == "ddp" else model, optimizer, rank, world)
     parameters = {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
     }
     if rank == 0:
         torch.save({"parameters": parameters, "collectives": counts}, out)
-    dist.destroy_process_group()
+    if how != "single":
+        dist.barrier()
     # Skip the interpreter's shutdown: a rank once aborted there after its work ("terminate called without an active
     # exception").
     os._exit(0)
