@@ -1,1 +1,1 @@
-"""The private functions of torch and timm that the package uses. tests/compat has a test for each one."""
+"""The private functions of torch and timm that the package uses."""

@@ -1,4 +1,4 @@
-"""The private functions of timm that the package uses. tests/compat/test_timm_private.py tests each one by name.
+"""The private functions of timm that the package uses.
 
 timm is imported when a function is called, because of the second rule in nfnet_timm/__init__.py.
 """
@@ -23,11 +23,7 @@ __all__ = [
 
 
 def take_feature_indices(count: int, indices: int | list[int] | None) -> tuple[list[int], int]:
-    """Return the indices of the chosen feature maps, out of ``count``, and the largest index.
-
-    Args:
-        indices: A list of indices, a number n for the last n feature maps, or None for all.
-    """
+    """Return the chosen indices out of ``count``, and the largest one. ``indices`` may be n for the last n, or None."""
     from timm.models._features import feature_take_indices
 
     return feature_take_indices(count, indices)
@@ -50,8 +46,7 @@ def optimizer_registry() -> Any:
 def keep_cfgs_of_entrypoints(names: Iterable[str]) -> None:
     """Make timm's own functions ``names`` use timm's pretrained_cfg, although this package registers the same names.
 
-    timm finds a configuration by its name. Without this, ``timm.models.nfnet.nfnet_f0(pretrained=True)`` would load the
-    weights of this package's network into timm's network.
+    Otherwise ``timm.models.nfnet.nfnet_f0(pretrained=True)`` would load this package's weights into timm's network.
     """
     import timm.models as models
     from timm.models import nfnet
@@ -71,11 +66,7 @@ def _with_cfg(entrypoint: Any, cfg: Any) -> Any:
 
 
 def config_file(name: str) -> Path | None:
-    """Return the config.json of the model ``name``, or None if ``name`` has no Hub repository or folder in it.
-
-    Args:
-        name: ``hf-hub:ORG/NAME``, whose config.json is downloaded unless it is cached, or ``local-dir:FOLDER``.
-    """
+    """Return the config.json of ``hf-hub:ORG/NAME`` (downloaded if not cached) or ``local-dir:FOLDER``, else None."""
     from timm.models import parse_model_name
     from timm.models._hub import download_from_hf
 

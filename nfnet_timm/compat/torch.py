@@ -1,4 +1,4 @@
-"""The private functions of torch that the package uses. tests/compat/test_torch_private.py tests each one by name."""
+"""The private functions of torch that the package uses."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ read it.
 import torch
 from torch import Tensor, nn
 
-from nfnet_timm.compat.torch import has_dispatch_modes, has_transforms
+from nfnet_timm.compat.torch import has_dispatch_modes, has_forward_derivatives, has_transforms
 
 __all__ = ["is_eager_on_cpu", "is_on_a_device"]
 
@@ -15,8 +15,8 @@ __all__ = ["is_eager_on_cpu", "is_on_a_device"]
 def is_eager_on_cpu(x: Tensor) -> bool:
     """Return whether ``x`` is a plain tensor on a CPU, and operations on it run immediately (eager mode).
 
-    False during tracing and compilation, in ``torch.func``, under a dispatch mode, and for subclasses of Tensor such as
-    fake tensors.
+    False during tracing and compilation, in ``torch.func``, for forward-mode derivatives, under a dispatch mode, and
+    for subclasses of Tensor such as fake tensors.
     """
     return x.is_cpu and _is_eager(x) and not has_dispatch_modes()
 
@@ -30,6 +30,6 @@ def is_on_a_device(x: Tensor) -> bool:
 
 
 def _is_eager(x: Tensor) -> bool:
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or has_transforms():
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or has_transforms() or has_forward_derivatives():
         return False
     return type(x) in (Tensor, nn.Parameter)

@@ -47,16 +47,11 @@ class _GELUTanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
         return by_sigmoid(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return torch.ops.aten.gelu_backward(grad, *ctx.saved_tensors, approximate="tanh")
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return torch.ops.aten.gelu_backward(tangent, *ctx.saved_tensors, approximate="tanh")
 
 
 def by_sigmoid(x: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -27,10 +26,6 @@ from nfnet_timm.layers.activations import ACTIVATIONS
 
 __all__ = ["carry_origin", "record_origin", "recompute_acts_of", "saving_origins"]
 
-# Autograd saves the input of these activations. It saves the output of the others, which the next convolution also
-# saves, so nothing would be gained.
-_SAVES_INPUT = {cls for cls, _, _ in ACTIVATIONS.values()} - {nn.Identity, nn.LogSoftmax, nn.ReLU, nn.Sigmoid, nn.Tanh}
-
 
 def recompute_acts_of(model: nn.Module) -> None:
     """Make the convolutions of ``model`` save the input of the activation before them instead of its output.
@@ -39,9 +34,7 @@ def recompute_acts_of(model: nn.Module) -> None:
     (which decides by itself), and where other code has set hooks on saved tensors, such as activation checkpointing.
     """
     for module in model.modules():
-        plain: Any = type(module)
-        if plain in _SAVES_INPUT:
-            module.__class__ = _recomputing(plain)
+        module.__class__ = _RECOMPUTING.get(type(module), type(module))
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,6 @@ def _keep(x: Tensor) -> _Kept | _Origin:
 class _Recomputing(nn.Module):
     """Mixin for the class of an activation: it records the origin of the output."""
 
-    plain: type[nn.Module]
     activate: Callable[[Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,19 +116,16 @@ class _Recomputing(nn.Module):
             return self.activate(x)
         return record_origin(self.activate, x)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # copy and pickle cannot find a class made at run time
-        return _empty, (self.plain,), self.__dict__
 
-
-@cache
 def _recomputing(plain: Any) -> Any:
     # TorchScript uses the name of a method's function, and the name forward is taken. So the function gets a new name.
     activate = FunctionType(plain.forward.__code__, plain.forward.__globals__, "activate")
     activate.__annotations__ = plain.forward.__annotations__
-    members = {"plain": plain, "activate": activate, "__doc__": plain.__doc__}
+    members = {"activate": activate, "__doc__": plain.__doc__}
     return type(f"Recomputing{plain.__name__}", (_Recomputing, plain), members)
 
 
-def _empty(plain: Any) -> nn.Module:
-    recomputing = _recomputing(plain)
-    return recomputing.__new__(recomputing)
+# Autograd saves the output of some activations. The next convolution saves the same tensor, so nothing would be gained.
+_SAVES_OUTPUT = (nn.Identity, nn.LogSoftmax, nn.ReLU, nn.Sigmoid, nn.Tanh)
+_RECOMPUTING = {cls: _recomputing(cls) for cls, _, _ in ACTIVATIONS.values() if cls not in _SAVES_OUTPUT}
+globals().update({cls.__name__: cls for cls in _RECOMPUTING.values()})  # copy and pickle find a class by its name

@@ -57,7 +57,7 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         padding: "same", or numbers that equal SAME padding at every image size. All other arguments are those of
             ``nn.Conv2d``.
     Raises:
-        ValueError: If ``padding`` is not SAME padding.
+        ValueError: If ``padding`` is not SAME padding, also if the attribute is set after construction.
     Differs from timm: timm's ``Conv2dSame`` gives the same result, but pads by a separate operation even if torch's own
         padding is enough.
     """
@@ -78,27 +78,24 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
+        mode: Any = padding_mode
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            dilation=dilation,
-            groups=groups,
-            bias=bias,
-            padding_mode=padding_mode,  # type: ignore[arg-type]
-            device=device,
-            dtype=dtype,
+            in_channels, out_channels, kernel_size, stride, 0, dilation, groups, bias, mode, device=device, dtype=dtype
         )
-        same = self.symmetric_padding()
-        given = padding.lower() if isinstance(padding, str) else (padding,) * 2 if isinstance(padding, int) else padding
-        if given != "same" and (same is None or tuple(given) != same):
-            raise ValueError(
-                f"padding={padding!r}: expected 'same'{'' if same is None else f' or {same}'}, the only padding "
-                f"of this convolution. For another one with kernel {self.kernel_size} and stride {self.stride}, use "
-                "torch.nn.Conv2d or timm.layers.ScaledStdConv2d"
-            )
-        self.padding = "same" if same is None else same
+        self.padding = padding  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "padding" and hasattr(self, "weight"):  # torch's constructor sets it before the weight
+            same = self.symmetric_padding()
+            given = value.lower() if isinstance(value, str) else (value,) * 2 if isinstance(value, int) else value
+            if given != "same" and (same is None or tuple(given) != same):
+                raise ValueError(
+                    f"padding={value!r}: expected 'same'{'' if same is None else f' or {same}'}, the only padding of "
+                    f"this convolution. For another one with kernel {self.kernel_size} and stride {self.stride}, use "
+                    "torch.nn.Conv2d or timm.layers.ScaledStdConv2d"
+                )
+            value = "same" if same is None else same
+        super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``."""

@@ -7,7 +7,6 @@ Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/
 """
 
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ class WSConv2d(Conv2dSame):
         scale: Constant factor of the input (gamma and beta). The weight is multiplied by it.
         eps: Lower bound of ``var * fan_in``. All networks here use the authors' 1e-4.
     Raises:
-        ValueError: In forward, if the input has another number of channels or no pixels, or the weight is complex.
+        ValueError: In forward, if the input has another number of channels or no pixels.
     Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
     Differs from timm: ``ScaledStdConv2dSame`` computes ``rsqrt(var + eps)``. Its ``gain`` has shape (O, 1, 1, 1), so
         timm's optimizers decay it, and timm's AGC clips it element by element. Here ``gain`` has shape (O,). State
@@ -58,17 +57,7 @@ class WSConv2d(Conv2dSame):
         eps: float = 1e-4,
     ):
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self.gain = nn.Parameter(torch.ones(out_channels, device=device, dtype=dtype))
         self.scale = scale
@@ -86,10 +75,6 @@ class WSConv2d(Conv2dSame):
 
     def standardized_weight(self) -> Tensor:
         """Return ``W_hat`` in the shape and dtype of ``weight``, or in autocast's dtype under autocast on a GPU."""
-        if not self.weight.is_floating_point():
-            raise ValueError(
-                f"the weight is {self.weight.dtype}: expected a floating-point dtype, such as torch.float32"
-            )
         if self.weight.is_contiguous():
             return standardize(self.weight, self.gain, self.scale, self.eps)
         # Channels-last: this view is contiguous, so nothing is copied. The order within a row does not matter.
@@ -113,17 +98,9 @@ class WSConv2d(Conv2dSame):
     def fuse(self) -> nn.Conv2d:
         """Return a plain convolution with the present standardized weight. timm's ``reparameterize_model`` calls it."""
         own = self.own_padding()
-        plain: Any = Conv2dSame if own is None else partial(nn.Conv2d, padding=own)
-        conv = plain(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            stride=self.stride,
-            dilation=self.dilation,
-            groups=self.groups,
-            device="meta",
-        )
-        conv.padding_mode = self.padding_mode
+        plain: Any = Conv2dSame if own is None else nn.Conv2d
+        geometry = (self.in_channels, self.out_channels, self.kernel_size, self.stride)
+        conv = plain(*geometry, own or "same", self.dilation, self.groups, True, self.padding_mode, device="meta")
         device = self.weight.device.type
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)

@@ -32,8 +32,6 @@ def with_batch_norm(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If ``model`` contains no ``WSConv2d``, for example after ``reparameterize()``.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, WSConv2d):
-        raise ValueError(f"model is {type(model).__name__}: expected a network of nfnet_timm")
     blocks: list[Any] = [module for module in model.modules() if isinstance(module, NormFreeBlock)]
     found = False
     for parent in list(model.modules()):
@@ -69,17 +67,8 @@ class _ZeroBatchNorm2d(nn.BatchNorm2d):
 
 def _normalized(conv: Any, norm: type[nn.BatchNorm2d]) -> nn.Sequential:
     dd: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-    plain = _Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=False,
-        padding_mode=conv.padding_mode,
-        **dd,
-    )
+    geometry = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, "same", conv.dilation, conv.groups)
+    plain = _Conv2d(*geometry, bias=False, padding_mode=conv.padding_mode, **dd)
     if not conv.weight.is_contiguous():
         plain.to(memory_format=torch.channels_last)
     return nn.Sequential(plain, norm(conv.out_channels, **dd)).train(conv.training)

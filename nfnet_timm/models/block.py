@@ -35,7 +35,7 @@ class NormFreeBlock(nn.Module):
             (NF-ResNets).
         drop_path_rate: Probability of dropping the residual branch of a sample. The other samples are not rescaled.
     Raises:
-        ValueError: If not even one channel, or one group of ``group_size`` channels, fits into the width of the block.
+        ValueError: If no channel, or no group of ``group_size`` channels, fits into the width of the block.
     Source: ``NFBlock`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py, ``NFResBlock`` in nf_resnet.py.
     Differs from timm: timm's stochastic depth rescales the samples that it keeps. timm multiplies feature maps by
         alpha, beta and gamma.
@@ -77,12 +77,9 @@ class NormFreeBlock(nn.Module):
         if group_size:
             mid_chs = groups * group_size
         if mid_chs < 1:
-            need, remedy = "one channel", "a larger bottle_ratio"
-            if group_size:
-                need, remedy = f"one group of group_size={group_size} channels", "a smaller group_size"
             raise ValueError(
-                f"a block from {in_chs} to {out_chs} channels with bottle_ratio={bottle_ratio} is too narrow for "
-                f"{need}: expected {remedy} or more channels"
+                f"bottle_ratio={bottle_ratio} and group_size={group_size} leave no channels inside a block from "
+                f"{in_chs} to {out_chs} channels: expected a larger bottle_ratio, a smaller group_size or more channels"
             )
         self.alpha = alpha
 

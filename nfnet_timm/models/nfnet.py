@@ -45,7 +45,7 @@ Device = torch.device | str | None
 
 
 def _check_count(name: str, count: Any, smallest: int) -> None:
-    if isinstance(count, bool) or not (isinstance(count, Integral) and int(count) >= smallest):
+    if not (isinstance(count, Integral) and int(count) >= smallest):
         raise ValueError(f"{name}={count!r}: expected a whole number of at least {smallest}")
 
 
@@ -173,13 +173,10 @@ class NormFreeNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
-        """Initialise all parameters as the authors do.
-
-        The weight of the classifier becomes N(0, 0.01), or 0 in NF-RegNets, and its bias 0. The ``reset_parameters`` of
-        ``nn.Linear`` would give other values.
+        """Initialise all parameters as the authors do: the classifier's weight N(0, 0.01), or 0 in NF-RegNets.
 
         Args:
-            needs_reset: Whether to call ``reset_parameters`` of all modules first, for instance after ``to_empty``.
+            needs_reset: Whether to call ``reset_parameters`` of all modules, or to initialise the classifier alone.
         Source: ``fc_init`` in deepmind-research/nfnets/nfnet.py and nf_regnet.py.
         """
         modules: Any = self.modules() if needs_reset else ()
@@ -206,25 +203,18 @@ class NormFreeNet(nn.Module):
     def vectorize_skip_gains(self) -> "NormFreeNet":
         """Give skip gains the shape (1,) instead of (), and return the model. FSDP2's fully_shard needs this.
 
-        fully_shard does not accept scalars. Outputs, gradients and clipping do not change. State dicts with either
-        shape load into a model with either shape. The parameters stay the same objects, so an existing optimizer still
-        trains them. It must not have made a step, because its state for gains of shape () does not fit.
+        Outputs, gradients and clipping do not change. State dicts with either shape load into a model with either
+        shape. The parameters stay the same objects, so an optimizer that has not made a step still trains them.
         """
         for module in self.modules():
             if isinstance(module, NormFreeBlock):
-                gain = module.skipinit_gain
-                grad, gain.grad = gain.grad, None
-                gain.data = gain.data.reshape(1)
-                gain.grad = None if grad is None else grad.reshape(1)
+                module.skipinit_gain.grad = None
+                module.skipinit_gain.data = module.skipinit_gain.data.reshape(1)
         return self
 
     @torch.jit.ignore
     def reparameterize(self) -> "NormFreeNet":
-        """Replace each weight-standardized convolution by a plain one with its present weight, and return the model.
-
-        For inference: the weights are then not standardized in each forward pass. Outputs stay within float32 rounding.
-        The state dict then has no gains, and loads only into a reparameterized model.
-        """
+        """Replace each standardized convolution by a plain one, as ``nfnet_timm.reparameterize``; return the model."""
         reparameterize_model(self, inplace=True)
         return self
 

@@ -38,16 +38,8 @@ def reparameterize(model: nn.Module) -> nn.Module:
 def _plain(module: ScaledStdConv2d | ScaledStdConv2dSame) -> nn.Conv2d:
     same = getattr(module, "same_pad", False)  # padding that depends on the size of the image
     kind: Any = Conv2dSame if same else nn.Conv2d
-    conv = kind(
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,
-        stride=module.stride,
-        padding=module.padding,
-        dilation=module.dilation,
-        groups=module.groups,
-        device="meta",
-    )
+    geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
+    conv = kind(*geometry, module.dilation, module.groups, device="meta")
     conv.weight = nn.Parameter(_standardized(module), module.weight.requires_grad)
     conv.bias = module.bias
     return conv.train(module.training)

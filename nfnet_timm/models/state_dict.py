@@ -17,19 +17,14 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
     """Return the name of the network with these arrays, and the arguments of ``create_model`` that it needs.
 
     Widths, depths and group size are found from the shapes. If no named network has them, the result is the smallest
-    network of the family with other arguments. Settings that do not change the arrays (alpha, the activation) cannot be
-    found.
+    network of the family with other arguments.
 
     Raises:
         ValueError: If these are not the arrays of a Normalizer-Free network.
     """
-    depths = [0, 0, 0, 0]
     deep_stem = any(name.startswith("stem.conv4.") for name in state_dict)
-    for name in state_dict:
-        if name.startswith("stages.") and name.endswith(".conv3.weight"):
-            stage = name.split(".")[1]
-            if stage in ("0", "1", "2", "3"):
-                depths[int(stage)] += 1
+    blocks = [name.split(".")[:2] for name in state_dict if name.endswith(".conv3.weight")]
+    depths = tuple(blocks.count(["stages", str(i)]) for i in range(4))
     kernels = [*(f"stages.{i}.0.conv3.weight" for i in range(4)), "stages.3.0.conv2.weight"]
     kernels.append("stem.conv1.weight" if deep_stem else "stem.conv.weight")
     for name in (*kernels, "stages.0.0.skipinit_gain"):
@@ -43,11 +38,11 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
         if state_dict[name].dim() != 4 or 0 in state_dict[name].shape:
             raise ValueError(f"{name} has shape {tuple(state_dict[name].shape)}, expected that of a convolution")
     *last, conv2, stem = (state_dict[name].shape for name in kernels)
-    channels, (mid_chs, group_size) = [shape[0] for shape in last], conv2[:2]
+    channels, (mid_chs, group_size) = tuple(shape[0] for shape in last), conv2[:2]
     found: dict[str, Any] = {
         "stem_type": "deep_quad" if deep_stem else "3x3" if stem[2] == 3 else "7x7_pool",
-        "depths": tuple(depths),
-        "channels": tuple(channels),
+        "depths": depths,
+        "channels": channels,
         "group_size": None if mid_chs == group_size else group_size,
     }
     has_se = any(".attn" in name for name in state_dict)
@@ -56,8 +51,7 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
         overrides["num_classes"] = state_dict["head.fc.bias"].numel()
     if stem[1] != 3:
         overrides["in_chans"] = stem[1]
-    # Networks with the same stem and the same use of squeeze-excite are a family. VARIANTS lists the smallest network
-    # of each family first. So ``family``, the first match, is that network.
+    # Networks with the same stem and the same use of squeeze-excite are a family. VARIANTS lists its smallest first.
     family = None
     for variant_name, variant in VARIANTS.items():
         cfg = variant.cfg
@@ -102,8 +96,7 @@ def check_state_dict(
     free = () if exact else heads
     if not exact and heads[1] in given and tuple(state_dict[heads[1]].shape) != (getattr(model, "num_classes", None),):
         given.pop(heads[0], None)  # timm removes it before loading, so its shape does not matter
-    problems = [f"{key} has 0 classes" for key in heads if key in state_dict and 0 in state_dict[key].shape]
-    problems += [f"{key} is missing" for key in expected if key not in given and key not in free]
+    problems = [f"{key} is missing" for key in expected if key not in given and key not in free]
     problems += [f"{key} is surplus" for key in given if key not in expected and key not in free]
     problems += [
         f"{key} has shape {tuple(state_dict[key].shape)}, expected {expected[key]}"

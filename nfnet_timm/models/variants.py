@@ -6,7 +6,6 @@ Source: deepmind-research/nfnets/base.py (NFNets, NF-RegNets) and nf_resnet.py (
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -71,12 +70,9 @@ class NormFreeCfg:
             )
         cfg = replace(self, **kwargs)
         for name in ("depths", "channels"):
-            value = getattr(cfg, name)
-            try:
-                sizes = tuple(operator.index(size) for size in value)  # a config.json has lists
-            except TypeError:
-                sizes = ()
-            if len(sizes) != 4 or min(sizes) < 1:
+            value: Any = getattr(cfg, name)
+            sizes = tuple(value) if isinstance(value, (list, tuple)) else ()  # a config.json has lists
+            if len(sizes) != 4 or not all(isinstance(size, int) and size >= 1 for size in sizes):
                 raise ValueError(f"{name}={value!r}: expected four whole numbers, one for each stage, of at least 1")
             cfg = replace(cfg, **{name: sizes})  # type: ignore[arg-type]
         if max(cfg.depths) > MAX_DEPTH:

@@ -11,21 +11,7 @@ pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
 
 
 def fine_tune(host, data, out, restarts=0):
-    options = [
-        "--model",
-        TINY,
-        "--img-size",
-        32,
-        "--batch-size",
-        4,
-        "--epochs",
-        3,
-        "--workers",
-        0,
-        "--cpu",
-        "--lr",
-        0.05,
-    ]
+    options = f"--model {TINY} --img-size 32 --batch-size 4 --epochs 3 --workers 0 --cpu --lr 0.05".split()
     return torchrun(host, EXAMPLES / "fine_tune.py", data, *options, "--output", out, "--resume", restarts=restarts)
 
 

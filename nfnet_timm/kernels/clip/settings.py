@@ -34,12 +34,10 @@ class Clipping(NamedTuple):
         Raises:
             ValueError: If another value is not a number above 0.
         """
-        values = {name: settings.get(name, default) for name, default in Clipping._field_defaults.items()}
-        is_off = values["clip_factor"] is None
-        if is_off:
-            values["clip_factor"] = CLIP_FACTOR
-        record = Clipping(**{name: _positive(name, value) for name, value in values.items()})
-        return None if is_off else record
+        values = {**Clipping._field_defaults, **{k: v for k, v in settings.items() if k in Clipping._fields}}
+        if values["clip_factor"] is None:
+            return None
+        return Clipping(**{name: _positive(name, value) for name, value in values.items()})
 
     @staticmethod
     def entries(**settings: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfnet_timm.compat.torch import has_dispatch_modes, has_forward_derivatives
+from nfnet_timm.compat.torch import has_dispatch_modes
 from nfnet_timm.kernels.check import has_right_kernel
 from nfnet_timm.kernels.standardize.reference import standardize_formula
 
@@ -34,10 +34,10 @@ torch.library.define(
 def standardize_as_one_operation(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
     """Return the standardized weight in ``dtype``, computed in float32; see ``standardize``.
 
-    It supports gradients, second derivatives and forward-mode derivatives.
+    It supports gradients and second derivatives.
     """
     weight = weight.contiguous()
-    if torch.is_grad_enabled() or has_forward_derivatives():
+    if torch.is_grad_enabled():
         return _Standardize.apply(weight, gain, scale, eps, dtype)
     return _standardize(weight, gain, scale, eps, dtype)
 
@@ -80,7 +80,6 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(weight, gain)
-        ctx.save_for_forward(weight, gain)
         ctx.scale, ctx.eps, ctx.dtype = scale, eps, dtype
         return _standardize(weight, gain, scale, eps, dtype)
 
@@ -94,21 +93,6 @@ class _Standardize(torch.autograd.Function):
             return *(next(found) if x.requires_grad else None for x in (weight, gain)), None, None, None
         grads = _standardize_backward(grad.contiguous(), weight, gain, ctx.scale, ctx.eps)
         return *grads, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, weight_tangent: Tensor | None, gain_tangent: Tensor | None, *_: None) -> Tensor:
-        weight, gain = (x.float() for x in ctx.saved_tensors)
-        along_weight = torch.zeros_like(weight) if weight_tangent is None else weight_tangent
-        along_gain = torch.zeros_like(gain) if gain_tangent is None else gain_tangent
-        rows, along_rows = weight.flatten(1), along_weight.flatten(1).float()
-        centred = rows - rows.mean(1, keepdim=True)
-        along = along_rows - along_rows.mean(1, keepdim=True)
-        var_fan_in = centred.square().sum(1)
-        r = var_fan_in.clamp(min=ctx.eps).rsqrt()
-        along_r = -r.pow(3) * (centred * along).sum(1) * (var_fan_in >= ctx.eps)
-        factor, along_factor = gain * r, along_gain * r + gain * along_r
-        out = (along_factor.unsqueeze(1) * centred + factor.unsqueeze(1) * along) * ctx.scale
-        return out.view_as(weight).to(ctx.dtype)
 
 
 @torch.library.register_fake("nfnet_timm::standardize")
