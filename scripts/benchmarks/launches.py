@@ -18,8 +18,7 @@ from unittest import mock
 
 import timm
 import torch
-from records import new_file, positive, write_json
-from tables import table
+from results import new_file, positive, run, table, write_json
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -153,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

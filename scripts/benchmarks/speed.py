@@ -24,8 +24,7 @@ import tempfile
 from functools import partial
 from typing import Any
 
-from records import add_record, positive, records_file
-from tables import table
+from results import add_record, positive, records_file, run, table
 
 # Puts a repository as timm publishes it, with random weights, into a Hub cache. A separate process does it, because the
 # peak memory of a process includes that of its parent.
@@ -77,7 +76,6 @@ def main() -> None:
         command.add_argument(
             "--cuda-graph", action="store_true", help="measure the GPU alone: each pass is replayed as a CUDA graph"
         )
-        command.add_argument("--profile", action="store_true", help="add where the time goes, by operation")
         command.set_defaults(run=networks)
     for command in (agc, forward, train):
         command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
@@ -199,24 +197,7 @@ def markdown(record: dict[str, Any]) -> str:
         times += [spread(ratios(row, peers["floor"]), ".2f")] if floor else []
         memory = [f"{row[key]:.0f}" for key in ("peak_mib", "kept_mib") if key in row]
         cells.append([*case, row["network"], *times, *memory])
-    text = f"{record['what']} ({record['settings']}; {record['machine']})\n\n{table(columns, cells)}"
-    for case in dict.fromkeys(row["case"] for row in rows if "operations" in row):
-        text += profile_table(case, [row for row in rows if row["case"] == case])
-    return text
-
-
-def profile_table(case: str, rows: list[dict[str, Any]]) -> str:
-    """Return the table of the operations that take the most time in any of ``rows``; "-": less than 0.5 %."""
-    names = {name: max(row["operations"].get(name, 0) for row in rows) for row in rows for name in row["operations"]}
-    cells = [
-        [
-            name.replace("aten::", ""),
-            *(f"{r['operations'][name]:.1f}" if name in r["operations"] else "-" for r in rows),
-        ]
-        for name in sorted(names, key=lambda name: -names[name])[:16]
-    ]
-    title = f"\nWhere the time goes, {case}, ms in the operation itself (torch.profiler)\n\n"
-    return title + table(["operation", *(f"{row['network']}:" for row in rows)], cells)
+    return f"{record['what']} ({record['settings']}; {record['machine']})\n\n{table(columns, cells)}"
 
 
 def ratios(row: dict[str, Any], other: dict[str, Any]) -> list[float]:
@@ -242,7 +223,4 @@ def machine(device: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted: no results were written")
+    run(main)

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 FAMILIES = families(channels=(16, 16, 32, 32))
 FAMILIES["recompute_acts"] = ("nfnet_f0", {**FAMILIES["NFNet"][1], "recompute_acts": True})
-SIZES = (64, 75, 96, 49, 33, 128)  # as height, and in reverse order as width
+SIZES = (64, 75, 33, 128)  # as height, and in reverse order as width
 
 
 def build(family):
@@ -56,19 +56,19 @@ def half(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["NF-ResNet", "output_stride", "features_only"])
-def test_six_sizes_take_two_graphs(family):
-    check(build(family), family == "NF-ResNet", "aot_eager")
+@pytest.mark.parametrize("family", ["output_stride", "features_only"])
+def test_four_sizes_take_two_graphs(family):
+    check(build(family), False, "aot_eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["NF-RegNet", "recompute_acts"])
-def test_six_sizes_take_two_graphs_in_training(family):
+@pytest.mark.parametrize("family", ["NF-ResNet", "NF-RegNet", "recompute_acts"])
+def test_four_sizes_take_two_graphs_in_training(family):
     check(half(build(family)), True, "aot_eager")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
-def test_six_sizes_take_two_inductor_graphs(training):
+def test_four_sizes_take_two_inductor_graphs(training):
     """Inductor also guards on the strides of feature maps and of the gradients of inputs."""
     check(half(build("NFNet")), training, "inductor")

@@ -7,36 +7,42 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_worker import train_alone
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
 WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
+WAYS = ("ddp", "fsdp2", "fsdp2-groups", "fsdp2-wrapped")
+PROCESSES = 4
 
 
-def run(how: str, out: Path, processes: int) -> dict:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Train in every way, each in the same four processes, and return the folder of the results."""
+    folder = tmp_path_factory.mktemp("distributed")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", *launcher, WORKER, how, out],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent)},
+        [sys.executable, "-W", "ignore", *launcher, WORKER, folder, *WAYS, "nonfinite", "fsdp1"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return torch.load(out, weights_only=False) if out.exists() else None
+    return folder
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory):
-    return run("single", tmp_path_factory.mktemp("single") / "out.pt", 1)["parameters"]
+def alone():
+    return train_alone()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "processes"), [("ddp", 2), ("fsdp2", 4), ("fsdp2-groups", 2), ("fsdp2-wrapped", 2)])
-def test_three_steps_equal_those_of_one_process(single, tmp_path, how, processes):
-    result = run(how, tmp_path / "out.pt", processes)
-    assert set(result["parameters"]) == set(single)
-    for name, p in single.items():
+@pytest.mark.parametrize("how", WAYS)
+def test_three_steps_equal_those_of_one_process(folder, alone, how):
+    result = torch.load(folder / f"{how}.pt", weights_only=False)
+    assert set(result["parameters"]) == set(alone)
+    for name, p in alone.items():
         difference = (result["parameters"][name].reshape(p.shape) - p).norm() / p.norm().clamp(min=1e-3)
         assert difference < 1e-5, name
     # Each process clips its own rows of kernels and matrices. All vectors together take one collective in each step.
@@ -44,19 +50,17 @@ def test_three_steps_equal_those_of_one_process(single, tmp_path, how, processes
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_not_finite_on_one_rank_raises_on_all(tmp_path):
+def test_a_gradient_that_is_not_finite_on_one_rank_raises_on_all(folder):
     """A rank that continued would wait for the others without end."""
-    run("nonfinite", tmp_path / "out.pt", 2)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"out.pt.{rank}")
+    for rank in range(PROCESSES):
+        found = torch.load(folder / f"nonfinite.{rank}.pt")
         assert found[0] == ""
         assert all("a gradient is NaN" in error for error in found[1:])
 
 
 @pytest.mark.slow
-def test_parameters_flattened_by_fsdp1_are_refused(tmp_path):
-    run("fsdp1", tmp_path / "out.pt", 2)
-    found = torch.load(tmp_path / "out.pt.0")
+def test_parameters_flattened_by_fsdp1_are_refused(folder):
+    found = torch.load(folder / "fsdp1.0.pt")
     assert len(found) == 2
     assert all("was flattened by FSDP1, which leaves no rows to clip" in error for error in found)
 

@@ -1,4 +1,4 @@
-"""One rank of test_distributed.py: takes three steps, then rank 0 saves the parameters and collective counts."""
+"""One rank of test_distributed.py: takes three steps in each way; rank 0 saves parameters and collective counts."""
 
 import os
 import sys
@@ -28,6 +28,13 @@ def build() -> torch.nn.Module:
         if name.endswith("skipinit_gain"):
             torch.nn.init.constant_(p, 0.5)
     return model
+
+
+def train_alone() -> dict[str, torch.nn.Parameter]:
+    """Return the parameters after three steps of one process."""
+    model = build()
+    train(model, create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4), 0, 1)
+    return dict(model.named_parameters())
 
 
 def train(model, optimizer, rank: int, world: int) -> list[int]:
@@ -84,46 +91,44 @@ def raised(function) -> str:
 
 
 def main() -> None:
-    how, out = sys.argv[1:]
+    """Write ``FOLDER/HOW.pt`` for each way of training: ``distributed_worker.py FOLDER HOW...``."""
+    folder, *ways = sys.argv[1:]
     torch.set_num_threads(1)
-    if how == "single":
-        model = build()
-        train(model, create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4), 0, 1)
-        torch.save({"parameters": dict(model.named_parameters()), "collectives": []}, out)
-        return
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    model = build()
-    if how in ("nonfinite", "fsdp1"):
-        torch.save(errors(model, how, rank, world), f"{out}.{rank}")
-        dist.barrier()
-        os._exit(0)
-    if how == "ddp":
-        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-        wrapped = DistributedDataParallel(model)
-    else:
-        mesh = init_device_mesh("cpu", (world,))
-        model.vectorize_skip_gains()
-        for module in model.modules():
-            if isinstance(module, NormFreeBlock):
-                fully_shard(module, mesh=mesh)
-        wrapped = fully_shard(model, mesh=mesh)
-        if how == "fsdp2":
+    for how in ways:
+        model = build()
+        if how in ("nonfinite", "fsdp1"):
+            torch.save(errors(model, how, rank, world), f"{folder}/{how}.{rank}.pt")
+            continue
+        if how == "ddp":
             optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-        elif how == "fsdp2-wrapped":  # the wrapper hides the network
-            optimizer = create_optimizer_v2(torch.nn.Sequential(model), "agc-sgd", lr=0.1, weight_decay=1e-4)
+            wrapped = DistributedDataParallel(model)
         else:
-            optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
-    counts = train(wrapped, optimizer, rank, world)
-    parameters = {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
-    }
-    if rank == 0:
-        torch.save({"parameters": parameters, "collectives": counts}, out)
+            mesh = init_device_mesh("cpu", (world,))
+            model.vectorize_skip_gains()
+            for module in model.modules():
+                if isinstance(module, NormFreeBlock):
+                    fully_shard(module, mesh=mesh)
+            wrapped = fully_shard(model, mesh=mesh)
+            if how == "fsdp2":
+                optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+            elif how == "fsdp2-wrapped":  # the wrapper hides the network
+                optimizer = create_optimizer_v2(torch.nn.Sequential(model), "agc-sgd", lr=0.1, weight_decay=1e-4)
+            else:
+                optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
+        counts = train(wrapped, optimizer, rank, world)
+        parameters = {
+            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
+        }
+        if rank == 0:
+            torch.save({"parameters": parameters, "collectives": counts}, f"{folder}/{how}.pt")
+    dist.barrier()
     dist.destroy_process_group()
     # Skip the interpreter's shutdown: a rank once aborted there after its work ("terminate called without an active
     # exception").
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()
