@@ -9,6 +9,7 @@ The sources are hub/checkpoints.toml, the networks themselves, and benchmarks/re
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -47,10 +48,15 @@ def networks_table(published: bool) -> str:
             weights = [top1, f"{checkpoint['timm_top1']:.2f}", link]
         elif published:
             continue
-        parameters = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
-        cost = [f"{parameters / 1e6:.1f} M", f"{multiply_adds(name):.2f} B"]
-        rows.append([f"`{name}`", *cost, str(variant.train_size), str(variant.test_size), *weights])
+        rows.append([f"`{name}`", *cost(name), str(variant.train_size), str(variant.test_size), *weights])
     return table(columns, rows)
+
+
+@functools.cache  # two tables have the same networks
+def cost(name: str) -> list[str]:
+    """Return the number of parameters and of multiply-adds."""
+    parameters = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
+    return [f"{parameters / 1e6:.1f} M", f"{multiply_adds(name):.2f} B"]
 
 
 def parity_table(errors: dict[str, float]) -> str:

@@ -6,7 +6,7 @@
     python scripts/benchmarks/speed.py train         the same of a training step
     bash scripts/benchmarks/benchmark_cpu.sh         all measurements that docs/speed.md cites
 
-Prints a Markdown table with the machine and the versions. Each time is a median with its range; repetitions alternate.
+Prints the machine, the versions, times and memory. Each time is a median with its range; repetitions alternate.
 --json adds the results to a file and replaces those of an earlier run with the same settings.
 render_tables.py makes the table in docs/speed.md from benchmarks/results/cpu.json.
 """
@@ -24,7 +24,7 @@ import tempfile
 from functools import partial
 from typing import Any
 
-from results import add_record, positive, records_file, run, table
+from results import add_record, positive, records_file, run
 
 # Puts a repository as timm publishes it, with random weights, into a Hub cache. A separate process does it, because the
 # peak memory of a process includes that of its parent.
@@ -93,7 +93,11 @@ def main() -> None:
     elif getattr(args, "cuda_graph", False):
         parser.error("--cuda-graph needs --device cuda")
     record = args.run(args)
-    print(markdown(record))
+    print(f"{record['what']} ({record['settings']}; {record['machine']})")
+    for row in record["rows"]:
+        timm = next(peer for peer in record["rows"] if (peer["case"], peer["network"]) == (row["case"], "timm"))
+        times = f"{spread(row['milliseconds'], '.1f')} ms, timm's time over it {spread(ratios(timm, row), '.2f')}"
+        print(f"{row['case']:10} {row['network']:27} {times}, peak of memory {row['peak_mib']:.0f} MiB")
     if args.json:
         add_record(args.json, record, lambda earlier: identity(earlier) == identity(record))
 
@@ -180,24 +184,6 @@ def networks(args: argparse.Namespace) -> dict[str, Any]:
     settings += ", CUDA graph" if args.cuda_graph else ""
     record = {"benchmark": args.command, "what": f"{what} of {args.size.upper()}, ms per image"}
     return {**record, "machine": machine(args.device), "settings": settings, "rows": rows}
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """Return the table of ``record``: medians with ranges, of times and of their ratios to timm's and the floor's."""
-    rows = record["rows"]
-    floor = any(row["network"] == "floor" for row in rows)
-    columns = ["batch:"] if rows[0]["case"] else []
-    columns += ["network", "ms:", "timm's time over it:", *(["its time over the floor's:"] if floor else [])]
-    columns += ["peak memory, MiB:", *(["kept by the forward, MiB:"] if "kept_mib" in rows[0] else [])]
-    cells = []
-    for row in rows:
-        peers = {peer["network"]: peer for peer in rows if peer["case"] == row["case"]}
-        case = [row["case"].removeprefix("batch ")] if row["case"] else []
-        times = [spread(row["milliseconds"], ".1f"), spread(ratios(peers["timm"], row), ".2f")]
-        times += [spread(ratios(row, peers["floor"]), ".2f")] if floor else []
-        memory = [f"{row[key]:.0f}" for key in ("peak_mib", "kept_mib") if key in row]
-        cells.append([*case, row["network"], *times, *memory])
-    return f"{record['what']} ({record['settings']}; {record['machine']})\n\n{table(columns, cells)}"
 
 
 def ratios(row: dict[str, Any], other: dict[str, Any]) -> list[float]:

@@ -10,6 +10,9 @@ PYTHON = sorted([*(ROOT / "scripts").rglob("*.py"), *(ROOT / "examples").glob("*
 PROGRAMS = [path for path in PYTHON if "__main__" in path.read_text()]
 SHELL = [path for path in (ROOT / "scripts").rglob("*.sh") if path.name != "setup_env.sh"] + [ROOT / ".ci" / "run"]
 
+# What a program needs beside the demo's extra, which the tests have.
+NEEDS = {"privacy.py": "opacus", "private.py": "opacus", "fine_tune.py": "accelerate"}
+
 
 def name_of(path):
     return str(path.relative_to(ROOT))
@@ -36,19 +39,9 @@ def run(run_script, tmp_path, monkeypatch):
     return run
 
 
-def hide(monkeypatch, *packages):
-    """Let the import of these packages fail."""
-    for package in packages:
-        for name in (package, *(name for name in sys.modules if name.startswith(f"{package}."))):
-            monkeypatch.setitem(sys.modules, name, None)
-
-
 @pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
-def test_help_is_printed_and_a_misspelt_option_is_an_error(run, monkeypatch, path):
-    if path.parent.name == "examples":  # their help needs no extra
-        hide(monkeypatch, "sklearn", "matplotlib", "accelerate", "datasets", "opacus")
-    elif path.name == "privacy.py":
-        pytest.importorskip("opacus")
+def test_help_is_printed_and_a_misspelt_option_is_an_error(run, path):
+    pytest.importorskip(NEEDS.get(path.name, "sys"))
     status, out, _ = run(path, "--help")
     assert status == 0
     assert f"usage: {path.name}" in out
@@ -69,8 +62,9 @@ def test_help_is_printed_and_a_misspelt_option_is_an_error(run, monkeypatch, pat
     ],
 )
 def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(run, monkeypatch, path, module, extra):
-    hide(monkeypatch, module)
-    _, _, error = run(path, *(["DATA", "--dataset", "hfds/org/name"] if "fine_tune" in path else []))
+    for name in (module, *(name for name in sys.modules if name.startswith(f"{module}."))):
+        monkeypatch.setitem(sys.modules, name, None)
+    _, _, error = run(path)
     (line,) = error.splitlines()
     assert module in line
     assert f"pip install '.[{extra}]'" in line
@@ -99,6 +93,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(run, monk
     ],
 )
 def test_an_impossible_value_is_an_error_that_names_the_option(run, monkeypatch, path, arguments, message):
+    pytest.importorskip(NEEDS.get(path.rpartition("/")[2], "sys"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, out, error = run(path, *arguments)
     assert (status, out) == (2, "")
