@@ -80,7 +80,7 @@ def draw(figure: Any, images: Tensor, classes: Tensor, queries: Tensor, near: Te
     axes = figure.subplots(len(queries), near.shape[1] + 1)
     for row, query, found in zip(axes, queries.tolist(), near.tolist(), strict=True):
         for axis, index in zip(row, [query, *found], strict=True):
-            axis.imshow(images[index], cmap="gray_r")
+            axis.imshow(images[index].numpy(), cmap="gray_r")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_color("tab:red" if classes[index] != classes[query] else "lightgrey")
             axis.spines[:].set_linewidth(2)

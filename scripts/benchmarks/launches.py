@@ -144,9 +144,6 @@ def main() -> None:
     print(f"Operations of a training step: {args.size.upper()}, batch {args.batch}, {pixels} pixels, {args.dtype}.")
     print("Views are not counted; bytes are those of arguments and results.\n")
     print(launches_table(counted))
-    print("The most frequent operations of this package:\n")
-    for part, found in counted["this package"].items():
-        print(f"- {part}: {', '.join(f'{name} {n}' for name, (n, _) in list(found['by_name'].items())[:8])}")
     if args.json:
         write_json(args.json, counted)
 

@@ -48,7 +48,7 @@ def test_a_step_launches_one_kernel_for_each_weight_never_waits_and_moves_less_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "ways"), [("nfnet_f0", ("as it is", "recompute_acts")), ("dm_nf_resnet50", ("set_grad_checkpointing",))]
+    ("name", "ways"), [("nfnet_f0", ["recompute_acts"]), ("dm_nf_resnet50", ["as it is", "set_grad_checkpointing"])]
 )
 def test_the_peak_of_memory_is_predicted_within_a_tenth(results, name, ways):
     predicted = results("memory.py", "--name", name, "--batch", 4, "--pixels", 96)

@@ -23,7 +23,7 @@ def test_private_learns_and_prints_the_privacy_that_was_spent(run_script, mode):
 
 
 def test_sam_learns_and_prints_an_accuracy_for_each_run(run_script):
-    status, out, error = run_script("examples/sam.py", "--epochs", "8", "--images", "150")
+    status, out, error = run_script("examples/sam.py", "--epochs", "12", "--images", "200")
     assert status == 0, error
     accuracies = re.findall(r"^(without SAM|SAM|SAM, ascent on a fifth) +test accuracy ([\d.]+)% after", out, re.M)
     assert [label for label, _ in accuracies] == ["without SAM", "SAM", "SAM, ascent on a fifth"]
