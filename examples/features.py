@@ -16,17 +16,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MISSING = "error: {} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm"
-
 try:
     import timm
     import torch
     import torch.nn.functional as F
+    from matplotlib.figure import Figure
+    from sklearn.datasets import load_digits
     from timm.data import resolve_model_data_config
     from torch import Tensor, nn
     from tqdm import tqdm
 except ModuleNotFoundError as error:
-    sys.exit(MISSING.format(error.name))
+    sys.exit(f"error: {error.name} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm")
 
 
 def main() -> None:
@@ -39,11 +39,6 @@ def main() -> None:
         parser.error(f"--out {args.out}: there is no folder {args.out.parent}; make it first")
     if args.out.suffix not in (".png", ".pdf", ".svg") or args.out.is_dir():
         parser.error(f"--out {args.out}: expected a file that ends in .png, .pdf or .svg")
-    try:  # here, so that --help works without them
-        from matplotlib.figure import Figure
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        sys.exit(MISSING.format(error.name))
     data = load_digits()
     images, classes = torch.tensor(data.images, dtype=torch.float32) / 16, torch.tensor(data.target)
     try:
@@ -85,7 +80,7 @@ def draw(figure: Any, images: Tensor, classes: Tensor, queries: Tensor, near: Te
     axes = figure.subplots(len(queries), near.shape[1] + 1)
     for row, query, found in zip(axes, queries.tolist(), near.tolist(), strict=True):
         for axis, index in zip(row, [query, *found], strict=True):
-            axis.imshow(images[index], cmap="gray_r")
+            axis.imshow(images[index].numpy(), cmap="gray_r")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_color("tab:red" if classes[index] != classes[query] else "lightgrey")
             axis.spines[:].set_linewidth(2)

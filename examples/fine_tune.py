@@ -19,7 +19,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 MISSING = "error: {} is not installed: `pip install '.[examples]'` in a clone of nfnet_timm"
 
@@ -27,6 +27,8 @@ try:
     import timm
     import torch
     import torch.nn.functional as F
+    from accelerate import Accelerator, DataLoaderConfiguration
+    from accelerate.utils import set_seed
     from timm.data import create_dataset, create_transform, resolve_model_data_config
     from timm.models import load_checkpoint, resume_checkpoint
     from timm.scheduler import create_scheduler_v2
@@ -39,18 +41,10 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(MISSING.format(error.name))
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 def main() -> None:
     """Train, and keep the best epoch."""
     args = parse()
-    try:  # here, so that --help works without it
-        from accelerate import Accelerator, DataLoaderConfiguration
-        from accelerate.utils import set_seed
-    except ModuleNotFoundError as error:
-        sys.exit(MISSING.format(error.name))
     seeded = DataLoaderConfiguration(use_seedable_sampler=True)  # so that the order of the images depends on the epoch
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu, dataloader_config=seeded)
     set_seed(args.seed)
@@ -107,16 +101,8 @@ def main() -> None:
     accelerator.print(f"Classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
     best, listed = (Path(args.output) / name for name in ("model_best.pth.tar", "class_names.txt"))
     if not args.push_to_hub:
-        command = [
-            "nfnet-timm",
-            "publish",
-            str(best),
-            "ORG/NAME",
-            "--license",
-            "apache-2.0",
-            "--class-names",
-            str(listed),
-        ]
+        command = ["nfnet-timm", "publish", str(best), "ORG/NAME", "--license", "apache-2.0"]
+        command += ["--class-names", str(listed)]
         accelerator.print(f"To publish the best epoch:\n  {shlex.join(command)}")
     elif accelerator.is_main_process:
         load_checkpoint(ema.module, str(best), use_ema=True)

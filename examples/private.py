@@ -18,17 +18,19 @@ import sys
 import warnings
 from typing import Any
 
-MISSING = "error: {} is not installed: `pip install '.[privacy,demo]'` in a clone of nfnet_timm"
-
 try:
     import timm
     import torch
     import torch.nn.functional as F
+    from opacus import PrivacyEngine
+    from sklearn.datasets import load_digits
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, TensorDataset
     from tqdm import tqdm
+
+    import nfnet_timm.privacy  # noqa: F401  # registers the layers with Opacus
 except ModuleNotFoundError as error:
-    sys.exit(MISSING.format(error.name))
+    sys.exit(f"error: {error.name} is not installed: `pip install '.[privacy,demo]'` in a clone of nfnet_timm")
 
 # torch warns about the first layer, whose input needs no gradient. Opacus warns that its random numbers are not secure,
 # and that its bound may be slightly above the best one.
@@ -42,12 +44,7 @@ def main() -> None:
         "--epsilon", type=float, default=8.0, help="privacy to spend; less is more private (%(default)s)"
     )
     parser.add_argument("--epochs", type=int, default=20, help="(%(default)s)")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=256,
-        help="mean size of a batch (%(default)s)",
-    )
+    parser.add_argument("--batch-size", type=int, default=256, help="mean size of a batch (%(default)s)")
     parser.add_argument("--lr", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--ghost", action="store_true", help="ghost clipping: less memory in about the same time")
     args = parser.parse_args()
@@ -56,13 +53,6 @@ def main() -> None:
             parser.error(f"--{name} {getattr(args, name)}: expected a number above 0")
     if args.epochs < 1 or args.batch_size < 1:
         parser.error(f"--epochs {args.epochs} --batch-size {args.batch_size}: expected at least 1")
-    try:  # here, so that --help works without them
-        from opacus import PrivacyEngine
-        from sklearn.datasets import load_digits
-
-        import nfnet_timm.privacy  # noqa: F401  # registers the layers with Opacus
-    except ModuleNotFoundError as error:
-        sys.exit(MISSING.format(error.name))
     torch.manual_seed(0)
     train, test, test_classes = digits(load_digits())
     delta = 1 / len(train) ** 1.1

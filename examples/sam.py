@@ -18,18 +18,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-MISSING = "error: {} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm"
-
 try:
     import timm
     import torch
     import torch.nn.functional as F
+    from sklearn.datasets import load_digits
     from torch import Tensor, nn
     from tqdm import tqdm
 
     from nfnet_timm.optim import SAM, create_optimizer
 except ModuleNotFoundError as error:
-    sys.exit(MISSING.format(error.name))
+    sys.exit(f"error: {error.name} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm")
 
 Data = tuple[Tensor, Tensor]
 
@@ -45,10 +44,6 @@ def main() -> None:
         parser.error(f"--rho {args.rho}: expected a number above 0")
     if args.epochs < 1 or not 50 <= args.images <= 1437:
         parser.error(f"--epochs {args.epochs} --images {args.images}: expected at least 1, and from 50 to 1437")
-    try:  # here, so that --help works without it
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        sys.exit(MISSING.format(error.name))
     train, test = digits(load_digits(), args.images)
     for label, share in (("without SAM", None), ("SAM", 1.0), ("SAM, ascent on a fifth", 0.2)):
         start = time.perf_counter()

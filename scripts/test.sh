@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the package with its test extra into .venv and runs the tests, offline, a worker for each core; further
 # arguments go to pytest.
-#   bash scripts/test.sh           the quick ones: 4 to 10 minutes on two cores
+#   bash scripts/test.sh           the quick ones: minutes on two cores
 #   bash scripts/test.sh --all     all of them
 set -euo pipefail
 EXTRAS=test source "$(dirname "$0")/setup_env.sh"
@@ -13,4 +13,4 @@ if [ "${1:-}" = --all ]; then
 else
     set -- -m "not slow" "$@"
 fi
-exec python -m pytest -n auto --maxprocesses 8 "$@"
+exec python -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

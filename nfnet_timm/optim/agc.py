@@ -83,8 +83,8 @@ def adaptive_clip_grad_(
             to 4096; smaller batches train with larger factors. None: nothing is clipped.
         eps: Lower bound of the weight norm. With it, parameters that start at zero can change.
     Raises:
-        ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a matrix or kernel is sharded on another dim
-            than 0, or FSDP1 has flattened a parameter.
+        ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a parameter is complex, a gradient is sparse,
+            a matrix or kernel is sharded on another dim than 0, or FSDP1 has flattened a parameter.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
@@ -221,6 +221,12 @@ def _norms(clipped: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], lis
 
 def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
     """Return this process's part of the weight and the gradient, and the process group of a sharded parameter."""
+    if p.is_complex() or p.grad.is_sparse:  # type: ignore[union-attr]
+        kind = f"is {p.dtype}" if p.is_complex() else "has a sparse gradient"
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} {kind}: adaptive clipping needs real weights and dense gradients. "
+            "Leave it out, or set its group's clip_factor to None"
+        )
     if getattr(p, "_fsdp_flattened", False):
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} was flattened by FSDP1, which leaves no rows to clip: use FSDP2's "

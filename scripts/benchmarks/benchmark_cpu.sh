@@ -8,9 +8,9 @@ EXTRAS=test source "$(dirname "$0")/../setup_env.sh"
 measure() { python scripts/benchmarks/speed.py "$@" --json benchmarks/results/cpu.json; }
 measure coldstart
 measure agc
-measure inference --profile
-measure train --batch 2 --repeat 31 --profile
-measure train --batch 8 --repeat 41 --profile
+measure inference
+measure train --batch 2 --repeat 31
+measure train --batch 8 --repeat 41
 measure inference --channels-last
 measure inference --dtype bfloat16
 measure inference --compile --batch 1

@@ -16,8 +16,7 @@ import subprocess
 import sys
 from typing import Any
 
-from records import RESULTS, new_file, positive, write_json
-from tables import table
+from results import RESULTS, new_file, positive, run, table, write_json
 
 # Multiples of 32, as images are trained and tested; then two sizes whose halves are odd.
 SIZES = (64, 96, 128, 160, 224, 80, 75)
@@ -86,7 +85,4 @@ def compile_table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted: no results were written")
+    run(main)

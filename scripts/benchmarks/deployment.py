@@ -1,8 +1,7 @@
 """Measures inference on a CPU in the forms in which networks are deployed, of this package and of timm's networks.
 
     pip install onnx onnxscript onnxruntime openvino
-    python scripts/benchmarks/deployment.py              a quarter of an hour on two cores
-    python scripts/benchmarks/deployment.py --compile    also torch.compile, which takes half an hour more
+    python scripts/benchmarks/deployment.py       a quarter of an hour on two cores
 
 F0 has the same weights in both packages. timm has no NF-ResNet-50 as published. A form whose library is not installed
 is left out. int8 is the static quantization of ONNX Runtime, calibrated on random images. Repetitions alternate between
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 import tempfile
 import time
@@ -29,8 +27,7 @@ import numpy as np
 import timm
 import torch
 from networks import same_weights
-from records import RESULTS, new_file, positive, write_json
-from tables import table
+from results import RESULTS, new_file, positive, run, table, write_json
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
@@ -45,7 +42,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8], help="images at a time (%(default)s)")
     parser.add_argument("--repeat", type=positive, default=15, help="repetitions of each (%(default)s)")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile, for the first batch size")
     parser.add_argument("--json", type=new_file, default=RESULTS / "deployment.json", help="(%(default)s)")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of the exporters
@@ -78,7 +74,7 @@ def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, 
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for package, network in networks_of(name).items():
             expected = network.eval()(x)
-            for form, function in forms(network, x, Path(folder), args.compile and batch == args.batch[0]):
+            for form, function in forms(network, x, Path(folder)):
                 print(f"{name}, batch {batch}, {package}, {form}", file=sys.stderr)
                 difference = float((torch.as_tensor(np.asarray(function(x))) - expected).norm() / expected.norm())
                 row: dict[str, Any] = {
@@ -99,19 +95,15 @@ def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, 
     return rows
 
 
-def forms(network: Any, x: Tensor, folder: Path, compiled: bool) -> Iterator[tuple[str, Form]]:
+def forms(network: Any, x: Tensor, folder: Path) -> Iterator[tuple[str, Form]]:
     """Yield each form that the installed libraries can make of ``network``, with a function that runs it."""
     yield "eager", network
-    if compiled:
-        yield "torch.compile", torch.compile(network)
     if not hasattr(network, "reparameterize"):  # timm's
         if has_onnx():
             yield "ONNX Runtime", onnx_runtime(exported(network, x, folder / "timm.onnx"))
         return
     plain = reparameterize_model(network)
     yield "reparameterized", plain
-    if compiled:
-        yield "reparameterized, torch.compile with freezing", torch.compile(plain, options={"freezing": True})
     if has_onnx():
         path = exported(plain, x, folder / "model.onnx")
         yield "reparameterized, ONNX Runtime", onnx_runtime(path)
@@ -191,8 +183,4 @@ def deployment_table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted: no results were written")
+    run(main)

@@ -18,8 +18,7 @@ from unittest import mock
 
 import timm
 import torch
-from records import new_file, positive, write_json
-from tables import table
+from results import new_file, positive, run, table, write_json
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -145,12 +144,9 @@ def main() -> None:
     print(f"Operations of a training step: {args.size.upper()}, batch {args.batch}, {pixels} pixels, {args.dtype}.")
     print("Views are not counted; bytes are those of arguments and results.\n")
     print(launches_table(counted))
-    print("The most frequent operations of this package:\n")
-    for part, found in counted["this package"].items():
-        print(f"- {part}: {', '.join(f'{name} {n}' for name, (n, _) in list(found['by_name'].items())[:8])}")
     if args.json:
         write_json(args.json, counted)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

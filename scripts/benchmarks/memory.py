@@ -17,8 +17,7 @@ from typing import Any
 import timm
 import torch
 from launches import on_a_gpu
-from records import RESULTS, new_file, positive, write_json
-from tables import table
+from results import RESULTS, new_file, positive, run, table, write_json
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -165,4 +164,4 @@ def predict_all(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

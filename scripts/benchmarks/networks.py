@@ -134,10 +134,7 @@ def measured(functions: dict[str, Callable[[Tensor, Tensor], None]], args: argpa
         del timed  # and the memory of the graphs
         for name, run in passes.items():
             row: dict[str, Any] = {"case": f"batch {batch}", "network": name, "milliseconds": times[name]}
-            row.update(peak_memory(run, args.device))
-            if args.profile:
-                row["operations"] = operations(run, args.device)
-            rows.append(row)
+            rows.append({**row, **peak_memory(run, args.device)})
     return rows
 
 
@@ -162,18 +159,6 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def operations(function: Callable[[], None], device: str) -> dict[str, float]:
-    """Return the milliseconds that ``function`` spends in each operation, itself and not what it calls, and in all."""
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-    with profile(activities=kinds) as profiler:
-        for _ in range(3):
-            function()
-    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    times = {event.key: getattr(event, key) / 3000 for event in profiler.key_averages()}
-    total = sum(times.values())
-    return {"all": total, **{name: ms for name, ms in times.items() if ms > 0.005 * total}}
-
-
 def peak_memory(function: Callable[[], None], device: str) -> dict[str, float]:
     """Return the MiB that ``function`` allocates at its peak and, where it trains, has kept at the end of its forward.
 
@@ -192,7 +177,3 @@ def peak_memory(function: Callable[[], None], device: str) -> dict[str, float]:
         if forward and time_ns < forward[0]:
             kept = total
     return {"peak_mib": peak / 2**20, **({"kept_mib": kept / 2**20} if forward else {})}
-
-
-if __name__ == "__main__":
-    raise SystemExit("networks.py is not a program: run speed.py inference or train")

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from records import RESULTS, ROOT, new_file, write_json
+from results import RESULTS, ROOT, new_file, run, write_json
 
 TESTS = (
     "tests/models/test_nfnet.py::test_logits_features_and_signal_equal_the_authors",
@@ -31,18 +31,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            *TESTS,
-            "-k",
-            args.k,
-            f"--junit-xml={report}",
-            "-o",
-            "junit_family=xunit1",
-        ]
+        command = [sys.executable, "-m", "pytest", "-q", *TESTS, "-k", args.k]
+        command += [f"--junit-xml={report}", "-o", "junit_family=xunit1"]
         subprocess.run(command, cwd=ROOT, check=False)
         if not report.exists():
             raise SystemExit("parity.py: error: pytest did not run, see above; install it with: pip install '.[test]'")
@@ -58,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -24,7 +24,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from networks import peak_memory
-from records import add_record, positive, records_file
+from results import add_record, positive, records_file, run
 from torch import nn
 
 from nfnet_timm.installation import to_install
@@ -139,4 +139,4 @@ def step_of(model: Any) -> Callable[[int, int], None]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,6 +9,7 @@ The sources are hub/checkpoints.toml, the networks themselves, and benchmarks/re
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -20,9 +21,8 @@ import timm
 from compile import compile_table
 from deployment import deployment_table
 from launches import launches_table
-from records import RESULTS, ROOT
+from results import RESULTS, ROOT, table
 from speed import ratios, spread
-from tables import table
 
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.card import multiply_adds, render_card
@@ -34,35 +34,29 @@ BEGIN, END = "<!-- {}: rendered by scripts/benchmarks/render_tables.py -->\n", "
 BENCHMARKS = {"inference": "inference", "train": "training step", "agc": "clipping", "coldstart": "cold start"}
 
 
-def networks_table() -> str:
-    """Return the table of all networks."""
+def networks_table(published: bool) -> str:
+    """Return the table of all networks, or of those with published weights."""
     checkpoints = {name.split(".")[0]: checkpoint for name, checkpoint in load_published()["checkpoints"].items()}
+    columns = ["name", "parameters:", "multiply-adds:", "train px:", "test px:"]
+    columns += ["top-1 published:", "top-1 by timm:", "weights"]
     rows = []
     for name, variant in VARIANTS.items():
-        checkpoint = checkpoints.get(name)
-        parameters = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
-        cost = [f"{parameters / 1e6:.1f} M", f"{multiply_adds(name):.2f} B"]
-        sizes = [str(variant.train_size), str(variant.test_size)]
-        rows.append([f"`{name}`", *cost, *sizes, *(_weights(checkpoint) if checkpoint else ["", "", "none published"])])
-    sizes_of = ["parameters:", "multiply-adds:", "train px:", "test px:"]
-    return table(["name", *sizes_of, "top-1 published:", "top-1 by timm:", "weights"], rows)
-
-
-def weights_table() -> str:
-    """Return the table of the networks that have weights."""
-    rows = []
-    for name, checkpoint in load_published()["checkpoints"].items():
-        variant = VARIANTS[name.split(".")[0]]
-        cost = [f"{checkpoint['parameters']:.1f} M", f"{checkpoint['multiply_adds']:.2f} B", str(variant.test_size)]
-        rows.append([f"`{name.split('.')[0]}`", *cost, *_weights(checkpoint)])
-    columns = ["name", "parameters:", "multiply-adds:", "test px:", "top-1 published:", "top-1 by timm:", "weights"]
+        weights = ["", "", "none published"]
+        if checkpoint := checkpoints.get(name):
+            top1 = f"{checkpoint['top1']:.1f}{' (SAM)' if checkpoint['sam'] else ''}"
+            link = f"[{checkpoint['hub']}](https://huggingface.co/{checkpoint['hub']})"
+            weights = [top1, f"{checkpoint['timm_top1']:.2f}", link]
+        elif published:
+            continue
+        rows.append([f"`{name}`", *cost(name), str(variant.train_size), str(variant.test_size), *weights])
     return table(columns, rows)
 
 
-def _weights(checkpoint: dict[str, Any]) -> list[str]:
-    published = f"{checkpoint['top1']:.1f}{' (SAM)' if checkpoint['sam'] else ''}"
-    link = f"[{checkpoint['hub']}](https://huggingface.co/{checkpoint['hub']})"
-    return [published, f"{checkpoint['timm_top1']:.2f}", link]
+@functools.cache  # two tables have the same networks
+def cost(name: str) -> list[str]:
+    """Return the number of parameters and of multiply-adds."""
+    parameters = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
+    return [f"{parameters / 1e6:.1f} M", f"{multiply_adds(name):.2f} B"]
 
 
 def parity_table(errors: dict[str, float]) -> str:
@@ -178,20 +172,20 @@ def privacy_table(records: list[dict[str, Any]]) -> str:
 def render() -> dict[Path, str]:
     """Return the text of every file that is rendered."""
     tables = {
-        "README.md": {"weights": weights_table()},
-        "docs/networks.md": {"networks": networks_table()},
-        "docs/privacy.md": {"privacy": privacy_table(results("privacy"))},
-        "docs/compat.md": {"compat": compat_table(results("compat"))},
+        "README.md": {"weights": networks_table(published=True)},
+        "docs/networks.md": {"networks": networks_table(published=False)},
+        "docs/privacy.md": {"privacy": privacy_table(recorded("privacy"))},
+        "docs/compat.md": {"compat": compat_table(recorded("compat"))},
         "docs/speed.md": {
-            "speed": speed_table(results("cpu")),
-            "deployment": deployment_table(results("deployment")["rows"]),
-            "gpu": gpu_table(results("cuda"), alone=False),
-            "gpu alone": gpu_table(results("cuda"), alone=True),
-            "compile": compile_table(results("compile")),
-            "launches": launches_table(results("launches")),
-            "batches": batches_table(results("memory")),
+            "speed": speed_table(recorded("cpu")),
+            "deployment": deployment_table(recorded("deployment")["rows"]),
+            "gpu": gpu_table(recorded("cuda"), alone=False),
+            "gpu alone": gpu_table(recorded("cuda"), alone=True),
+            "compile": compile_table(recorded("compile")),
+            "launches": launches_table(recorded("launches")),
+            "batches": batches_table(recorded("memory")),
         },
-        "docs/fidelity.md": {"parity": parity_table(results("parity"))},
+        "docs/fidelity.md": {"parity": parity_table(recorded("parity"))},
     }
     files: dict[Path, str] = {}
     for page, named in tables.items():
@@ -207,7 +201,7 @@ def render() -> dict[Path, str]:
     return files
 
 
-def results(name: str) -> Any:
+def recorded(name: str) -> Any:
     """Return the content of a file in benchmarks/results/."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 

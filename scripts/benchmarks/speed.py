@@ -6,7 +6,7 @@
     python scripts/benchmarks/speed.py train         the same of a training step
     bash scripts/benchmarks/benchmark_cpu.sh         all measurements that docs/speed.md cites
 
-Prints a Markdown table with the machine and the versions. Each time is a median with its range; repetitions alternate.
+Prints the machine, the versions, times and memory. Each time is a median with its range; repetitions alternate.
 --json adds the results to a file and replaces those of an earlier run with the same settings.
 render_tables.py makes the table in docs/speed.md from benchmarks/results/cpu.json.
 """
@@ -24,8 +24,7 @@ import tempfile
 from functools import partial
 from typing import Any
 
-from records import add_record, positive, records_file
-from tables import table
+from results import add_record, positive, records_file, run
 
 # Puts a repository as timm publishes it, with random weights, into a Hub cache. A separate process does it, because the
 # peak memory of a process includes that of its parent.
@@ -77,7 +76,6 @@ def main() -> None:
         command.add_argument(
             "--cuda-graph", action="store_true", help="measure the GPU alone: each pass is replayed as a CUDA graph"
         )
-        command.add_argument("--profile", action="store_true", help="add where the time goes, by operation")
         command.set_defaults(run=networks)
     for command in (agc, forward, train):
         command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
@@ -95,7 +93,11 @@ def main() -> None:
     elif getattr(args, "cuda_graph", False):
         parser.error("--cuda-graph needs --device cuda")
     record = args.run(args)
-    print(markdown(record))
+    print(f"{record['what']} ({record['settings']}; {record['machine']})")
+    for row in record["rows"]:
+        timm = next(peer for peer in record["rows"] if (peer["case"], peer["network"]) == (row["case"], "timm"))
+        times = f"{spread(row['milliseconds'], '.1f')} ms, timm's time over it {spread(ratios(timm, row), '.2f')}"
+        print(f"{row['case']:10} {row['network']:27} {times}, peak of memory {row['peak_mib']:.0f} MiB")
     if args.json:
         add_record(args.json, record, lambda earlier: identity(earlier) == identity(record))
 
@@ -184,41 +186,6 @@ def networks(args: argparse.Namespace) -> dict[str, Any]:
     return {**record, "machine": machine(args.device), "settings": settings, "rows": rows}
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """Return the table of ``record``: medians with ranges, of times and of their ratios to timm's and the floor's."""
-    rows = record["rows"]
-    floor = any(row["network"] == "floor" for row in rows)
-    columns = ["batch:"] if rows[0]["case"] else []
-    columns += ["network", "ms:", "timm's time over it:", *(["its time over the floor's:"] if floor else [])]
-    columns += ["peak memory, MiB:", *(["kept by the forward, MiB:"] if "kept_mib" in rows[0] else [])]
-    cells = []
-    for row in rows:
-        peers = {peer["network"]: peer for peer in rows if peer["case"] == row["case"]}
-        case = [row["case"].removeprefix("batch ")] if row["case"] else []
-        times = [spread(row["milliseconds"], ".1f"), spread(ratios(peers["timm"], row), ".2f")]
-        times += [spread(ratios(row, peers["floor"]), ".2f")] if floor else []
-        memory = [f"{row[key]:.0f}" for key in ("peak_mib", "kept_mib") if key in row]
-        cells.append([*case, row["network"], *times, *memory])
-    text = f"{record['what']} ({record['settings']}; {record['machine']})\n\n{table(columns, cells)}"
-    for case in dict.fromkeys(row["case"] for row in rows if "operations" in row):
-        text += profile_table(case, [row for row in rows if row["case"] == case])
-    return text
-
-
-def profile_table(case: str, rows: list[dict[str, Any]]) -> str:
-    """Return the table of the operations that take the most time in any of ``rows``; "-": less than 0.5 %."""
-    names = {name: max(row["operations"].get(name, 0) for row in rows) for row in rows for name in row["operations"]}
-    cells = [
-        [
-            name.replace("aten::", ""),
-            *(f"{r['operations'][name]:.1f}" if name in r["operations"] else "-" for r in rows),
-        ]
-        for name in sorted(names, key=lambda name: -names[name])[:16]
-    ]
-    title = f"\nWhere the time goes, {case}, ms in the operation itself (torch.profiler)\n\n"
-    return title + table(["operation", *(f"{row['network']}:" for row in rows)], cells)
-
-
 def ratios(row: dict[str, Any], other: dict[str, Any]) -> list[float]:
     """Return the time of ``row`` over that of ``other`` for each repetition, in which one ran soon after the other."""
     return [a / b for a, b in zip(row["milliseconds"], other["milliseconds"], strict=True)]
@@ -242,7 +209,4 @@ def machine(device: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted: no results were written")
+    run(main)

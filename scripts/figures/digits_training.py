@@ -81,7 +81,3 @@ def draw_seeds(axes: Any, x: Any, accuracies: Iterable[list[float]], color: str,
     percent = [[100 * accuracy for accuracy in seeds] for seeds in accuracies]
     axes.fill_between(x, list(map(min, percent)), list(map(max, percent)), color=color, alpha=0.12, linewidth=0)
     axes.plot(x, list(map(mean, percent)), "o-", color=color, label=label, markersize=4)
-
-
-if __name__ == "__main__":
-    raise SystemExit("digits_training.py is not a program: run agc_stability.py or batch_size.py")

@@ -4,15 +4,15 @@ import time
 
 import pytest
 import torch
-from test_examples import EXAMPLES, TINY, digits  # noqa: F401  # a fixture
-from two_hosts import hosts, torchrun, two_hosts
+from test_fine_tune import OPTIONS, PROGRAM, digits  # noqa: F401  # a fixture
+from two_hosts import hosts, kill, torchrun
 
 pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
 
 
 def fine_tune(host, data, out, restarts=0):
-    options = f"--model {TINY} --img-size 32 --batch-size 4 --epochs 3 --workers 0 --cpu --lr 0.05".split()
-    return torchrun(host, EXAMPLES / "fine_tune.py", data, *options, "--output", out, "--resume", restarts=restarts)
+    options = [*OPTIONS, "--batch-size", 4, "--epochs", 3]
+    return torchrun(host, PROGRAM, data, *options, "--output", out, "--resume", restarts=restarts)
 
 
 def wait_for(condition, seconds=180):
@@ -35,7 +35,7 @@ def test_a_host_that_dies_in_an_epoch_comes_back_to_the_same_weights(digits, tmp
         second = fine_tune(1, digits, tmp_path / "killed", restarts=2)
         wait_for((tmp_path / "killed" / "last.pth.tar").exists)  # after the first epoch
         time.sleep(0.5)  # in the second
-        two_hosts("kill", "1")
+        kill(1)
         second.communicate()
         time.sleep(6)  # as long as host 0 takes to miss it: three beats of the heart, here of a second
         again = fine_tune(1, digits, tmp_path / "killed", restarts=2)

@@ -44,10 +44,6 @@ def written(folder, **kwargs):
     return model, folder
 
 
-def images(model):
-    return torch.randn(2, *model.pretrained_cfg["input_size"][:1], 64, 64, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_auto_classes_give_the_same_logits_to_the_bit(form, tmp_path):
     """AutoModelForImageClassification gives the logits of timm to the bit, also after save_pretrained."""
@@ -115,13 +111,6 @@ def test_folders_of_the_commands_load(command, tmp_path, monkeypatch):
         loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
         # Of copies: where a tensor lies in memory decides how its products are summed, and both map the file.
         assert copy.deepcopy(loaded)(x).logits.equal(copy.deepcopy(model)(x))
-
-
-def test_demo_folder_loads(tmp_path):
-    """What `demo` writes loads."""
-    assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
-    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "model")
-    assert loaded.num_labels == 10
 
 
 def test_publish_mends_a_config_that_transformers_refuses(tmp_path, monkeypatch, capsys):

@@ -77,7 +77,7 @@ def test_onnx_runtime_equals_torch_at_any_size_for_the_older_exporter(model, tmp
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the exporter itself warns
-@of("NFNet", "NF-ResNet", "NF-RegNet", "output_stride", "features_only", "reparameterized")
+@of("NFNet", "output_stride", "features_only", "reparameterized")
 def test_a_program_and_its_onnx_file_are_right_at_any_size_from_33_pixels(model, tmp_path):
     """From 33 pixels on. Below, the last feature map has one pixel, for which torch.export needs another program."""
     pytest.importorskip("onnxscript")

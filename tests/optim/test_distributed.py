@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_worker import train_alone
 from timm.optim import get_optimizer_class
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,52 +19,55 @@ from two_hosts import hosts, torchrun
 from nfnet_timm import adaptive_clip_grad_
 
 WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
+WAYS = ("ddp", "fsdp2", "fsdp2-groups", "fsdp2-wrapped")
+PROCESSES = 4
 
 
-def run(how: str, out: Path, processes: int) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Train in every way, each in the same four processes, and return the folder of the results."""
+    folder = tmp_path_factory.mktemp("distributed")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", *launcher, WORKER, how, out],
+        [sys.executable, "-W", "ignore", *launcher, WORKER, folder, *WAYS],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory):
-    out = tmp_path_factory.mktemp("single") / "out.pt"
-    run("single", out, 1)
-    return torch.load(out)["parameters"]
+def alone():
+    return train_alone()
 
 
-def assert_close(parameters, single):
-    assert set(parameters) == set(single)
-    for name, p in single.items():
+def assert_close(parameters, alone):
+    assert set(parameters) == set(alone)
+    for name, p in alone.items():
         difference = (parameters[name].reshape(p.shape) - p).norm() / p.norm().clamp(min=1e-3)
         assert difference < 1e-5, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "processes"), [("ddp", 2), ("fsdp2", 4), ("fsdp2-groups", 2)])
-def test_three_steps_equal_those_of_one_process(single, tmp_path, how, processes):
-    run(how, tmp_path / "out.pt", processes)
-    found = torch.load(tmp_path / "out.pt")
-    assert_close(found["parameters"], single)
+@pytest.mark.parametrize("how", WAYS)
+def test_three_steps_equal_those_of_one_process(folder, alone, how):
+    result = torch.load(folder / f"{how}.pt", weights_only=False)
+    assert_close(result["parameters"], alone)
     # Each process clips its own rows of kernels and matrices. All vectors together take one collective in each step.
-    assert found["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3)
+    assert result["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_hosts_train_to_the_weights_of_one_process(single, how, tmp_path):
+def test_two_hosts_train_to_the_weights_of_one_process_with_fsdp2(alone, tmp_path):
+    """tests/compat/test_host_failure.py trains on two hosts with DDP."""
     with hosts():
-        runs = [torchrun(host, WORKER, how, tmp_path / "out.pt") for host in (0, 1)]
+        runs = [torchrun(host, WORKER, tmp_path, "fsdp2") for host in (0, 1)]
         outputs = [run.communicate(timeout=240)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "\n".join(outputs)
-    assert_close(torch.load(tmp_path / "out.pt")["parameters"], single)
+    assert_close(torch.load(tmp_path / "fsdp2.pt", weights_only=False)["parameters"], alone)
 
 
 def test_skip_gains_load_into_either_shape(tiny):

@@ -1,9 +1,4 @@
-"""One rank of test_distributed.py: takes three steps, then rank 0 saves the parameters and collective counts.
-
-    distributed_worker.py HOW OUT
-
-HOW is single, ddp, fsdp2 or fsdp2-groups (with the groups of ``create_optimizer``).
-"""
+"""One rank of test_distributed.py: takes three steps in each way; rank 0 saves parameters and collective counts."""
 
 import os
 import sys
@@ -35,8 +30,15 @@ def build() -> torch.nn.Module:
     return model
 
 
+def train_alone() -> dict[str, torch.nn.Parameter]:
+    """Return the parameters after three steps of one process."""
+    model = build()
+    train(model, create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4), 0, 1)
+    return dict(model.named_parameters())
+
+
 def train(model, optimizer, rank: int, world: int) -> list[int]:
-    """Take the steps on this rank's share of each batch; return the number of collectives of each optimizer step."""
+    """Take three steps on this rank's share of each batch; return the number of collectives of each optimizer step."""
     counts = []
     share = GLOBAL_BATCH // world
     for step in range(STEPS):
@@ -45,41 +47,52 @@ def train(model, optimizer, rank: int, world: int) -> list[int]:
         mine = slice(rank * share, (rank + 1) * share)
         # The factor makes the gradients so large that most units are clipped.
         (100 * F.cross_entropy(model(x[mine]), y[mine])).backward()
-        with CommDebugMode() as comms:
+        if dist.is_initialized():
+            with CommDebugMode() as comms:
+                optimizer.step()
+            counts.append(comms.get_total_counts())
+        else:
             optimizer.step()
-        counts.append(comms.get_total_counts())
         optimizer.zero_grad()
     return counts
 
 
 def main() -> None:
-    how, out = sys.argv[1:]
+    """Write ``FOLDER/HOW.pt`` for each way of training: ``distributed_worker.py FOLDER HOW...``."""
+    folder, *ways = sys.argv[1:]
     torch.set_num_threads(1)
-    rank, world = 0, 1
-    if how != "single":
-        dist.init_process_group("gloo")
-        rank, world = dist.get_rank(), dist.get_world_size()
-    model = build()
-    if how.startswith("fsdp2"):
-        model.vectorize_skip_gains()
-        mesh = init_device_mesh("cpu", (world,))
-        for module in model.modules():
-            if isinstance(module, NormFreeBlock):
-                fully_shard(module, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-    create = optim.create_optimizer if how == "fsdp2-groups" else create_optimizer_v2
-    optimizer = create(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
-    counts = train(DistributedDataParallel(model) if how == "ddp" else model, optimizer, rank, world)
-    parameters = {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
-    }
-    if rank == 0:
-        torch.save({"parameters": parameters, "collectives": counts}, out)
-    if how != "single":
-        dist.barrier()
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    for how in ways:
+        model = build()
+        if how == "ddp":
+            optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+            wrapped = DistributedDataParallel(model)
+        else:
+            mesh = init_device_mesh("cpu", (world,))
+            model.vectorize_skip_gains()
+            for module in model.modules():
+                if isinstance(module, NormFreeBlock):
+                    fully_shard(module, mesh=mesh)
+            wrapped = fully_shard(model, mesh=mesh)
+            if how == "fsdp2":
+                optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
+            elif how == "fsdp2-wrapped":  # the wrapper hides the network
+                optimizer = create_optimizer_v2(torch.nn.Sequential(model), "agc-sgd", lr=0.1, weight_decay=1e-4)
+            else:
+                optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
+        counts = train(wrapped, optimizer, rank, world)
+        parameters = {
+            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in model.named_parameters()
+        }
+        if rank == 0:
+            torch.save({"parameters": parameters, "collectives": counts}, f"{folder}/{how}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
     # Skip the interpreter's shutdown: a rank once aborted there after its work ("terminate called without an active
     # exception").
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()
