@@ -68,7 +68,7 @@ REFUSED = [  # Haiku's module, parameter, the new array or None for no array, an
     ("linear", "scale", np.ones(3), "surplus array NFNet/~/linear/scale"),
     ("../BatchNorm", "b", np.ones(3), "exactly one of NFNet"),
     ("linear", "b", np.ones(9), r"\[10\] rows and \[9\] biases"),
-    ("linear", "b", np.ones(0), "0 classes"),
+    ("linear", "b", np.ones(0), "head.fc.bias"),
     ("linear", "w", np.full((192, 10), np.nan), "1920 NaN"),
     ("stem_conv0", "w", np.ones(()), r"stem_conv0/w has shape \(\): expected 4 dimensions"),
     ("stem_conv0", "w", np.ones((0, 0, 0, 0)), r"stem.conv1.weight has shape \(0, 0, 0, 0\)"),

@@ -78,6 +78,16 @@ def test_parameters_without_a_gradient_are_skipped_and_none_clips_nothing():
     assert (first.grad < 9).all()
 
 
+@pytest.mark.parametrize("kind", ["complex64", "sparse"])
+def test_nothing_is_clipped_if_one_parameter_is_refused(kind):
+    first = with_grad(torch.ones(4, 4), torch.full((4, 4), 100.0))
+    p = torch.nn.Parameter(torch.ones(5, 3, dtype=torch.complex64 if kind == "complex64" else torch.float32))
+    p.grad = p.detach().to_sparse() if kind == "sparse" else p.detach().clone()
+    with pytest.raises(ValueError, match=rf"shape \(5, 3\) .*{kind}.*clip_factor"):
+        adaptive_clip_grad_([first, p], 0.01)
+    assert (first.grad == 100).all()
+
+
 @pytest.mark.slow
 def test_captured_by_compile_without_a_graph_break():
     params = [torch.randn(s) for s in ((8, 4, 3, 3), (5, 7), (6,), ())]

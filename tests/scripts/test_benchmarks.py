@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from golden import ROOT
-from peak_memory import peak_memory
+from peak_memory import memory
 from timm.optim import create_optimizer_v2
 
 from nfnet_timm.layers.ws_conv import WSConv2d
@@ -67,7 +67,7 @@ def test_the_peak_of_memory_is_predicted_within_a_tenth(results, name, ways):
 
         step()  # the first makes the momentum
         before = 2 * sum(p.nbytes for p in model.parameters()) + x.nbytes  # weights, momentum, images
-        assert predicted[f"training step, {way}"] == pytest.approx(before + peak_memory(step), rel=0.1)
+        assert predicted[f"training step, {way}"] == pytest.approx(before + memory(step)[0], rel=0.1)
 
 
 @pytest.mark.slow
