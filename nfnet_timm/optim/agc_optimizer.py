@@ -24,6 +24,7 @@ def attach_agc(
     optimizer: Optimizer,
     clip_factor: float | None = CLIP_FACTOR,
     clip_eps: float = CLIP_EPS,
+    **settings: float,
 ) -> Optimizer:
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
@@ -36,6 +37,8 @@ def attach_agc(
     scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled
     optimizer clips if timm or this module has been imported in its process.
 
+    Args:
+        settings: Further fields of ``Clipping``.
     Raises:
         ValueError: If ``optimizer`` differentiates gradients or runs no hooks, or a setting is not a number above 0.
     """
@@ -50,7 +53,7 @@ def attach_agc(
             f"the step of {type(plain).__name__} runs no hooks, because it does not call the constructor of "
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"
         )
-    entries = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps)
+    entries = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **settings)
     for group in plain.param_groups:
         for key, value in entries.items():
             if key not in group or (key in plain.defaults and group[key] == plain.defaults[key]):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import nfnet_timm.optim.agc_optimizer  # noqa: F401  # registers the agc- names
-from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR
+from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping
 from nfnet_timm.optim.agc_optimizer import attach_agc
 from nfnet_timm.optim.param_groups import agc_param_groups
 
@@ -45,7 +45,8 @@ def create_optimizer(
         layer_decay: Factor of the learning rate from layer to layer. The learning rate of each group includes its
             factor, so schedulers of any library work.
         no_clip: See ``agc_param_groups``.
-        kwargs: Further arguments of timm's ``create_optimizer_v2``, except those about parameter groups.
+        kwargs: Further fields of ``Clipping``, and further arguments of timm's ``create_optimizer_v2``, except those
+            about parameter groups.
     Raises:
         ValueError: If an argument is about parameter groups; see also ``agc_param_groups`` and ``attach_agc``.
     Differs from timm: with ``layer_decay``, timm's groups have an entry ``lr_scale``, which only timm's schedulers use.
@@ -56,11 +57,12 @@ def create_optimizer(
                 f"{name}={kwargs[name]!r} has no effect: expected no argument about parameter groups, because "
                 "agc_param_groups makes them. Leave it out, or use timm's create_optimizer_v2 with an agc- name"
             )
-    groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay, no_clip)
+    settings = Clipping.taken_from(kwargs)
+    groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay, no_clip, **settings)
     lookahead, _, name = opt.lower().rpartition("_")
     if f"agc-{name}" in list_optimizers():
         opt = f"{lookahead}_agc-{name}" if lookahead else f"agc-{name}"
-    optimizer = attach_agc(create_optimizer_v2(groups, opt, lr=lr, **kwargs), clip_factor, clip_eps)
+    optimizer = attach_agc(create_optimizer_v2(groups, opt, lr=lr, **kwargs), clip_factor, clip_eps, **settings)
     for group in optimizer.param_groups:
         if "lr_scale" in group:
             group["lr"] = group["lr"] * group.pop("lr_scale")  # not in place: groups share a tensor
