@@ -69,7 +69,7 @@ def agc_param_groups(
     clip_eps: float = CLIP_EPS,
     layer_decay: float | None = None,
     no_clip: str | Iterable[str] | None = None,
-    **settings: float,
+    **kwargs: float,
 ) -> list[dict[str, Any]]:
     """Return the authors' parameter groups for any model; each trainable parameter is in exactly one group.
 
@@ -83,7 +83,7 @@ def agc_param_groups(
             group then has an entry ``lr_scale``, which timm's schedulers apply.
         no_clip: Names of further parameters that are not clipped, or patterns such as "fc.*". An empty tuple confirms
             that all other parameters are clipped, and prevents the warning below.
-        settings: Further fields of ``Clipping``.
+        kwargs: Further fields of ``Clipping``.
     Raises:
         ValueError: If ``model`` is not a module, a number is out of its range, or a name or pattern in ``no_clip``
             matches no parameter.
@@ -100,7 +100,7 @@ def agc_param_groups(
         raise ValueError(f"weight_decay={weight_decay!r}: expected a number of at least 0, such as 2e-5")
     if layer_decay is not None and not 0 < layer_decay < math.inf:
         raise ValueError(f"layer_decay={layer_decay!r}: expected a number above 0, such as 0.8, or None")
-    clipping = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **settings)
+    clipping = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **kwargs)
     network = _unwrapped(model)
     classifiers = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
     exempt = classifiers

@@ -1,7 +1,8 @@
 """Measures inference on a CPU in the forms in which networks are deployed, of this package and of timm's networks.
 
     pip install onnx onnxscript onnxruntime openvino
-    python scripts/benchmarks/deployment.py       a quarter of an hour on two cores
+    python scripts/benchmarks/deployment.py              a quarter of an hour on two cores
+    python scripts/benchmarks/deployment.py --compile    also torch.compile, which takes half an hour more
 
 F0 has the same weights in both packages. timm has no NF-ResNet-50 as published. A form whose library is not installed
 is left out. int8 is the static quantization of ONNX Runtime, calibrated on random images. Repetitions alternate between
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8], help="images at a time (%(default)s)")
     parser.add_argument("--repeat", type=positive, default=15, help="repetitions of each (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile, for the first batch size")
     parser.add_argument("--json", type=new_file, default=RESULTS / "deployment.json", help="(%(default)s)")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of the exporters
@@ -74,7 +76,7 @@ def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, 
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for package, network in networks_of(name).items():
             expected = network.eval()(x)
-            for form, function in forms(network, x, Path(folder)):
+            for form, function in forms(network, x, Path(folder), args.compile and batch == args.batch[0]):
                 print(f"{name}, batch {batch}, {package}, {form}", file=sys.stderr)
                 difference = float((torch.as_tensor(np.asarray(function(x))) - expected).norm() / expected.norm())
                 row: dict[str, Any] = {
@@ -95,15 +97,19 @@ def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, 
     return rows
 
 
-def forms(network: Any, x: Tensor, folder: Path) -> Iterator[tuple[str, Form]]:
+def forms(network: Any, x: Tensor, folder: Path, compiled: bool) -> Iterator[tuple[str, Form]]:
     """Yield each form that the installed libraries can make of ``network``, with a function that runs it."""
     yield "eager", network
+    if compiled:
+        yield "torch.compile", torch.compile(network)
     if not hasattr(network, "reparameterize"):  # timm's
         if has_onnx():
             yield "ONNX Runtime", onnx_runtime(exported(network, x, folder / "timm.onnx"))
         return
     plain = reparameterize_model(network)
     yield "reparameterized", plain
+    if compiled:
+        yield "reparameterized, torch.compile with freezing", torch.compile(plain, options={"freezing": True})
     if has_onnx():
         path = exported(plain, x, folder / "model.onnx")
         yield "reparameterized, ONNX Runtime", onnx_runtime(path)
