@@ -208,8 +208,10 @@ class NormFreeNet(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, NormFreeBlock):
-                module.skipinit_gain.grad = None
-                module.skipinit_gain.data = module.skipinit_gain.data.reshape(1)
+                gain = module.skipinit_gain
+                grad, gain.grad = gain.grad, None
+                gain.data = gain.data.reshape(1)
+                gain.grad = None if grad is None else grad.reshape(1)
         return self
 
     @torch.jit.ignore
