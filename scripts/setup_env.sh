@@ -31,8 +31,7 @@ fi
 stamp="$venv/installed-$EXTRAS"
 if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
     echo "Installing nfnet-timm[$EXTRAS] into $venv (a minute or two, mostly torch) ..."
-    # --no-compile: Python compiles each module when it is first imported, and most never are.
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$EXTRAS]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$EXTRAS]"
     touch "$stamp"
 fi
 PATH="$(cd "$venv/bin" && pwd):$PATH"
