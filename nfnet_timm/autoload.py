@@ -49,7 +49,10 @@ def torch_is_being_imported() -> bool:
 def watch_timm() -> None:
     """Load the plugins of ``timm.models`` and ``timm.optim`` after their import, or now if they have been imported."""
     for group in OURS:
-        wrapt.register_post_import_hook(partial(_load, group), group)
+        try:
+            wrapt.register_post_import_hook(partial(_load, group), group)
+        except Exception as error:
+            _warn(f"nfnet_timm could not watch for {group}: {error!r}. Import nfnet_timm after timm instead")
 
 
 def _load(group: str, module: ModuleType) -> None:
