@@ -110,14 +110,15 @@ _branches: WeakKeyDictionary[NormFreeBlock, dict[int, tuple[Tensor, Tensor]]] = 
 
 
 def _keep_branch(block: NormFreeBlock, out: Tensor, gate: Tensor) -> None:
-    gain = block.skipinit_gain
-    if is_checkpointing() and any(hasattr(p, "grad_sample") for p in block.parameters()):
+    if not any(hasattr(p, "grad_sample") for p in block.parameters()):  # not wrapped by Opacus
+        return
+    if is_checkpointing():
         raise ValueError(
             "activation checkpointing runs each block twice, and Opacus counts both passes. Use reentrant "
             "checkpointing (timm.layers.set_reentrant_ckpt()), in which Opacus counts one, or switch checkpointing off "
             "by set_grad_checkpointing(False)"
         )
-    if not (block.training and gain.requires_grad and torch.is_grad_enabled() and hasattr(gain, "grad_sample")):
+    if not (block.training and block.skipinit_gain.requires_grad and torch.is_grad_enabled()):
         return
     if hasattr(block, "ft_compute_sample_grad"):
         raise ValueError(

@@ -272,3 +272,11 @@ def test_reentrant_checkpointing_gives_the_gradients_of_one_sample_at_a_time(wra
         check(wrap, model, *batch())
     finally:
         timm.layers.set_reentrant_ckpt(before)
+
+
+def test_the_import_changes_nothing_for_networks_without_opacus(tiny):
+    block = tiny().train().stages[1][0]
+    x = torch.randn(2, 32, 8, 8)
+    expected = block(x)
+    for function in (torch.compile(block, backend="eager", fullgraph=True), torch.fx.symbolic_trace(block)):
+        torch.testing.assert_close(function(x), expected)
