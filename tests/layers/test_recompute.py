@@ -111,7 +111,7 @@ def doubled(module, args, output):
     output.mul_(2)
 
 
-def halved_input(module, args):
+def halved_input(module, args, output=None):
     args[0].mul_(0.5)
 
 
@@ -119,6 +119,7 @@ CHANGES = {
     "an activation": lambda m: m.stages[0][0].act2.register_forward_hook(doubled),
     "an activation, by a copy": lambda m: m.stages[0][0].act2.register_forward_hook(lambda a, b, out: out * 2),
     "a convolution's input": lambda m: m.stages[1][0].conv2.register_forward_pre_hook(halved_input),
+    "an activation's input, afterwards": lambda m: m.stages[1][0].act3.register_forward_hook(halved_input),
     "an activation's input": lambda m: m.stages[1][0].act3.register_forward_pre_hook(lambda a, b: (b[0] * 0.5,)),
     "a block": lambda m: m.stages[2][0].register_forward_hook(doubled),
 }

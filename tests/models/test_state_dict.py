@@ -142,6 +142,17 @@ def test_a_classifier_that_is_loaded_must_fit(saved):
         load(saved[1], global_pool="catavgmax")
 
 
+def test_the_first_convolution_of_an_authors_file_is_adapted():
+    overlay = {"file": str(golden.DATA / "nfnet_tiny_haiku_2021.npz")}
+    first, adapted = (
+        timm.create_model(
+            "nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=in_chans, **golden.TINY
+        ).stem.conv1.weight
+        for in_chans in (3, 1)
+    )
+    assert adapted.equal(timm.models.adapt_input_conv(1, first))
+
+
 # --- checkpoints of other networks
 
 
