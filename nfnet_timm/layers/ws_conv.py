@@ -32,7 +32,7 @@ class WSConv2d(Conv2dSame):
         scale: Constant factor of the input (gamma and beta). The weight is multiplied by it.
         eps: Lower bound of ``var * fan_in``. All networks here use the authors' 1e-4.
     Raises:
-        ValueError: In forward, if the input has another number of channels or no pixels.
+        ValueError: In forward, if the input has another number of channels or no pixels, or the weight is complex.
     Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
     Differs from timm: ``ScaledStdConv2dSame`` computes ``rsqrt(var + eps)``. Its ``gain`` has shape (O, 1, 1, 1), so
         timm's optimizers decay it, and timm's AGC clips it element by element. Here ``gain`` has shape (O,). State
@@ -75,6 +75,8 @@ class WSConv2d(Conv2dSame):
 
     def standardized_weight(self) -> Tensor:
         """Return ``W_hat`` in the shape and dtype of ``weight``, or in autocast's dtype under autocast on a GPU."""
+        if not self.weight.is_floating_point():
+            raise ValueError(f"the weight is {self.weight.dtype}: expected a real dtype, such as torch.float32")
         if self.weight.is_contiguous():
             return standardize(self.weight, self.gain, self.scale, self.eps)
         # Channels-last: this view is contiguous, so nothing is copied. The order within a row does not matter.

@@ -46,7 +46,7 @@ def test_three_steps_equal_those_of_one_process(tmp_path):
     for how in WAYS:
         result = torch.load(tmp_path / f"{how}.pt", weights_only=False)
         assert_close(result["parameters"], alone)
-        # Each process clips its own rows of kernels and matrices. All vectors together take one collective in each step.
+        # Each process clips its own rows of kernels and matrices. All vectors together take one collective per step.
         assert result["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3), how
 
 
