@@ -154,7 +154,7 @@ def test_two_forward_passes_before_their_backward_passes_add_up_as_opacus_has_it
 
 @both
 def test_an_empty_batch_is_taken(wrap):
-    """An empty batch, as Poisson sampling draws some, is taken."""
+    """An empty batch, which Poisson sampling may draw, is accepted."""
     params = backward(wrap(network()), torch.zeros(0, 3, 49, 49), torch.zeros(0, dtype=torch.long))
     assert {len(p._norm_sample if wrap is Ghost else p.grad_sample) for p in params.values()} == {0}
 
@@ -275,6 +275,6 @@ def test_reentrant_checkpointing_gives_the_gradients_of_one_sample_at_a_time(wra
 
 
 def test_a_network_without_opacus_compiles_to_one_graph(tiny):
-    """Importing nfnet_timm.privacy sets a function that each block calls."""
+    """After the import of nfnet_timm.privacy, a network without Opacus compiles to one graph."""
     model, x = tiny().train(), torch.randn(2, 3, 33, 33)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
