@@ -114,7 +114,7 @@ def test_folders_of_the_commands_load(command, tmp_path, monkeypatch):
 
 
 def test_publish_mends_a_config_that_transformers_refuses(tmp_path, monkeypatch, capsys):
-    """`publish` removes arguments that config.json contains twice, which transformers refuses, and keeps all the rest."""
+    """`publish` removes arguments that config.json contains twice, which transformers refuses, and keeps the rest."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "hub-repos" / "name"
     written(tmp_path / "source", num_classes=10)
