@@ -67,16 +67,16 @@ def save_folder(
         ValueError: If ``folder`` has files of other names, or files with other content and ``overwrite`` is not set.
             A config.json that differs only in entries from the card needs no ``overwrite``.
         OSError: If the disk is full or not writable.
-    Differs from timm: ``save_for_hf`` writes no metadata, so some readers refuse the file. By default, it also writes a
-        pickle.
+    Differs from timm: ``save_for_hf`` writes a pickle by default. Its safetensors have no metadata, so some readers
+        refuse them.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: expected a folder, new or empty")
-    others = sorted(name for name in names_in(folder) if name not in FILES)
-    if others:
-        raise ValueError(f"{folder} contains other files ({', '.join(others[:3])}): expected a folder, new or empty")
     with staged_folder(folder, FILES) as staged:
+        others = [name for name in names_in(folder) if name not in FILES]
+        if others:
+            raise ValueError(
+                f"{folder} contains other files ({', '.join(others[:3])}): expected a folder, new or empty"
+            )
         write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
         _write_config(model, staged / "config.json", model_config or {}, model_args or {})
         if card is not None:
