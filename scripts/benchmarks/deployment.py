@@ -90,6 +90,7 @@ def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, 
                 functions.append(function)
         for i in range(args.repeat + 2):  # the first two are not counted
             for row, function in zip(rows, functions, strict=True):
+                time.sleep(0.2)  # until the threads of the form before no longer wait for work in a busy loop
                 start = time.perf_counter()
                 function(x)
                 if i >= 2:
