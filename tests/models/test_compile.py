@@ -51,7 +51,9 @@ def results(model, x, training):
 )
 def test_six_sizes_take_two_graphs(family, training, backend):
     model = build(family).train(training)
-    if family not in ("output_stride", "features_only"):
+    if backend == "inductor":  # which takes minutes for a whole network
+        model = nn.Sequential(model.stem.conv1, model.stages[1])
+    elif family not in ("output_stride", "features_only"):
         model = nn.Sequential(model.stem, *model.stages[:2])  # the first half compiles several times as fast
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, backend=counter)
@@ -62,5 +64,6 @@ def test_six_sizes_take_two_graphs(family, training, backend):
             if b is not None:  # without a head, some parameters get no gradient
                 assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6, size
     assert counter.frame_count == 2  # one graph for the first size, one for all others
-    results(compiled, torch.randn(3, 3, 64, 65), training)
-    assert counter.frame_count <= 3  # another batch size, as at the end of an epoch
+    if backend == "aot_eager":
+        results(compiled, torch.randn(3, 3, 64, 65), training)
+        assert counter.frame_count <= 3  # another batch size, as at the end of an epoch
