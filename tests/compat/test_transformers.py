@@ -95,7 +95,7 @@ def test_no_import_of_this_package_is_needed(tmp_path):
 
 @pytest.mark.parametrize("command", ["convert", "publish"])
 def test_folders_of_the_commands_load(command, tmp_path, monkeypatch):
-    """What `convert` and `publish` write loads."""
+    """Folders that `convert` and `publish` write load in transformers, with equal logits."""
     monkeypatch.chdir(tmp_path)
     source = tmp_path / "source"
     if command == "convert":
@@ -109,7 +109,7 @@ def test_folders_of_the_commands_load(command, tmp_path, monkeypatch):
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
-        # Of copies: where a tensor lies in memory decides how its products are summed, and both map the file.
+        # Both models map the file. The address of a tensor decides the order of sums, so copies are compared.
         assert copy.deepcopy(loaded)(x).logits.equal(copy.deepcopy(model)(x))
 
 

@@ -1,7 +1,7 @@
 """A released file converts to a folder, gets a card with its published accuracy, and converts back exactly.
 
-authors_file.py writes files in the format of the released ones. That of F0 has 285,976,842 bytes, as the released one,
-and other values. Where the size does not matter, a small network is recorded as a released one.
+authors_file.py writes files in the format of the released ones. Its file of F0 has 285,976,842 bytes, as the released
+one, and other values. Where the size does not matter, a small network is recorded as a released one.
 """
 
 import hashlib

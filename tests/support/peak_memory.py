@@ -1,4 +1,4 @@
-"""What a function allocates on the CPU."""
+"""Measures the memory that a function allocates on the CPU."""
 
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 def memory(function):
     """Return the bytes that ``function`` allocates at its peak, and those that are still allocated at its end."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = function()  # noqa: F841  # keeps what belongs to it
+        result = function()  # noqa: F841  # so that its memory is not freed
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     total = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
