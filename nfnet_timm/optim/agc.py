@@ -233,7 +233,7 @@ def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
             "torch.distributed.fsdp.fully_shard"
         )
     if not hasattr(p, "placements"):
-        return p, p.grad, None  # type: ignore[return-value]
+        return p, local_grad(p), None
     mesh: Any = p.device_mesh  # type: ignore[attr-defined]
     sharded = [(dim, placement.dim) for dim, placement in enumerate(p.placements) if placement.is_shard()]
     if len(sharded) > 1 or any(of_p != 0 and not is_one_unit(p) for _, of_p in sharded):
@@ -242,4 +242,17 @@ def _local(p: Tensor) -> tuple[Tensor, Tensor, Any]:
             "dim of the mesh, fully_shard's default, because each process needs whole rows to clip them"
         )
     group = mesh.get_group(sharded[0][0]) if sharded else None
-    return p.to_local(), p.grad.to_local(), group  # type: ignore[attr-defined,union-attr]
+    return p.to_local(), local_grad(p), group  # type: ignore[attr-defined]
+
+
+def local_grad(p: Tensor) -> Tensor:
+    """Return this process's part of the gradient of ``p``, which is placed on the processes as ``p`` is.
+
+    With sequence parallelism, each process has only a part of the sum that is the gradient. The sum is computed here.
+    """
+    if not hasattr(p, "placements"):
+        return p.grad  # type: ignore[return-value]
+    grad: Any = p.grad
+    if grad.placements != p.placements:
+        grad = p.grad = grad.redistribute(placements=p.placements)
+    return grad.to_local()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from nfnet_timm.compat.torch import foreach_add_, foreach_copy_, foreach_mul_, foreach_norm
+from nfnet_timm.optim.agc import local_grad
 
 __all__ = ["SAM"]
 
@@ -119,7 +120,7 @@ class SAM(Optimizer):
         norm = _norm([p.grad for params, _ in groups for p in params])
         try:
             for params, rho in groups:
-                grads = [_local(p.grad) for p in params]
+                grads = [local_grad(p) for p in params]
                 foreach_mul_(grads, rho / norm)
                 foreach_add_([_local(p) for p in params], grads)
             yield

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from two_hosts import hosts, torchrun
 
 from nfnet_timm import adaptive_clip_grad_
@@ -113,6 +113,14 @@ def test_a_parameter_must_be_sharded_by_rows_over_one_dim_of_the_mesh(process_gr
         adaptive_clip_grad_(sharded)
         adaptive_clip_grad_(plain)
         torch.testing.assert_close(sharded.grad.full_tensor(), plain.grad)
+
+
+def test_a_clipped_gradient_is_placed_as_its_parameter(process_group):
+    """With sequence parallelism each process has a part of the sum, whose norm is not the norm of the gradient."""
+    p = torch.nn.Parameter(distribute_tensor(torch.ones(6), init_device_mesh("cpu", (1,)), [Replicate()]))
+    p.grad = DTensor.from_local(torch.ones(6), p.device_mesh, [Partial()])
+    adaptive_clip_grad_(p)
+    assert p.grad.placements == p.placements
 
 
 @pytest.mark.filterwarnings("ignore")  # FSDP1 is deprecated, and shards nothing in one process

@@ -276,9 +276,10 @@ def test_mistakes_are_reported_with_what_was_expected(build, message):
 
 
 PROCESSES = """
-    import os, sys, torch, torch.distributed as dist, torch.nn.functional as F
+    import os, sys, torch, torch.distributed as dist
     from torch import nn
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, Shard, distribute_module, init_device_mesh
     from torch.nn.parallel import DistributedDataParallel
     from nfnet_timm.optim import SAM
     dist.init_process_group("gloo")
@@ -286,10 +287,15 @@ PROCESSES = """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
     x, y = torch.randn(2, 4, 5)[rank], torch.randn(2, 4, 3)[rank]
-    model = fully_shard(net) if sys.argv[1] == "fsdp" else DistributedDataParallel(net)
+    if sys.argv[1] == "parts":  # each process has a part of the sum that is the gradient
+        mesh = init_device_mesh("cpu", (2,))
+        model = distribute_module(net, mesh)
+        x, y = (DTensor.from_local(t, mesh, [Shard(0)]) for t in (x, y))
+    else:
+        model = fully_shard(net) if sys.argv[1] == "fsdp" else DistributedDataParallel(net)
     sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.3)
     def closure():
-        loss = F.mse_loss(model(x), y)
+        loss = (model(x) - y).square().sum() / y.numel()  # the mean; torch doubles the gradients of a DTensor's mean
         loss.backward()
         return loss
     def ascent():
@@ -336,7 +342,7 @@ def in_one_process(unsynchronised):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["unsynchronised", "fsdp"])
+@pytest.mark.parametrize("mode", ["unsynchronised", "fsdp", "parts"])
 def test_two_processes_equal_one(mode, tmp_path):
     script, out = tmp_path / "train.py", tmp_path / "weights.pt"
     script.write_text(textwrap.dedent(PROCESSES))
