@@ -43,7 +43,8 @@ def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwarg
     # On the meta device, because the weights are loaded next. Random weights would cost time and memory.
     device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    file = overlay.get("file")
+    cfg = kwargs.get("pretrained_cfg")  # a dict, timm's PretrainedCfg, or a tag
+    file = overlay.get("file", cfg.get("file") if isinstance(cfg, dict) else getattr(cfg, "file", None))
     if file is not None and (is_url(file) or not isinstance(file, (str, Path))):
         with fetched(file) as path:
             local = {**overlay, "file": path}
