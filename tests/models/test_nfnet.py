@@ -320,11 +320,13 @@ def test_an_unknown_field_is_reported_with_the_known_ones():
         timm.create_model("nfnet_f0", width=2)
 
 
-def test_a_configuration_may_have_other_sequences_and_integers():
+def test_arguments_may_be_other_sequences_and_integers():
     depths = UserList([np.int64(1)] * 4)  # Hydra's ListConfig is such a sequence
-    model = timm.create_model("nfnet_f0", **{**DEPTH1, "depths": depths, "group_size": np.int64(8)})
-    assert (model.cfg.depths, model.cfg.group_size) == ((1, 1, 1, 1), 8)
-    assert {type(value) for value in (*model.cfg.depths, model.cfg.group_size)} == {int}  # for config.json
+    counts = {"group_size": np.int64(8), "num_classes": np.int64(5), "in_chans": np.int64(1)}
+    model = timm.create_model("nfnet_f0", **{**DEPTH1, "depths": depths, **counts})
+    assert model(torch.randn(1, 1, 32, 32)).shape == (1, 5)
+    found = [*model.cfg.depths, model.cfg.group_size, model.num_classes, model.in_chans, model.stem.conv1.in_channels]
+    assert {type(value) for value in found} == {int}  # config.json takes no other
 
 
 @pytest.mark.parametrize(
