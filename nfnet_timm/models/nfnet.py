@@ -44,9 +44,10 @@ __all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
 Device = torch.device | str | None
 
 
-def _check_count(name: str, count: Any, smallest: int) -> None:
+def _checked_count(name: str, count: Any, smallest: int) -> int:
     if not (isinstance(count, Integral) and int(count) >= smallest):
         raise ValueError(f"{name}={count!r}: expected a whole number of at least {smallest}")
+    return int(count)
 
 
 class NormFreeNet(nn.Module):
@@ -87,8 +88,8 @@ class NormFreeNet(nn.Module):
         cfg = cfg.override(**kwargs)
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={output_stride}: expected 8, 16 or 32")
-        _check_count("in_chans", in_chans, 1)
-        _check_count("num_classes", num_classes, 0)
+        in_chans = _checked_count("in_chans", in_chans, 1)
+        num_classes = _checked_count("num_classes", num_classes, 0)
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not (isinstance(rate, Real) and 0 <= rate <= 1):
                 raise ValueError(f"{name}={rate!r}: expected a probability, 0 to 1")
@@ -227,8 +228,7 @@ class NormFreeNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of ``num_classes`` classes (0: none), initialised as the authors do."""
-        _check_count("num_classes", num_classes, 0)
-        self.num_classes = num_classes
+        self.num_classes = num_classes = _checked_count("num_classes", num_classes, 0)
         reference = next(self.parameters())
         training = self.head.training
         if not isinstance(self.head, ClassifierHead):  # the user has replaced it

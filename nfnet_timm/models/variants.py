@@ -6,7 +6,9 @@ Source: deepmind-research/nfnets/base.py (NFNets, NF-RegNets) and nf_resnet.py (
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any
 
 __all__ = ["VARIANTS", "NormFreeCfg", "UnknownFieldError", "Variant"]
@@ -71,18 +73,21 @@ class NormFreeCfg:
         cfg = replace(self, **kwargs)
         for name in ("depths", "channels"):
             value: Any = getattr(cfg, name)
-            sizes = tuple(value) if isinstance(value, (list, tuple)) else ()  # a config.json has lists
-            if len(sizes) != 4 or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            sizes = tuple(value) if isinstance(value, Sequence) else ()  # a list, or a ListConfig of Hydra
+            if len(sizes) != 4 or not all(isinstance(size, Integral) and int(size) >= 1 for size in sizes):
                 raise ValueError(f"{name}={value!r}: expected four whole numbers, one for each stage, of at least 1")
-            cfg = replace(cfg, **{name: sizes})  # type: ignore[arg-type]
+            cfg = replace(cfg, **{name: tuple(map(int, sizes))})  # type: ignore[arg-type]
         if max(cfg.depths) > MAX_DEPTH:
             raise ValueError(f"depths={cfg.depths}: expected at most {MAX_DEPTH} blocks in a stage")
         if cfg.stem_type not in STEM_SHARE:
             raise ValueError(f"stem_type={cfg.stem_type!r}: expected one of {', '.join(STEM_SHARE)}")
         for name, smallest in (("stem_chs", 1), ("group_size", 0), ("num_features", 0)):
             value = getattr(cfg, name)
-            if value is not None and not (isinstance(value, int) and value >= smallest):
+            if value is None:
+                continue
+            if not (isinstance(value, Integral) and int(value) >= smallest):
                 raise ValueError(f"{name}={value!r}: expected None or a whole number of at least {smallest}")
+            cfg = replace(cfg, **{name: int(value)})  # type: ignore[arg-type]
         for name in ("width_factor", "bottle_ratio", "rd_ratio", "alpha"):
             value = getattr(cfg, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):

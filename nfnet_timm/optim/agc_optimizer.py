@@ -145,11 +145,13 @@ def _register() -> None:
         # gradients.
         if isinstance(plain, str) or info.second_order or name.startswith("agc-"):
             continue
+        clipping = agc_class(plain)
+        globals()[clipping.__name__] = clipping  # pickle finds a class by its name
         registry.register(
             replace(
                 info,
                 name=f"agc-{name}",
-                opt_class=agc_class(plain),
+                opt_class=clipping,
                 description=f"{info.description.rstrip('.')}, with adaptive gradient clipping (nfnet_timm)",
             )
         )

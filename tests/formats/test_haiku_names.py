@@ -117,14 +117,16 @@ def test_other_families_are_recognised_from_their_tree(tmp_path, name):
     golden.assert_same_tree(to_haiku(loaded.state_dict()), tree)
 
 
-def test_overlay_loads_a_file_with_other_classes_and_channels():
+@pytest.mark.parametrize("argument", ["pretrained_cfg_overlay", "pretrained_cfg"])
+def test_create_model_loads_a_file_with_other_classes_and_channels(argument):
     file = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
+    cfg = {**timm.get_pretrained_cfg("nfnet_f0").to_dict(), "file": file}
     expected = load_state_dict(file)
     for num_classes, in_chans in ((0, 3), (4, 1)):
         model = timm.create_model(
             "nfnet_f0",
             pretrained=True,
-            pretrained_cfg_overlay={"file": file},
+            **{argument: cfg},
             **{**golden.TINY, "num_classes": num_classes, "in_chans": in_chans},
         )
         assert torch.equal(model.final_conv.weight, expected["final_conv.weight"])

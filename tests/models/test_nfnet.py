@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections import Counter
+from collections import Counter, UserList
 
 import golden
 import numpy as np
@@ -320,12 +320,22 @@ def test_an_unknown_field_is_reported_with_the_known_ones():
         timm.create_model("nfnet_f0", width=2)
 
 
+def test_arguments_may_be_other_sequences_and_integers():
+    depths = UserList([np.int64(1)] * 4)  # Hydra's ListConfig is such a sequence
+    counts = {"group_size": np.int64(8), "num_classes": np.int64(5), "in_chans": np.int64(1)}
+    model = timm.create_model("nfnet_f0", **{**DEPTH1, "depths": depths, **counts})
+    assert model(torch.randn(1, 1, 32, 32)).shape == (1, 5)
+    found = [*model.cfg.depths, model.cfg.group_size, model.num_classes, model.in_chans, model.stem.conv1.in_channels]
+    assert {type(value) for value in found} == {int}  # config.json takes no other
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"act_layer": "mish"}, r"act_layer='mish' has no gamma.*gelu_tanh"),
         ({"depths": (1, 2, 6)}, r"depths=\(1, 2, 6\).*four"),
         ({"depths": 3}, r"depths=3: expected"),
+        ({"depths": "1263"}, r"depths='1263': expected"),
         ({"channels": (32.5, 64, 64, 64)}, r"channels=\(32.5, 64, 64, 64\).*whole numbers"),
         ({"group_size": 4096}, r"group_size=4096 leave no channels.*smaller group_size"),
         ({"stem_type": "4x4"}, r"stem_type='4x4': expected one of deep_quad, 3x3, 7x7_pool"),

@@ -252,6 +252,8 @@ def test_every_name_builds_an_optimizer_that_clips(monkeypatch):
     for name, description in described.items():
         assert "adaptive gradient clipping" in description, name
         assert "_" not in name
+        cls = get_optimizer_class(name, bind_defaults=False)
+        assert pickle.loads(pickle.dumps(cls)) is cls  # libraries pickle the class for other processes
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5))
         optimizer = create_optimizer_v2(model, name, lr=1e-3)
         (1e4 * model(torch.randn(2, 3, 4, 4)).square().sum()).backward()
