@@ -106,7 +106,8 @@ class WSConv2d(Conv2dSame):
         device = self.weight.device.type
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)
-        conv.bias = self.bias
+        # A bias that torch has pruned or parametrized is not a parameter.
+        conv.bias = None if self.bias is None else nn.Parameter(self.bias.detach(), self.bias.requires_grad)
         return conv.train(self.training)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -137,7 +137,7 @@ class NormFreeBlock(nn.Module):
         if self.attn_last is not None:
             gate = self.attn_last(out) * self.alpha
         else:
-            gate = torch.full((out.shape[0], 1, 1, 1), self.alpha, device=out.device, dtype=self.skipinit_gain.dtype)
+            gate = out.new_full((out.shape[0], 1, 1, 1), self.alpha, dtype=self.skipinit_gain.dtype)
         return self.drop_path(gate)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -41,7 +41,8 @@ def _plain(module: ScaledStdConv2d | ScaledStdConv2dSame) -> nn.Conv2d:
     geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
     conv = kind(*geometry, module.dilation, module.groups, device="meta")
     conv.weight = nn.Parameter(_standardized(module), module.weight.requires_grad)
-    conv.bias = module.bias
+    # A bias that torch has pruned or parametrized is not a parameter.
+    conv.bias = None if module.bias is None else nn.Parameter(module.bias.detach(), module.bias.requires_grad)
     return conv.train(module.training)
 
 

@@ -69,7 +69,7 @@ def test_low_rank_adapters_train_and_merge(tiny):
 
 @pytest.mark.library("torchao")
 def test_int8_agrees_on_the_class(tiny):
-    """torchao quantizes a reparameterized network to int8 weights; of digits not seen, over 99 % get the same class."""
+    """torchao quantizes only the classifier to int8, no convolution; over 99 % of new digits keep their class."""
     torchao = pytest.importorskip("torchao", reason="scripts/ci/compat.sh has torchao")
     x, y = images_and_labels(1200, size=32)
     model = tiny(depths=(1, 1, 1, 1)).train()
@@ -86,7 +86,7 @@ def test_int8_agrees_on_the_class(tiny):
         torchao.quantization.quantize_(folded, torchao.quantization.Int8WeightOnlyConfig())
         agreement = (folded(x).argmax(1) == expected).float().mean().item()
     assert agreement > 0.99
-    assert any("Int8" in type(p).__name__ or "Affine" in type(p).__name__ for p in folded.parameters())
+    assert [name for name, p in folded.named_parameters() if type(p) is not nn.Parameter] == ["head.fc.weight"]
 
 
 @pytest.mark.library("openvino")

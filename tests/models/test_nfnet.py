@@ -61,9 +61,13 @@ def test_stochastic_depth_drops_whole_samples_without_rescaling_the_others(tiny,
     block, x = blocks[3], torch.randn(32, 64, 8, 8)
     with torch.no_grad():
         kept, trained = block.eval()(x), block.train()(x)
+        one_at_a_time = torch.vmap(block, randomness="different")(x[:, None])[:, 0]
     dropped = (trained == x).flatten(1).all(1)
     assert 0 < dropped.sum() < 32
     assert torch.equal(trained[~dropped], kept[~dropped])
+    dropped = (one_at_a_time == x).flatten(1).all(1)
+    assert 0 < dropped.sum() < 32
+    torch.testing.assert_close(one_at_a_time[~dropped], kept[~dropped])
 
 
 def test_gradients_equal_the_authors():

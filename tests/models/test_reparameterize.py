@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame
 from torch import nn
+from torch.nn.utils import prune
 
 from nfnet_timm import reparameterize
 from nfnet_timm.layers import WSConv2d
@@ -57,3 +58,16 @@ def test_dtype_layout_mode_frozen_weights_and_other_modules_are_kept():
         assert not plain.weight.requires_grad
         assert not plain.training
     assert model[1] is other
+
+
+@pytest.mark.parametrize("layer", [WSConv2d, ScaledStdConv2d])
+def test_pruned_arrays_become_plain_parameters(layer):
+    model = nn.Sequential(layer(8, 16, 3))
+    nn.init.ones_(model[0].bias)
+    for name in ("weight", "bias"):
+        prune.random_unstructured(model[0], name, amount=0.5)
+    x = torch.randn(1, 8, 9, 10)
+    expected = model(x)
+    plain = reparameterize(model)
+    torch.testing.assert_close(plain(x), expected)
+    assert [name for name, _ in plain.named_parameters()] == ["0.weight", "0.bias"]
