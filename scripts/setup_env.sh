@@ -22,7 +22,7 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "error: $("$PYTHON" --version) is too old; name Python 3.10 or newer: PYTHON=python3.12 bash $0" >&2
     exit 1
 fi
-if [ ! -x "$venv/bin/python" ]; then
+if [ ! -x "$venv/bin/pip" ]; then # also after an interrupted `venv`, which makes python first
     "$PYTHON" -m venv "$venv"
     # The pip that comes with Python 3.10, of 2023, goes over versions for more than ten minutes.
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip

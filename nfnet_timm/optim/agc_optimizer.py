@@ -1,6 +1,6 @@
 """Add adaptive gradient clipping to any optimizer, before each step.
 
-Importing this registers ``agc-sgd``, ``agc-adamw`` and so on with timm: each optimizer of timm, with clipping.
+Importing this registers ``agc-sgd``, ``agc-adamw`` and so on with timm: timm's optimizers, with clipping.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Every script and example: --help does nothing else, a mistake is one line and writes nothing."""
 
+import os
 import subprocess
 import sys
 
@@ -105,3 +106,16 @@ def test_help_of_a_shell_script_is_its_first_comment(path):
     result = subprocess.run(["bash", path, "--help"], capture_output=True, text=True, timeout=10)
     first = next(line for line in path.read_text().splitlines() if not line.startswith("#!"))
     assert (result.returncode, result.stdout.splitlines()[0], result.stderr) == (0, first.removeprefix("# "), "")
+
+
+def test_an_environment_whose_creation_was_interrupted_is_created_again(tmp_path):
+    """venv makes bin/python first and installs pip last."""
+    stub, venv = tmp_path / "python", tmp_path / "venv"
+    stub.write_text(f'#!/bin/sh\nif [ "$2" = venv ]; then cp {stub} {venv}/bin/python; cp {stub} {venv}/bin/pip; fi\n')
+    stub.chmod(0o755)
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (venv / "bin" / "python").chmod(0o755)
+    env = {"PATH": os.environ["PATH"], "EXTRAS": "demo", "PYTHON": str(stub), "NFNET_TIMM_VENV": str(venv)}
+    result = subprocess.run(["bash", "-e", ROOT / "scripts" / "setup_env.sh"], env=env, timeout=10)
+    assert result.returncode == 0
