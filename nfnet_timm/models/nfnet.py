@@ -187,7 +187,8 @@ class NormFreeNet(nn.Module):
         fc = getattr(self.head, "fc", None)
         if isinstance(fc, nn.Linear):
             nn.init.normal_(fc.weight, std=0.0 if self.cfg.zero_init_fc else 0.01)
-            nn.init.zeros_(fc.bias)
+            if fc.bias is not None:
+                nn.init.zeros_(fc.bias)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -108,6 +108,9 @@ def test_the_classifier_is_exactly_nn_linear_and_initialised_as_by_the_authors(n
         assert std == (0 if "regnet" in name else pytest.approx(0.01, rel=0.05))
         assert not model.head.fc.bias.any()
         model.reset_classifier(500)
+    model.head.fc = nn.Linear(model.num_features, 1000, bias=False)
+    model.init_weights()
+    assert model.head.fc.weight.std().item() == (0 if "regnet" in name else pytest.approx(0.01, rel=0.05))
 
 
 @pytest.mark.parametrize("head", [nn.Identity(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())])
