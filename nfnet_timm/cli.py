@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import os
 import re
 import sys
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     with 2.
     """
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # print escapes for characters that its encoding does not have
+            sys.stdout.reconfigure(errors="backslashreplace")
         with interrupted_by_signals():
             args = _parser().parse_args(argv)
             args.run(args)
@@ -335,7 +338,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 def _ask(question: str) -> bool:
     """Return whether the user answers yes; False without a terminal or an answer."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():  # it is None if it was closed
         return False
     try:
         return input(question).strip().lower() in ("y", "yes")

@@ -213,6 +213,14 @@ def test_failed_output_is_an_error():
     assert "Traceback" not in result.stderr
 
 
+def test_names_that_the_output_cannot_encode_are_written_as_escapes(tmp_path):
+    run = [COMMAND, "convert", SOURCE, "--out", str(tmp_path / "\u72ac")]
+    result = subprocess.run(run, env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True)
+    assert result.returncode == 0
+    assert rb"\u72ac" in result.stdout
+    assert result.stderr == b""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

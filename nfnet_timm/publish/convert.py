@@ -9,7 +9,7 @@ import timm
 from nfnet_timm.formats.haiku_names import to_haiku
 from nfnet_timm.formats.haiku_reader import Tree
 from nfnet_timm.formats.haiku_writer import write_tree
-from nfnet_timm.formats.safetensors_file import read_arrays
+from nfnet_timm.formats.safetensors_file import checked_header, read_arrays
 from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.publish.folder import save_folder
 from nfnet_timm.publish.sources import Source, open_authors
@@ -44,8 +44,9 @@ def convert_to_file(folder: Path, file: Path, overwrite: bool = False) -> Tree:
         OSError: If ``file`` cannot be written.
     """
     weights = folder / "model.safetensors"
-    if not weights.exists():
+    if not weights.is_file():
         raise ValueError(f"{folder} has no model.safetensors: expected a folder written by `nfnet-timm convert`")
+    checked_header(weights)
     state_dict = read_arrays(weights)
     try:
         tree = to_haiku(state_dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,10 @@ def push_to_hub(
         OSError: If the Hub cannot be reached or refuses.
     Differs from timm: ``push_to_hf_hub`` does not check the files, and also writes a pickle.
     """
-    names: Any = label_names if label_names is None or isinstance(label_names, str) else list(label_names)
+    names: Any = label_names
+    # check_types refuses a set and a mapping: their order need not be that of the outputs.
+    if not isinstance(names, str | Set | Mapping | None):
+        names = list(names)
     figures: Any = {} if metrics is None else metrics
     if isinstance(figures, Mapping):
         figures = {name: _number(value) for name, value in figures.items()}

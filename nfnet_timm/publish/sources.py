@@ -164,8 +164,8 @@ def open_authors(path: Path) -> Source:
 
 def _from_folder(folder: Path) -> Source:
     weights, pickled, card = (folder / name for name in ("model.safetensors", "pytorch_model.bin", "README.md"))
-    if not (folder / "config.json").exists() or not (weights.exists() or pickled.exists()):
-        missing = "model.safetensors" if (folder / "config.json").exists() else "config.json"
+    if not (folder / "config.json").is_file() or not (weights.is_file() or pickled.is_file()):
+        missing = "model.safetensors" if (folder / "config.json").is_file() else "config.json"
         raise ValueError(
             f"{folder} has no {missing}: expected a folder written by `nfnet-timm convert` or timm's save_for_hf"
         )
@@ -173,10 +173,10 @@ def _from_folder(folder: Path) -> Source:
     about: dict[str, Any] = {
         "label_names": config.label_names,
         "label_descriptions": config.label_descriptions,
-        "card": read_card(card) if card.exists() else None,
+        "card": read_card(card) if card.is_file() else None,
     }
     arguments = {**config.model_args, "num_classes": config.num_classes}
-    if not weights.exists():
+    if not weights.is_file():
         return Source(
             _load_pickled(folder, pickled, config.architecture, arguments), arguments, identify(pickled), **about
         )

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import pickle
 import random
 import shutil
@@ -15,6 +16,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from nfnet_timm.cli import main
 from nfnet_timm.publish.folder import save_folder
 
 HEAD = "---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- timm\n---\n# Mine\n"
@@ -144,6 +146,17 @@ def test_damaged_weights_of_a_folder_are_refused(folder, refused, change):
     weights = folder / "model.safetensors"
     weights.write_bytes(change(weights.read_bytes()))
     assert "model.safetensors" in refused("folder")
+    assert main(["convert", "folder", "--out", "back.npz"]) == 1
+    assert not Path("back.npz").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder, refused, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"has no {name}" in refused("folder")
+    if name == "model.safetensors":
+        assert main(["convert", "folder", "--out", "back.npz"]) == 1
 
 
 # --- a checkpoint of train.py

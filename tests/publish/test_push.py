@@ -99,6 +99,7 @@ def test_option_private_makes_a_private_repo_and_refuses_a_public_one(hub, built
         ("", "no access token: log in"),
         ("hf_unknown", "does not accept the access token"),
         ("hf_reader", "no write access"),
+        ("\u201chf_writer\u201d", "characters other than ASCII"),
     ],
 )
 def test_rejected_token_gives_an_error_that_does_not_show_it(hub, built_once, monkeypatch, token, message):
@@ -266,7 +267,7 @@ def test_a_download_with_a_wrong_bit_is_found(hub, built_once, name):
         verify("org/tiny")
 
 
-@pytest.mark.parametrize("answer", ["y", "n", None, "--remove"])
+@pytest.mark.parametrize("answer", ["y", "n", None, "--remove", "closed"])
 def test_a_damaged_file_in_the_cache_is_found_and_removed_after_a_yes(hub, built_once, capsys, monkeypatch, answer):
     push(built_once, "org/tiny")
     hub.faults.append(Fault("GET", r"/resolve/.*/model.safetensors", "flip"))
@@ -279,6 +280,8 @@ def test_a_damaged_file_in_the_cache_is_found_and_removed_after_a_yes(hub, built
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: answer != "--remove", raising=False)
     monkeypatch.setattr("builtins.input", reply)
+    if answer == "closed":
+        monkeypatch.setattr("sys.stdin", None)
     is_removed = answer in ("y", "--remove")
     assert main(["verify", "org/tiny", *(["--remove"] if answer == "--remove" else [])]) == (not is_removed)
     out, error = capsys.readouterr()
@@ -371,6 +374,21 @@ def test_user_error_in_verify_gives_a_one_line_error(hub, capsys, arguments, mes
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (401, "RepoNotFound", "the repo or revision does not exist"),  # without an access token
+        (401, "GatedRepo", "ask for access on the page of the repo"),
+        (403, "GatedRepo", "ask for access on the page of the repo"),
+    ],
+)
+def test_missing_or_gated_repo_is_not_taken_for_a_wrong_token(hub, built_once, status, code, message):
+    push(built_once, "org/tiny")
+    hub.faults.append(Fault("GET", "/api/models/", status, headers={"X-Error-Code": code}))
+    with pytest.raises(OSError, match=f"To do: {message}"):
+        verify("org/tiny")
 
 
 def test_unreachable_hub_and_offline_mode_give_an_error_that_says_what_to_do(hub, built_once, monkeypatch):
