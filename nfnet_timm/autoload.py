@@ -62,14 +62,14 @@ def _load(group: str, module: ModuleType) -> None:
     ours = EntryPoint("nfnet_timm", OURS[group], group)
     for plugin in {plugin.value: plugin for plugin in (ours, *entry_points(group=group))}.values():
         timm_version = getattr(sys.modules["timm"], "__version__", "0")
-        if plugin.value == ours.value and _is_too_old(timm_version):
-            if len(_loaded) == 1:  # one warning for both groups
-                _warn(
-                    f"nfnet_timm does nothing because timm is {timm_version}: expected {OLDEST_TIMM} or newer. Try "
-                    "`pip install --upgrade timm`"
-                )
-            continue
         try:
+            if plugin.value == ours.value and _is_too_old(timm_version):
+                if len(_loaded) == 1:  # one warning for both groups
+                    _warn(
+                        f"nfnet_timm does nothing because timm is {timm_version}: expected {OLDEST_TIMM} or newer. Try "
+                        "`pip install --upgrade timm`"
+                    )
+                continue
             plugin.load()
         except Exception as error:
             package = plugin.dist.name if plugin.dist else plugin.value

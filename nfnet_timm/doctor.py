@@ -109,7 +109,7 @@ def _whose_nfnet() -> Finding:
     if module.startswith("nfnet_timm."):
         return Finding(subject, "ours")
     said = result.stderr.strip().replace("\n", " ")
-    remedy = f"{to_install()}, and check above that autoload is on"
+    remedy = f"{to_install()}, and check above that autoload is on; or uninstall another plugin that has nfnet_f0"
     return Finding(subject, f"not ours, but of {module}{': ' + said if said else ''}", remedy)
 
 

@@ -121,13 +121,22 @@ def test_a_plugin_that_raises_gives_one_warning_and_nothing_else(tmp_path, broke
     assert "nfnet_timm.models.nfnet\n" in out
 
 
-def test_an_old_timm_keeps_its_own_networks_with_one_warning(tmp_path):
-    for name, code in (("", "__version__ = '1.0.20'"), ("models", ""), ("optim", "")):
+@pytest.mark.parametrize(
+    ("version", "message", "warnings"),
+    [
+        ("1.0.20", "timm is 1.0.20: expected 1.0.21 or newer", 1),
+        ("unknown", "failed to load, and timm works without it: InvalidVersion", 2),
+    ],
+)
+def test_a_timm_of_an_old_or_unreadable_version_keeps_its_own_networks_with_a_warning(
+    tmp_path, version, message, warnings
+):
+    for name, code in (("", f"__version__ = {version!r}"), ("models", ""), ("optim", "")):
         (tmp_path / "timm" / name).mkdir()
         (tmp_path / "timm" / name / "__init__.py").write_text(code)
     out = run_fresh("import sys, timm.models, timm.optim; print('nfnet_timm.models' in sys.modules)", [tmp_path])
-    assert out.count("RuntimeWarning") == 1
-    assert "timm is 1.0.20: expected 1.0.21 or newer" in out
+    assert out.count("RuntimeWarning") == warnings
+    assert message in out
     assert lines(out)[-1] == "False"
 
 
