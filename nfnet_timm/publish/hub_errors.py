@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -43,7 +44,12 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
             ) from None
         # The client's versions use the HTTP libraries httpx, httpx2 or requests. Errors of requests are OSErrors.
         library = type(cause).__module__.split(".")[0]
-        if not isinstance(cause, OSError) and library not in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
+        if not isinstance(cause, OSError | JSONDecodeError) and library not in (
+            "httpx",
+            "httpx2",
+            "httpcore",
+            "huggingface_hub",
+        ):
             raise
         status = getattr(getattr(cause, "response", None), "status_code", None)
         retry = "run the same command again; data that has arrived is not sent again"
@@ -55,6 +61,8 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
             to_do = _ADVICE[404]  # the Hub's status is 401 if there is no access token
         if isinstance(cause, OfflineModeIsEnabled):
             to_do = "offline mode is on: unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the command again"
+        if isinstance(cause, JSONDecodeError):  # from a proxy, or the answer is incomplete
+            cause = ValueError(f"the answer is not JSON: {cause}")
         reason = " ".join(str(cause).split()) or type(cause).__name__
         if token:
             reason = reason.replace(token, "***")

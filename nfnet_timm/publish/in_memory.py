@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
+from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.fingerprints import check_logits, logits_of
@@ -98,7 +100,11 @@ def open_network(model: nn.Module) -> Source:
         _check_same(built, plain)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None
-    built.pretrained_cfg = network.pretrained_cfg
+    cfg: Any = network.pretrained_cfg
+    hints = get_type_hints(PretrainedCfg)
+    del hints["file"]  # may be a Path or bytes
+    check_types(cfg, hints, "the network's pretrained_cfg")
+    built.pretrained_cfg = cfg
     built.pretrained_cfg = published_cfg(built, {}, "the network's pretrained_cfg")
     return Source(built, arguments, metadata={})
 

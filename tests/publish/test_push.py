@@ -391,6 +391,15 @@ def test_missing_or_gated_repo_is_not_taken_for_a_wrong_token(hub, built_once, s
         verify("org/tiny")
 
 
+def test_an_answer_that_is_not_json_gives_an_error_that_says_so(hub, built_once):
+    push(built_once, "org/tiny")
+    hub.faults.append(Fault("GET", "/api/models/", "short"))
+    with pytest.raises(
+        OSError, match=r"reading org/tiny failed: the answer is not JSON: .*To do: run the same command"
+    ):
+        verify("org/tiny")
+
+
 def test_unreachable_hub_and_offline_mode_give_an_error_that_says_what_to_do(hub, built_once, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(OSError, match=r"creating org/tiny failed: .*To do: run the same command again"):

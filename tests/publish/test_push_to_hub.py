@@ -238,7 +238,18 @@ def prepared(model):
     return model
 
 
+def with_cfg(model, **entries):
+    model.pretrained_cfg = {**model.pretrained_cfg, **entries}
+    return model
+
+
 REFUSED = {
+    "a mean for all channels": (
+        lambda model: with_cfg(model, mean=0.5),
+        "pretrained_cfg: mean is 0.5, expected Tuple",
+    ),
+    "a mean as a tensor": (lambda model: with_cfg(model, mean=torch.ones(3)), "mean is tensor.*, expected Tuple"),
+    "a size for both sides": (lambda model: with_cfg(model, input_size=224), "input_size is 224, expected Tuple"),
     "reparameterized": (lambda model: model.reparameterize(), "reparameterized"),
     "another head": (lambda model: replaced(model, "head", nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), "head"),
     "another activation": (lambda model: replaced(model, "final_act", nn.ReLU()), "the logits differ"),
