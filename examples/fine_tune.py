@@ -36,7 +36,7 @@ try:
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    from nfnet_timm import push_to_hub
+    from nfnet_timm import VARIANTS, push_to_hub
     from nfnet_timm.optim import create_optimizer
 except ModuleNotFoundError as error:
     sys.exit(MISSING.format(error.name))
@@ -56,11 +56,18 @@ def main() -> None:
     except (RuntimeError, OSError, ValueError) as error:  # of timm and of datasets
         sys.exit(f"error: {args.dataset or args.data_dir}: {' '.join(str(error).split())[:200]}")
     if not args.dataset:
-        check_folders(images[args.train_split].reader.root, images[args.val_split].reader.root, args)
+        known = images[args.train_split].reader
+        check_folders(known, images[args.val_split].reader, args)
+        # timm numbers the classes of each split by themselves: a class without images would shift the others.
+        images[args.val_split] = create_dataset("", args.data_dir, args.val_split, class_map=known.class_to_idx)
     names = class_names(images[args.train_split])
     # `nfnet-timm publish` reads these options for the card.
     args.num_classes, args.model_ema, args.script = len(names), True, "examples/fine_tune.py of nfnet_timm"
-    model: Any = timm.create_model(args.model, pretrained=args.pretrained, num_classes=len(names), drop_path_rate=0.1)
+    options: dict[str, Any] = {"pretrained": args.pretrained, "num_classes": len(names), "drop_path_rate": 0.1}
+    try:
+        model: Any = timm.create_model(args.model, **options)
+    except (RuntimeError, OSError, ValueError) as error:  # for example, there are no weights
+        sys.exit(f"error: --model {args.model}: {' '.join(str(error).split())[:200]}")
     config = resolve_model_data_config(model, {"img_size": args.img_size})
     model.pretrained_cfg.update(config, test_input_size=None)  # what push_to_hub publishes as the preprocessing
     for split, dataset in images.items():
@@ -73,8 +80,11 @@ def main() -> None:
     ema = ModelEmaV3(model, decay=0.9999, use_warmup=True, device=accelerator.device)
     first, last = 0, Path(args.output) / "last.pth.tar"
     if args.resume and last.exists():
-        first = resume_checkpoint(model, str(last), optimizer, log_info=accelerator.is_main_process) or 0
-        load_checkpoint(ema.module, str(last), use_ema=True)
+        try:
+            first = resume_checkpoint(model, str(last), optimizer, log_info=accelerator.is_main_process) or 0
+            load_checkpoint(ema.module, str(last), use_ema=True)
+        except RuntimeError:
+            sys.exit(f"error: {last} is not of --model {args.model} with {len(names)} classes: pass another --output")
     bare = model
     model, optimizer, train, validation = accelerator.prepare(model, optimizer, *loaders)
     schedule, _ = create_scheduler_v2(
@@ -158,18 +168,23 @@ def parse() -> argparse.Namespace:
         parser.error(
             f"there is no folder {Path(args.data_dir) / args.train_split}: expected one folder in it per class"
         )
-    if not timm.is_model(args.model):
-        parser.error(f"--model {args.model}: expected a name of timm.list_models(), such as nfnet_f0")
+    if args.model.split(".")[0] not in VARIANTS:  # `nfnet-timm publish` has no card for others
+        parser.error(f"--model {args.model}: expected one of {', '.join(VARIANTS)}")
     return args
 
 
-def check_folders(train: str, validation: str, args: argparse.Namespace) -> None:
-    """Stop if validation would use training images: timm reads DATA itself for a split without a folder."""
-    if any(os.path.samefile(validation, seen) for seen in (train, args.data_dir)):
+def check_folders(train: Any, validation: Any, args: argparse.Namespace) -> None:
+    """Stop if validation would use training images, which timm reads for a split without a folder, or other classes."""
+    if any(os.path.samefile(validation.root, seen) for seen in (train.root, args.data_dir)):
         sys.exit(
             f"{args.data_dir} has no separate folder for --val-split {args.val_split}: expected "
             f"{Path(args.data_dir) / 'val'}, with one folder in it per class"
         )
+    for split in (train, validation):
+        if "" in split.class_to_idx:
+            sys.exit(f"error: images lie directly in {split.root}: expected them in one folder per class")
+    if unknown := sorted(validation.class_to_idx.keys() - train.class_to_idx.keys()):
+        sys.exit(f"error: {validation.root} has images of {', '.join(unknown[:10])}: expected classes of {train.root}")
 
 
 def class_names(dataset: Any) -> list[str]:

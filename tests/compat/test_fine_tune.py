@@ -135,3 +135,34 @@ def test_fine_tune_measures_no_accuracy_on_the_images_of_the_training(digits, tm
     assert "--val-split validation" in error
     assert "Traceback" not in error
     assert not (tmp_path / "fine_tuned").exists()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda data: (data / "val" / "digit 3").rename(data / "val" / "drei"), "val has images of drei"),
+        (lambda data: shutil.copy(*data.glob("train/digit 3/3.png"), data / "train"), "images lie directly in"),
+    ],
+)
+def test_fine_tune_explains_folders_that_are_no_classes(digits, tmp_path, mistake, message):
+    data = shutil.copytree(digits, tmp_path / "data")
+    mistake(data)
+    error = fine_tune(data, tmp_path, "--epochs", 1, code=1)
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_fine_tune_numbers_the_classes_of_validation_as_those_of_training(tmp_path):
+    """timm numbers the folders of each split by themselves, and here validation has no black images."""
+    for folder, value, count in (("train/black", 0, 24), ("train/white", 255, 24), ("val/white", 255, 4)):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 40), (value,) * 3).save(tmp_path / "data" / folder / f"{i}.png")
+    assert "accuracy of the EMA 100.0 %" in fine_tune(tmp_path / "data", tmp_path, "--epochs", 2).splitlines()[-4]
+
+
+def test_fine_tune_explains_weights_that_do_not_exist_or_fit(trained, digits):
+    for arguments in (["--pretrained"], ["--model", "dm_nf_regnet_b1", "--resume", "--output", "my run"]):
+        error = fine_tune(digits, trained[1], "--epochs", 1, *arguments, code=1)
+        assert "--model" in error
+        assert "Traceback" not in error
