@@ -140,12 +140,14 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise zipfile.BadZipFile("its entries are compressed, which torch does not do")
+                raise zipfile.BadZipFile("its entries are compressed, as in TorchScript")
             # With torch.serialization.set_crc32_options(False), all CRCs are 0.
             if any(entry.CRC for entry in entries) and (bad := archive.testzip()):
                 raise zipfile.BadZipFile(f"Bad CRC-32 for file {bad!r}")
     except Exception as error:  # zipfile raises many types of errors if its directory is damaged
-        raise ValueError(f"{path} is damaged: {error}. Copy it again, or use an earlier checkpoint") from None
+        raise ValueError(
+            f"{path} is damaged, or is not a file of torch.save: {error}. Copy it again, or use an earlier checkpoint"
+        ) from None
 
 
 def _arrays(weights: Any, where: str) -> dict[str, Tensor]:
@@ -153,7 +155,8 @@ def _arrays(weights: Any, where: str) -> dict[str, Tensor]:
         raise ValueError(f"{where} has no arrays")
     for name, value in weights.items():
         is_dense = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-        if not isinstance(name, str) or not is_dense:
+        # An expanded tensor has fewer values than its shape says, and a copy of it could need any amount of memory.
+        if not isinstance(name, str) or not is_dense or value.nbytes > value.untyped_storage().nbytes():
             raise ValueError(
                 f"{where} has the entry {str(name)[:80]!r}, which is {type(value).__name__}: expected names and dense "
                 "tensors"

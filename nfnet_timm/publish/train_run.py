@@ -99,10 +99,11 @@ def network_of(checkpoint: TrainCheckpoint, where: str = "the options of train.p
         "global_pool": args.get("gp"),
         **(args.get("model_kwargs") or {}),
     }
-    described_model(name, {k: v for k, v in {**base_arguments, **own}.items() if v is not None}, where)
+    described = described_model(name, {k: v for k, v in {**base_arguments, **own}.items() if v is not None}, where)
+    check_state_dict(state_dict, described, name, exact=True)  # before a network of any size is built
     # The same call as in train.py. check_folder compares the published folder with this model.
     model: Any = timm.create_model(args["model"], **own)
-    model.load_state_dict(check_state_dict(state_dict, model, name, exact=True))
+    model.load_state_dict(state_dict)
     model.pretrained_cfg = published_cfg(model, args, where)
     arguments = {**base_arguments, **{key: value for key, value in own.items() if value is not None}}
     return model.eval(), {key: value for key, value in arguments.items() if key not in _TRAINING_KWARGS}

@@ -249,6 +249,8 @@ def test_broken_or_hostile_pickle_in_a_checkpoint_is_refused(run, refused, chang
         (lambda run: run.update(state_dict={}), "no arrays"),
         (lambda run: run.update(state_dict_ema={"a": "b"}), "state_dict"),
         (lambda run: run["state_dict"].update({"stem.conv1.weight": torch.eye(3).to_sparse()}), "state_dict"),
+        (lambda run: run["state_dict"].update({"head.fc.bias": torch.zeros(1).expand(10**12)}), "'head.fc.bias'"),
+        (lambda run: setattr(run["args"], "in_chans", 10**9), "expected (16, 1000000000, 3, 3)"),
         (lambda run: run["state_dict"].pop("head.fc.bias"), "head.fc.weight"),
         (lambda run: run["state_dict"]["head.fc.bias"].fill_(float("nan")), "run.pth.tar has NaN"),
         (lambda run: run.update(more=Hostile()), "open"),
