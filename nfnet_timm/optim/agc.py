@@ -34,6 +34,7 @@ __all__ = [
     "adaptive_clip_grad_",
     "clip_each_",
     "clip_stats",
+    "local_grad",
     "unitwise_norm",
 ]
 

@@ -117,10 +117,10 @@ class SAM(Optimizer):
         groups = [(params, rho) for params, rho in groups if params]
         weights = [_local(p) for params, _ in groups for p in params]
         kept = [weight.clone() for weight in weights]
+        grads_of_groups = [[local_grad(p) for p in params] for params, _ in groups]
         norm = _norm([p.grad for params, _ in groups for p in params])
         try:
-            for params, rho in groups:
-                grads = [local_grad(p) for p in params]
+            for (params, rho), grads in zip(groups, grads_of_groups, strict=True):
                 foreach_mul_(grads, rho / norm)
                 foreach_add_([_local(p) for p in params], grads)
             yield
