@@ -10,7 +10,7 @@ The state dict has the same names and shapes as timm's ``dm_nfnet_*``, except th
 
 import warnings
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from nfnet_timm.layers.ws_conv import WSConv2d
 from nfnet_timm.models.block import NormFreeBlock, create_stem
 from nfnet_timm.models.build import build_network
 from nfnet_timm.models.state_dict import check_state_dict
-from nfnet_timm.models.variants import VARIANTS, NormFreeCfg, Variant
+from nfnet_timm.models.variants import VARIANTS, NormFreeCfg, Variant, is_count
 from nfnet_timm.optim.param_groups import exempt_classifier
 
 __all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
@@ -45,7 +45,7 @@ Device = torch.device | str | None
 
 
 def _checked_count(name: str, count: Any, smallest: int) -> int:
-    if not (isinstance(count, Integral) and int(count) >= smallest):
+    if not is_count(count, smallest):
         raise ValueError(f"{name}={count!r}: expected a whole number of at least {smallest}")
     return int(count)
 

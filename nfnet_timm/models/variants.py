@@ -11,7 +11,12 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
 
-__all__ = ["VARIANTS", "NormFreeCfg", "UnknownFieldError", "Variant"]
+__all__ = ["VARIANTS", "NormFreeCfg", "UnknownFieldError", "Variant", "is_count"]
+
+
+def is_count(value: Any, smallest: int) -> bool:
+    """Return whether ``value`` is a whole number of at least ``smallest``, of Python's type or of NumPy's."""
+    return isinstance(value, Integral) and int(value) >= smallest
 
 
 class UnknownFieldError(TypeError, ValueError):
@@ -74,7 +79,7 @@ class NormFreeCfg:
         for name in ("depths", "channels"):
             value: Any = getattr(cfg, name)
             sizes = tuple(value) if isinstance(value, Sequence) else ()  # a list, or a ListConfig of Hydra
-            if len(sizes) != 4 or not all(isinstance(size, Integral) and int(size) >= 1 for size in sizes):
+            if len(sizes) != 4 or not all(is_count(size, 1) for size in sizes):
                 raise ValueError(f"{name}={value!r}: expected four whole numbers, one for each stage, of at least 1")
             cfg = replace(cfg, **{name: tuple(map(int, sizes))})  # type: ignore[arg-type]
         if max(cfg.depths) > MAX_DEPTH:
@@ -83,11 +88,9 @@ class NormFreeCfg:
             raise ValueError(f"stem_type={cfg.stem_type!r}: expected one of {', '.join(STEM_SHARE)}")
         for name, smallest in (("stem_chs", 1), ("group_size", 0), ("num_features", 0)):
             value = getattr(cfg, name)
-            if value is None:
-                continue
-            if not (isinstance(value, Integral) and int(value) >= smallest):
+            if value is not None and not is_count(value, smallest):
                 raise ValueError(f"{name}={value!r}: expected None or a whole number of at least {smallest}")
-            cfg = replace(cfg, **{name: int(value)})  # type: ignore[arg-type]
+            cfg = replace(cfg, **{name: None if value is None else int(value)})  # type: ignore[arg-type]
         for name in ("width_factor", "bottle_ratio", "rd_ratio", "alpha"):
             value = getattr(cfg, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
