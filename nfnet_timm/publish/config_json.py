@@ -21,6 +21,7 @@ from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
 __all__ = [
     "DEFAULTS",
     "LABELS",
+    "PRETRAINED_CFG",
     "Config",
     "check_preprocessing",
     "described_model",
@@ -38,7 +39,8 @@ _ARGUMENTS = {
     **{k: v for k, v in get_type_hints(NormFreeNet.__init__).items() if k not in ("cfg", "device", "dtype", "kwargs")},
     **get_type_hints(NormFreeCfg),
 }
-_PRETRAINED_CFG = get_type_hints(PretrainedCfg)
+# Entries of pretrained_cfg, with their types.
+PRETRAINED_CFG = get_type_hints(PretrainedCfg)
 # Entries about the classes, with their types.
 LABELS = {"label_names": list[str] | None, "label_descriptions": dict[str, str] | None}
 
@@ -104,7 +106,7 @@ def read_config(path: Path) -> Config:
     labels = {name: config.get(name, pretrained_cfg.get(name)) for name in LABELS}
     check_types({**config, **labels}, {"num_classes": int, **LABELS}, str(path))
     cfg = {k: v for k, v in pretrained_cfg.items() if k not in LABELS}
-    _check_entries(cfg, _PRETRAINED_CFG, f"{path}: pretrained_cfg")
+    _check_entries(cfg, PRETRAINED_CFG, f"{path}: pretrained_cfg")
     _check_entries(arguments, _ARGUMENTS, f"{path}: model_args")
     check_preprocessing({**PretrainedCfg().to_dict(), **cfg}, f"{path}: pretrained_cfg")
     num_classes = config.get("num_classes", cfg.get("num_classes", PretrainedCfg.num_classes))

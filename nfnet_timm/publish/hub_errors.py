@@ -11,6 +11,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 
 __all__ = ["hub_errors_explained"]
 
+# The client's versions use the HTTP libraries httpx, httpx2 or requests. Errors of requests are OSErrors.
+_LIBRARIES = ("httpx", "httpx2", "httpcore", "huggingface_hub")
 _ADVICE = {
     401: "the Hub does not accept the access token: log in again with `hf auth login`, or set HF_TOKEN",
     403: "the access token has no write access there: create one with write access, and log in with `hf auth login`",
@@ -42,14 +44,8 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
                 f"{doing} failed: the access token contains characters other than ASCII. To do: copy it again, and log "
                 "in with `hf auth login`, or set HF_TOKEN"
             ) from None
-        # The client's versions use the HTTP libraries httpx, httpx2 or requests. Errors of requests are OSErrors.
         library = type(cause).__module__.split(".")[0]
-        if not isinstance(cause, OSError | JSONDecodeError) and library not in (
-            "httpx",
-            "httpx2",
-            "httpcore",
-            "huggingface_hub",
-        ):
+        if not isinstance(cause, OSError | JSONDecodeError) and library not in _LIBRARIES:
             raise
         status = getattr(getattr(cause, "response", None), "status_code", None)
         retry = "run the same command again; data that has arrived is not sent again"
@@ -59,11 +55,11 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
             to_do = "ask for access on the page of the repo, and log in with `hf auth login`"
         elif isinstance(cause, RepositoryNotFoundError):
             to_do = _ADVICE[404]  # the Hub's status is 401 if there is no access token
-        if isinstance(cause, OfflineModeIsEnabled):
+        elif isinstance(cause, OfflineModeIsEnabled):
             to_do = "offline mode is on: unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the command again"
-        if isinstance(cause, JSONDecodeError):  # from a proxy, or the answer is incomplete
-            cause = ValueError(f"the answer is not JSON: {cause}")
         reason = " ".join(str(cause).split()) or type(cause).__name__
+        if isinstance(cause, JSONDecodeError):  # from a proxy, or the answer is incomplete
+            reason = f"the answer is not JSON: {reason}"
         if token:
             reason = reason.replace(token, "***")
         raise OSError(f"{doing} failed: {reason[:300].rstrip('.')}. To do: {to_do}") from None

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import asdict
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
 from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.variants import VARIANTS
+from nfnet_timm.publish.config_json import PRETRAINED_CFG
 from nfnet_timm.publish.fingerprints import check_logits, logits_of
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.train_run import network_of, published_cfg
@@ -101,11 +101,10 @@ def open_network(model: nn.Module) -> Source:
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None
     cfg: Any = network.pretrained_cfg
-    hints = get_type_hints(PretrainedCfg)
-    del hints["file"]  # may be a Path or bytes
-    check_types(cfg, hints, "the network's pretrained_cfg")
+    where = "the network's pretrained_cfg"
+    check_types({k: v for k, v in cfg.items() if k != "file"}, PRETRAINED_CFG, where)  # file may be a Path or bytes
     built.pretrained_cfg = cfg
-    built.pretrained_cfg = published_cfg(built, {}, "the network's pretrained_cfg")
+    built.pretrained_cfg = published_cfg(built, {}, where)
     return Source(built, arguments, metadata={})
 
 
