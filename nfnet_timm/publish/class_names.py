@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data.readers.reader_image_folder import find_images_and_targets
-
-from nfnet_timm.publish.train_data import image_types, library_of, reader_root
+from nfnet_timm.publish.train_data import class_index, library_of, reader_root
 
 __all__ = ["FoundNames", "check_class_names", "find_class_names", "read_class_names"]
 
@@ -30,7 +28,7 @@ def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | 
     user before you publish them: ``args`` come from the checkpoint. Another person may have written it, and it can name
     any file.
 
-    Source: ``load_class_map`` and ``find_images_and_targets`` in timm/data/readers.
+    Source: ``load_class_map`` in timm/data/readers/class_map.py.
     """
     library, _ = library_of(args)
     folder = None if library else reader_root(args, args.get("train_split") or "train")
@@ -38,8 +36,7 @@ def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | 
         if args.get("class_map"):
             index, place = _read_class_map(args["class_map"], folder, library)
         elif folder is not None:
-            _, index = find_images_and_targets(str(folder), image_types(args), sort=False)
-            place = folder
+            index, place = class_index(folder, args), folder
         else:
             return None
         names = sorted(index, key=index.__getitem__)

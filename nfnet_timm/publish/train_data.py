@@ -13,14 +13,15 @@ from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from timm.data import get_img_extensions
+from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from nfnet_timm.compat.timm import split_folder
 
 __all__ = [
+    "class_index",
     "dataset_name",
     "hub_dataset",
     "hub_id",
-    "image_types",
     "library_of",
     "path_name",
     "reader_root",
@@ -46,19 +47,21 @@ def reader_root(args: Mapping[str, Any], split: str) -> Path | None:
 
 
 def why_not_unseen(args: Mapping[str, Any]) -> str | None:
-    """Return why validation may have used training images; None if the two splits have different images.
+    """Return why validation may have used training images or other class numbers; None if it did not.
 
-    For a split without its own folder, timm reads the whole data folder. Datasets of torchvision have only two splits,
-    with several names for each. Copies of the same images in both folders are not detected.
+    For a split without its own folder, timm reads the whole data folder. timm numbers the classes of each folder by the
+    names in it, so a class that is missing in one of them changes the numbers of others. Datasets of torchvision have
+    only two splits, with several names for each. Copies of the same images in both folders are not detected.
     """
     train, validation = args.get("train_split") or "train", args.get("val_split") or ""
     splits = f"--train-split {train!r} and --val-split {validation!r}"
     library, name = library_of(args)
-    if library == "torch" and not _is_image_folder(name):
+    is_image_folder = library == "torch" and _is_image_folder(name)
+    if library == "torch" and not is_image_folder:
         if train in _TRAIN and validation in _VALIDATION:
             return None
         return f"{splits} are not known to be different images of {library}/{name}"
-    if library:
+    if library and not is_image_folder:
         pairs = [(a, b) for a in _split_names(train) for b in _split_names(validation)]
         if any(a.startswith(b) or b.startswith(a) or "all" in (a, b) for a, b in pairs):
             return f"{splits} may have images in common"
@@ -71,7 +74,23 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
         return f"{theirs} has no images now"
     if shared := seen & unseen:
         return f"train.py reads {min(shared)} for training and for validation: {splits}"
+    if ours.is_dir() and theirs.is_dir() and (is_image_folder or not args.get("class_map")):
+        trained, validated = (set(class_index(root, args)) for root in (ours, theirs))
+        if different := sorted(trained ^ validated):
+            place = ours if different[0] in trained else theirs
+            return (
+                f"train.py may have numbered the classes of {ours} and {theirs} differently: only {place} has "
+                f"images of {different[0]!r}. Give both folders the same classes, or train with --class-map"
+            )
     return None
+
+
+def class_index(folder: Path, args: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number that train.py gives to each class of a folder of images if there is no class map.
+
+    Source: ``find_images_and_targets`` in timm/data/readers/reader_image_folder.py.
+    """
+    return find_images_and_targets(str(folder), image_types(args), sort=False)[1]
 
 
 def image_types(args: Mapping[str, Any]) -> set[str]:

@@ -272,6 +272,17 @@ def test_accuracy_is_known_only_for_the_whole_of_a_split_that_training_did_not_s
     assert has_accuracy(**options) == known
 
 
+@pytest.mark.parametrize("dataset", ["", "torch/folder"])
+@pytest.mark.parametrize(("train", "val"), [("abcdefghij", "bcdefghij"), ("bcdefghij", "abcdefghij")])
+def test_no_accuracy_if_a_class_is_missing_in_one_split(here, dataset, train, val):
+    images("data/train", train)
+    images("data/val", val)
+    Path("map.txt").write_text("\n".join("abcdefghij"))
+    assert not has_accuracy(dataset=dataset)
+    assert has_accuracy(class_map="map.txt")
+
+
+@pytest.mark.parametrize("dataset", ["", "torch/image_folder"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -284,10 +295,11 @@ def test_accuracy_is_known_only_for_the_whole_of_a_split_that_training_did_not_s
     ],
     ids=["no splits", "link", "link in it", "no images", "no training", "within"],
 )
-def test_no_accuracy_without_a_separate_validation_folder(here, make):
+def test_no_accuracy_without_a_separate_validation_folder(here, make, dataset):
     """Without it, timm reads the whole data folder, so the accuracy is measured on training images."""
     make()
-    assert not has_accuracy(val_split="train/val" if Path("data/train/val").is_dir() else "validation")
+    split = "train/val" if Path("data/train/val").is_dir() else "validation"
+    assert not has_accuracy(dataset=dataset, val_split=split)
 
 
 # --- names of classes
