@@ -8,8 +8,6 @@ instructions, the lengths of strings and tuples, and the depth of tuples are lim
 Source: dill 0.3.3 wrote the released files under Python 3.7 and NumPy 1.18. tests/data/README.md lists other files.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import pickletools
@@ -118,27 +116,26 @@ def read_tree(path: str | Path) -> Tree:
     Raises:
         ValueError: If the file is damaged, or is not a pickle of a tree of float32 arrays.
         OSError: If the file cannot be opened.
-    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py. It needs dill, Haiku and JAX, and runs the code in
-        the file.
+    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py, which needs dill, Haiku and JAX.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a pipe or a device cannot be mapped
         raise ValueError(f"{path} is not a regular file: expected one of the authors' F*_haiku.npz files")
     with path.open("rb") as file:
-        is_empty = not file.read(1)  # mmap refuses an empty file
-        data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    head = bytes(data[:4])
-    if not head:
-        raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")
-    if head == b"PK\x03\x04":
-        raise ValueError(
-            f"{path} is a zip archive, perhaps a real .npz: expected one of the authors' F*_haiku.npz files, which are "
-            "pickles. Read a real .npz with numpy.load, and publish a file of torch.save with `nfnet-timm publish`"
-        )
-    if head[:1] != b"\x80":
-        raise ValueError(
-            f"{path} is not a pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
-        )
+        head = file.read(4)
+        if not head:
+            raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")
+        if head == b"PK\x03\x04":
+            raise ValueError(
+                f"{path} is a zip archive, perhaps a real .npz: expected one of the authors' F*_haiku.npz files, which "
+                "are pickles. Read a real .npz with numpy.load, and publish a file of torch.save with `nfnet-timm "
+                "publish`"
+            )
+        if head[:1] != b"\x80":
+            raise ValueError(
+                f"{path} is not a pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
+            )
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     try:
         tree = _Interpreter(data).run()
     except Damaged as error:

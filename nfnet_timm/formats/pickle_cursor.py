@@ -1,7 +1,5 @@
 """Reads bytes, numbers and strings of limited length from a pickle."""
 
-from __future__ import annotations
-
 __all__ = ["Cursor", "Damaged", "Refused"]
 
 _LONGEST_STRING = 1_000  # bytes
