@@ -4,8 +4,6 @@
 its parameters. A file in the Hub's cache stays memory-mapped, so the weights are read from it at their first use.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -41,8 +41,6 @@ from nfnet_timm.optim.param_groups import exempt_classifier
 
 __all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
 
-Device = torch.device | str | None
-
 
 def _checked_count(name: str, count: Any, smallest: int) -> int:
     if not is_count(count, smallest):
@@ -80,7 +78,7 @@ class NormFreeNet(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         recompute_acts: bool = False,
-        device: Device = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ):
@@ -106,9 +104,7 @@ class NormFreeNet(nn.Module):
 
         self.stem, net_stride, stem_feature = create_stem(cfg, in_chans, **dd)
         # The child of the stem whose output is the first feature map.
-        self.stem_feat_idx = [name for name, _ in self.stem.named_children()].index(
-            stem_feature["module"].removeprefix("stem.")
-        )
+        self.stem_feat_idx = list(self.stem).index(self.get_submodule(stem_feature["module"]))
         self.feature_info = [stem_feature]
         prev_chs = cfg.out_chs_of_stem
         dilation = 1

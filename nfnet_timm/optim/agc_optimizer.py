@@ -3,8 +3,6 @@
 Importing this registers ``agc-sgd``, ``agc-adamw`` and so on with timm: timm's optimizers, with clipping.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import cache, wraps
 from typing import Any
@@ -14,7 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nfnet_timm.compat.timm import optimizer_registry
-from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, ClippedParam, Clipping, clip_each_
+from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
+from nfnet_timm.optim.agc import ClippedParam, clip_each_
 from nfnet_timm.optim.param_groups import known_classifier_weights
 
 __all__ = ["agc_class", "attach_agc"]

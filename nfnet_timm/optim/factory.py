@@ -1,7 +1,5 @@
 """Create an optimizer that clips, from a name and a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,8 +7,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
-import nfnet_timm.optim.agc_optimizer  # noqa: F401  # registers the agc- names
-from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping
+from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
 from nfnet_timm.optim.agc_optimizer import attach_agc
 from nfnet_timm.optim.param_groups import agc_param_groups
 
