@@ -22,12 +22,7 @@ from nfnet_timm.formats.progress import bytes_bar
 
 __all__ = ["arrays_hash", "checked_header", "read_arrays", "read_header", "read_layout", "write_weights"]
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-}
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _CHUNK = 1 << 22  # bytes
 
 

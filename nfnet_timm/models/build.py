@@ -19,12 +19,7 @@ __all__ = ["build_network", "load_model"]
 
 
 def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Return the network ``name`` of the table ``VARIANTS``, as timm's entrypoints do.
-
-    Args:
-        network: The class to build.
-        kwargs: Further arguments of ``timm.create_model``.
-    """
+    """Return the network ``name`` of the table ``VARIANTS``, as timm's entrypoints do, with their arguments."""
     from timm.models import build_model_with_cfg
 
     build = partial(

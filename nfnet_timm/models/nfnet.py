@@ -16,13 +16,7 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models import (
-    checkpoint_seq,
-    generate_default_cfgs,
-    load_pretrained,
-    register_model,
-    register_notrace_module,
-)
+from timm.models import checkpoint_seq, generate_default_cfgs, load_pretrained, register_model, register_notrace_module
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
@@ -297,10 +291,7 @@ class NormFreeNet(nn.Module):
         return x, intermediates
 
     def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the layers that the feature maps at ``indices`` do not need, and return the indices as a list."""
         take_indices, max_index = take_feature_indices(len(self.feature_info), indices)
