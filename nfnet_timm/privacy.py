@@ -16,8 +16,6 @@ Raises:
     ImportError: If Opacus is not installed; the extra ``privacy`` installs it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 from weakref import WeakKeyDictionary
 

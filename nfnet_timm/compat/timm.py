@@ -3,8 +3,6 @@
 timm is imported when a function is called, because of the second rule in nfnet_timm/__init__.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import wraps
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The private functions of torch that the package uses."""
 
-from __future__ import annotations
-
 import torch
 
 __all__ = [

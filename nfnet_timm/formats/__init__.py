@@ -2,7 +2,6 @@
 
 authors             reads weights in any of the authors' formats
 haiku_reader        reads the authors' pickles and runs no code in them
-pickle_cursor       reads bytes, numbers and strings from a pickle
 haiku_writer        writes a pickle that the authors' code reads
 orbax_reader        reads an Orbax checkpoint of jax_privacy
 haiku_names         converts the authors' names and layouts to ours and back

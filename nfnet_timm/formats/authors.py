@@ -1,7 +1,5 @@
 """Reads weights in any format of the authors."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Source of the names and layouts: deepmind-research/nfnets/nfnet.py, nf_resnet.py and nf_regnet.py under Haiku.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -55,10 +53,12 @@ def from_haiku(tree: Tree) -> dict[str, Tensor]:
     if len(roots) != 1 or not roots <= set(_ROOTS):
         raise ValueError(f"root modules {sorted(roots)[:5]}: expected exactly one of {', '.join(_ROOTS)}")
     (root,) = roots
-    stages = _stages(tree, root)
+    names = _names(root, _blocks(tree, root))
     found: dict[str, tuple[str, np.ndarray]] = {}
     for module, params in tree.items():
-        ours = _module_name(module, root, stages)
+        if module not in names:
+            raise ValueError(f"surplus module {module!r}: no {root} has it")
+        ours = names[module]
         for param, array in params.items():
             if param == "skip_gain" and re.fullmatch(r"stages\.\d\.\d+", ours):
                 name = f"{ours}.skipinit_gain"
@@ -113,28 +113,15 @@ def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
         root = "NF_RegNet"
     matches = (re.match(r"stages\.(\d+)\.(\d+)\.", key) for key in state_dict)
     blocks = sorted({(int(match[1]), int(match[2])) for match in matches if match})
-    index = {f"stages.{stage}.{block}": i for i, (stage, block) in enumerate(blocks)}
-    outer = {ours: haiku for haiku, ours in _OUTER.items()}
-    inner = {ours: haiku for haiku, ours in _BLOCK.items()}
+    modules = {ours: haiku for haiku, ours in _names(root, [f"stages.{i}.{j}" for i, j in blocks]).items()}
     tree: Tree = {}
     for key, tensor in state_dict.items():
         ours, _, param = key.rpartition(".")
-        block = ".".join(ours.split(".")[:3])
         linear = ours.endswith(_LINEAR)
-        try:
-            if ours in outer:
-                module = f"{root}/~/{outer[ours]}"
-            else:
-                i = index[block]
-                module = f"{root}/~/{_ROOTS[root]}" + (f"_{i}" if i else "")
-                if ours != block:
-                    module += "/~/" + inner[ours.removeprefix(block + ".").replace("attn.", "attn_last.")]
-            if param == "skipinit_gain":
-                param = "skip_gain"
-            else:
-                param = {"weight": "w", "bias": "b" if linear else "bias", "gain": "gain"}[param]
-        except KeyError:
-            raise ValueError(f"surplus array {key}: no network of the authors has it") from None
+        params = {"weight": "w", "bias": "b" if linear else "bias", "gain": "gain", "skipinit_gain": "skip_gain"}
+        if ours not in modules or param not in params:
+            raise ValueError(f"surplus array {key}: no network of the authors has it")
+        param = params[param]
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(f"{key} is {kind}: expected float32, bfloat16 or float16")
@@ -143,39 +130,41 @@ def to_haiku(state_dict: Mapping[str, Tensor]) -> Tree:
         if tensor.dim() not in dims:
             expected = " or ".join(map(str, sorted(dims)))
             raise ValueError(f"{key} has shape {tuple(tensor.shape)}: expected {expected} dimensions")
-        tree.setdefault(module, {})[param] = _to_numpy(tensor.float(), param, linear)
+        tree.setdefault(modules[ours], {})[param] = _to_numpy(tensor.float(), param, linear)
     return tree
 
 
-def _stages(tree: Tree, root: str) -> dict[int, str]:
-    """Return our name of each block by its number in ``tree``. A stage begins where the shortcut has a convolution."""
+def _blocks(tree: Tree, root: str) -> list[str]:
+    """Return our names of the blocks in ``tree``. A stage begins where the shortcut has a convolution."""
     pattern = re.compile(rf"{root}/~/{_ROOTS[root]}(?:_([1-9]\d*))?")
     numbers = sorted(int(match[1] or 0) for match in map(pattern.fullmatch, tree) if match)
-    names = {}
+    names: list[str] = []
     stage, block = -1, 0
     for expected, i in enumerate(numbers):
-        module = f"{root}/~/{_ROOTS[root]}" + (f"_{i}" if i else "")
+        module = _block_module(root, i)
         if i != expected:
             raise ValueError(f"block {expected} is missing: {module} follows block {expected - 1}")
         if f"{module}/~/conv_shortcut" in tree:
             stage, block = stage + 1, 0
-        names[i] = f"stages.{max(stage, 0)}.{block}"
+        names.append(f"stages.{max(stage, 0)}.{block}")
         block += 1
     return names
 
 
-def _module_name(module: str, root: str, stages: dict[int, str]) -> str:
-    path = module.removeprefix(f"{root}/~/")
-    if path in _OUTER:
-        return _OUTER[path]
-    match = re.fullmatch(rf"{_ROOTS[root]}(?:_([1-9]\d*))?(?:/~/(.+))?", path)
-    if match and int(match[1] or 0) in stages and (match[2] is None or match[2] in _BLOCK):
-        block = stages[int(match[1] or 0)]
-        if match[2] is None:
-            return block
-        inner = _BLOCK[match[2]]
-        return f"{block}.{inner.replace('attn_last', 'attn') if root == 'NF_RegNet' else inner}"
-    raise ValueError(f"surplus module {module!r}: no {root} has it")
+def _block_module(root: str, i: int) -> str:
+    return f"{root}/~/{_ROOTS[root]}" + (f"_{i}" if i else "")
+
+
+def _names(root: str, blocks: list[str]) -> dict[str, str]:
+    """Return our name of each module of a network with these blocks, by Haiku's name."""
+    names = {f"{root}/~/{haiku}": ours for haiku, ours in _OUTER.items()}
+    for i, block in enumerate(blocks):
+        module = _block_module(root, i)
+        names[module] = block
+        for haiku, ours in _BLOCK.items():
+            inner = ours.replace("attn_last", "attn") if root == "NF_RegNet" else ours
+            names[f"{module}/~/{haiku}"] = f"{block}.{inner}"
+    return names
 
 
 def _to_torch(array: np.ndarray, squeeze_excite: bool) -> Tensor:

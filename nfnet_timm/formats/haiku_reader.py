@@ -8,8 +8,6 @@ instructions, the lengths of strings and tuples, and the depth of tuples are lim
 Source: dill 0.3.3 wrote the released files under Python 3.7 and NumPy 1.18. tests/data/README.md lists other files.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import pickletools
@@ -19,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from nfnet_timm.formats.pickle_cursor import Cursor, Damaged, Refused
 
 __all__ = ["Tree", "forget", "read_tree"]
 
@@ -55,6 +51,7 @@ _ALLOWED = {*_CALLS, ("numpy", "ndarray")}
 
 # Limits for one file. F7 has 70,000 instructions, keys of 60 letters, and tuples of five items, nested three deep.
 _MOST_INSTRUCTIONS, _LONGEST_KEY = 1_000_000, 200
+_LONGEST_STRING = 1_000  # bytes
 _LONGEST_TUPLE, _DEEPEST_TUPLE = 8, 4
 
 _OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
@@ -68,6 +65,14 @@ _STRINGS = {"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8}
 _BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Refused(ValueError):
+    """The file contains an instruction that a tree of arrays does not need."""
+
+
+class _Damaged(ValueError):
+    """The file is not a valid sequence of instructions."""
 
 
 class _Tuple(tuple):
@@ -118,35 +123,34 @@ def read_tree(path: str | Path) -> Tree:
     Raises:
         ValueError: If the file is damaged, or is not a pickle of a tree of float32 arrays.
         OSError: If the file cannot be opened.
-    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py. It needs dill, Haiku and JAX, and runs the code in
-        the file.
+    Source: ``load_haiku_file`` in deepmind-research/nfnets/utils.py, which needs dill, Haiku and JAX.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a pipe or a device cannot be mapped
         raise ValueError(f"{path} is not a regular file: expected one of the authors' F*_haiku.npz files")
     with path.open("rb") as file:
-        is_empty = not file.read(1)  # mmap refuses an empty file
-        data = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    head = bytes(data[:4])
-    if not head:
-        raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")
-    if head == b"PK\x03\x04":
-        raise ValueError(
-            f"{path} is a zip archive, perhaps a real .npz: expected one of the authors' F*_haiku.npz files, which are "
-            "pickles. Read a real .npz with numpy.load, and publish a file of torch.save with `nfnet-timm publish`"
-        )
-    if head[:1] != b"\x80":
-        raise ValueError(
-            f"{path} is not a pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
-        )
+        head = file.read(4)
+        if not head:
+            raise ValueError(f"{path} is empty: expected one of the authors' F*_haiku.npz files, a pickle")
+        if head == b"PK\x03\x04":
+            raise ValueError(
+                f"{path} is a zip archive, perhaps a real .npz: expected one of the authors' F*_haiku.npz files, which "
+                "are pickles. Read a real .npz with numpy.load, and publish a file of torch.save with `nfnet-timm "
+                "publish`"
+            )
+        if head[:1] != b"\x80":
+            raise ValueError(
+                f"{path} is not a pickle, it begins with {head!r}: expected one of the authors' F*_haiku.npz files"
+            )
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     try:
         tree = _Interpreter(data).run()
-    except Damaged as error:
+    except _Damaged as error:
         raise ValueError(
             f"{path} is damaged or truncated ({error}): expected one of the authors' F*_haiku.npz files. Download it "
             "again and compare its size"
         ) from None
-    except Refused as error:
+    except _Refused as error:
         raise ValueError(f"{path} is not loaded: {error}") from None
     return _checked(tree, path)
 
@@ -185,50 +189,49 @@ class _Interpreter:
     """Interprets the instructions of a pickle in one pass, with a stack of plain values."""
 
     def __init__(self, data: memoryview):
-        self.cursor = Cursor(data)
+        self.data = data
+        self.at = 0  # position in the file
         self.array_bytes = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        cursor = self.cursor
         for _ in range(_MOST_INSTRUCTIONS):
-            position = cursor.at
-            code = cursor.number(1)
+            position = self.at
+            code = self.number(1)
             name = _OPCODES.get(code)
             if name is None:
-                raise Damaged(f"byte {position} is {code:#04x}, which is not an instruction")
+                raise _Damaged(f"byte {position} is {code:#04x}, which is not an instruction")
             if name == "STOP":
                 break
             try:
                 self.step(name)
-            except Refused as error:
-                raise Refused(f"{error} (opcode {name} at byte {position})") from None
+            except _Refused as error:
+                raise _Refused(f"{error} (opcode {name} at byte {position})") from None
         else:
-            raise Refused(f"it has more than {_MOST_INSTRUCTIONS:,} instructions")
-        rest = len(cursor.data) - cursor.at
+            raise _Refused(f"it has more than {_MOST_INSTRUCTIONS:,} instructions")
+        rest = len(self.data) - self.at
         if rest:
-            raise Refused(f"{rest} bytes follow its end")
+            raise _Refused(f"{rest} bytes follow its end")
         if len(self.stack) != 1 or self.marks:
-            raise Refused(f"it leaves {len(self.stack)} values: expected one tree")
+            raise _Refused(f"it leaves {len(self.stack)} values: expected one tree")
         return self.stack[0]
 
     def step(self, name: str) -> None:
-        cursor = self.cursor
         if name in _PUTS:
-            self.memo[cursor.number(_PUTS[name])] = self.top()
+            self.memo[self.number(_PUTS[name])] = self.top()
         elif name in _GETS:
-            index = cursor.number(_GETS[name])
+            index = self.number(_GETS[name])
             if index not in self.memo:
-                raise Refused(f"it gets value {index} from the memo, which it has not put there")
+                raise _Refused(f"it gets value {index} from the memo, which it has not put there")
             self.stack.append(self.memo[index])
         elif name in _INTEGERS:
-            self.stack.append(cursor.number(_INTEGERS[name], signed=name == "BININT"))
+            self.stack.append(self.number(_INTEGERS[name], signed=name == "BININT"))
         elif name in _STRINGS:
-            self.stack.append(cursor.text(cursor.number(_STRINGS[name])))
+            self.stack.append(self.text(self.number(_STRINGS[name])))
         elif name in _BYTES:
-            self.stack.append(cursor.take(cursor.number(_BYTES[name])))
+            self.stack.append(self.take(self.number(_BYTES[name])))
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
         elif name == "EMPTY_DICT":
@@ -246,7 +249,7 @@ class _Interpreter:
         elif name == "SETITEMS":
             self.set_items(self.pop_to_mark())
         elif name == "GLOBAL":
-            self.stack.append(_allowed(cursor.line(), cursor.line()))
+            self.stack.append(_allowed(self.line(), self.line()))
         elif name == "STACK_GLOBAL":
             self.stack.append(_allowed(*self.pop(2)))
         elif name == "REDUCE":
@@ -256,9 +259,36 @@ class _Interpreter:
             (state,) = self.pop(1)
             self.build(self.top(), state)
         elif name in _SKIPPED:
-            cursor.take(_SKIPPED[name])
+            self.take(_SKIPPED[name])
         else:
-            raise Refused("a tree of arrays needs no such instruction")
+            raise _Refused("a tree of arrays needs no such instruction")
+
+    def take(self, count: int) -> memoryview:
+        """Return the next bytes of the file, as a view."""
+        if count > len(self.data) - self.at:
+            raise _Damaged(
+                f"it ends after byte {self.at}: expected {count} more bytes, found {len(self.data) - self.at}"
+            )
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, size: int, signed: bool = False) -> int:
+        return int.from_bytes(self.take(size), "little", signed=signed)
+
+    def text(self, count: int) -> str:
+        content = self.take(count)
+        if count > _LONGEST_STRING:
+            raise _Refused(f"it has a string of {count} bytes, expected at most {_LONGEST_STRING}")
+        try:
+            return bytes(content).decode()
+        except UnicodeDecodeError as error:
+            raise _Damaged(f"a string at byte {self.at - count} is not UTF-8: {error.reason}") from None
+
+    def line(self) -> str:
+        count = bytes(self.data[self.at : self.at + _LONGEST_STRING]).find(b"\n")
+        if count < 0:
+            raise _Damaged(f"a name at byte {self.at} does not end")
+        return self.text(count + 1)[:-1]
 
     def top(self) -> Any:
         self.pop(0)
@@ -267,14 +297,14 @@ class _Interpreter:
     def pop(self, count: int) -> list[Any]:
         bottom = self.marks[-1] if self.marks else 0
         if len(self.stack) - max(count, 1) < bottom:
-            raise Refused("it takes more values than there are")
+            raise _Refused("it takes more values than there are")
         values = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return values
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
-            raise Refused("it goes back to a mark that was not set")
+            raise _Refused("it goes back to a mark that was not set")
         mark = self.marks.pop()
         values = self.stack[mark:]
         del self.stack[mark:]
@@ -283,19 +313,19 @@ class _Interpreter:
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
         if not isinstance(target, dict) or len(items) % 2:
-            raise Refused(f"it sets {len(items)} items of a {_kind(target)}, expected pairs for a dict")
+            raise _Refused(f"it sets {len(items)} items of a {_kind(target)}, expected pairs for a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):
-                raise Refused(f"it has a key that is a {_kind(key)}, expected a string")
+                raise _Refused(f"it has a key that is a {_kind(key)}, expected a string")
             if not key.isprintable() or len(key) > _LONGEST_KEY:
-                raise Refused(f"it has a key that is not a name: {key[:40]!a}, {len(key)} letters")
+                raise _Refused(f"it has a key that is not a name: {key[:40]!a}, {len(key)} letters")
             target[key] = value
 
     def reduce(self, function: Any, args: Any) -> Any:
         """Return the result of the call ``function(*args)``; refuse calls that a tree of arrays does not need."""
         call = _CALLS.get((function.module, function.name)) if isinstance(function, _Name) else None
         if call is None or not isinstance(args, tuple):
-            raise Refused(f"it calls {_shown(function)}, which a tree of arrays does not need")
+            raise _Refused(f"it calls {_shown(function)}, which a tree of arrays does not need")
         match call, args:
             case "empty array", (_Name("numpy", "ndarray"), (0,), memoryview() as code) if code == b"b":
                 return _Array()
@@ -317,7 +347,7 @@ class _Interpreter:
                 return {}
             case "dict", (dict(mapping),):
                 return mapping  # not a copy: with copies, a small file could use any amount of memory
-        raise Refused(f"it calls {_shown(function)} with unexpected arguments")
+        raise _Refused(f"it calls {_shown(function)} with unexpected arguments")
 
     def build(self, target: Any, state: Any) -> Any:
         """Complete an array or a dtype with the state in the file, and return it."""
@@ -327,18 +357,18 @@ class _Interpreter:
             case _DType(), (3, "<" | ">" | "|" | "=" as order, None, None, None, -1, -1, 0):
                 target.order = order
             case _:
-                raise Refused(f"it gives a {_kind(target)} a state that NumPy does not write")
+                raise _Refused(f"it gives a {_kind(target)} a state that NumPy does not write")
         return target
 
     def array(self, content: memoryview, dtype: _DType, shape: tuple[Any, ...], fortran: bool) -> np.ndarray:
         if len(shape) > 4 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
-            raise Refused("it has an array whose shape is not up to four sizes")
+            raise _Refused("it has an array whose shape is not up to four sizes")
         size = dtype.numpy().itemsize * math.prod(shape)
         if size != len(content):
-            raise Refused(f"an array of shape {shape} and type {dtype.code} needs {size} bytes, it has {len(content)}")
+            raise _Refused(f"an array of shape {shape} and type {dtype.code} needs {size} bytes, it has {len(content)}")
         self.array_bytes += size
-        if self.array_bytes > len(self.cursor.data):  # several arrays share the same bytes
-            raise Refused("its arrays are larger than the file")
+        if self.array_bytes > len(self.data):  # several arrays share the same bytes
+            raise _Refused("its arrays are larger than the file")
         array = np.frombuffer(content, dtype.numpy()).reshape(shape, order="F" if fortran else "C")
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -347,7 +377,7 @@ def _tuple(items: list[Any]) -> _Tuple:
     out = _Tuple(items)
     out.depth += max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
     if len(out) > _LONGEST_TUPLE or out.depth > _DEEPEST_TUPLE:
-        raise Refused(
+        raise _Refused(
             f"it has a tuple of {len(out)} values, nested {out.depth} deep: expected at most {_LONGEST_TUPLE}, and "
             f"{_DEEPEST_TUPLE} deep"
         )
@@ -356,9 +386,9 @@ def _tuple(items: list[Any]) -> _Tuple:
 
 def _allowed(module: Any, name: Any) -> _Name:
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise Refused(f"it names something by a {_kind(module)} and a {_kind(name)}, expected strings")
+        raise _Refused(f"it names something by a {_kind(module)} and a {_kind(name)}, expected strings")
     if (module, name) not in _ALLOWED:
-        raise Refused(f"it names {module[:80]!a}, {name[:80]!a}, which a tree of arrays does not need")
+        raise _Refused(f"it names {module[:80]!a}, {name[:80]!a}, which a tree of arrays does not need")
     return _Name(module, name)
 
 

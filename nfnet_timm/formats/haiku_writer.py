@@ -4,8 +4,6 @@ NumPy 2 renamed the module that a pickled array names, so NumPy 1.18 to 1.25 can
 module writes the pickle instructions itself, with the old name, which all versions accept.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -7,8 +7,6 @@ Source: ``restore_from_path`` in experiments/image_classification/models/common.
 commit e3741d2.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterator
@@ -79,7 +77,7 @@ def _late_callbacks_ignored() -> Iterator[None]:
     """
     report = sys.unraisablehook
 
-    def ignore(raised: sys.UnraisableHookArgs) -> None:
+    def ignore(raised: "sys.UnraisableHookArgs") -> None:
         if "Event loop is closed" not in str(raised.exc_value):
             report(raised)
 

@@ -1,10 +1,10 @@
 """Writes and reads model.safetensors. The same arrays give the same bytes, and the header contains their hash.
 
+Functions that read raise ValueError if the file is damaged or has another format, and OSError if it cannot be opened.
+
 Source of the format: https://github.com/huggingface/safetensors. The library's ``save_file`` orders the entries of the
 header differently in every process, has no progress bar, and cannot be interrupted with Ctrl-C.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -22,12 +22,7 @@ from nfnet_timm.formats.progress import bytes_bar
 
 __all__ = ["arrays_hash", "checked_header", "read_arrays", "read_header", "read_layout", "write_weights"]
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-}
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _CHUNK = 1 << 22  # bytes
 
 
@@ -64,12 +59,7 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file.
-
-    Raises:
-        ValueError: If the file is damaged or has another format.
-        OSError: If it cannot be opened.
-    """
+    """Return the metadata of a safetensors file."""
     with _opened(path) as file:
         return file.metadata() or {}
 
@@ -78,8 +68,7 @@ def checked_header(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file, after a comparison of the arrays with their hash in the metadata.
 
     Raises:
-        ValueError: If there is a hash and the arrays have another one, or if the file is damaged or has another format.
-        OSError: If it cannot be opened.
+        ValueError: If there is a hash and the arrays have another one.
     """
     header = read_header(path)
     recorded = header.get("arrays_sha256")
@@ -92,12 +81,7 @@ def checked_header(path: Path) -> dict[str, str]:
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
-    """Return the arrays of a safetensors file.
-
-    Raises:
-        ValueError: If the file is damaged or has another format.
-        OSError: If it cannot be opened.
-    """
+    """Return the arrays of a safetensors file."""
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -106,9 +90,7 @@ def read_layout(path: Path) -> dict[str, Tensor]:
     """Return the arrays of a safetensors file on the meta device: shapes and types without values.
 
     Raises:
-        ValueError: If the file is damaged or has another format, or if an array is not float64, float32, bfloat16 or
-            float16.
-        OSError: If it cannot be opened.
+        ValueError: If an array is not float64, float32, bfloat16 or float16.
     """
     dtypes = {name: dtype for dtype, name in _DTYPES.items()}
     arrays = {}

@@ -3,8 +3,6 @@
 Source: ``CheckpointSaver`` in timm/utils/checkpoint_saver.py, ``load_state_dict`` in timm/models/_helpers.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import warnings

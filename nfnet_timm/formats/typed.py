@@ -1,7 +1,5 @@
 """Checks the types of values from a config.json or a checkpoint. Anybody may have written them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from types import UnionType
@@ -21,15 +19,15 @@ def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str)
     """
     for key, value in values.items():
         if key in hints and not _fits(value, hints[key]):
-            raise ValueError(f"{where}: {key} is {_short(value)}, expected {_named(hints[key])}")
+            text = " ".join(repr(value).split())
+            text = text if len(text) <= 80 else f"{text[:77]}..."
+            raise ValueError(f"{where}: {key} is {text}, expected {_named(hints[key])}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
-    if hint is None or hint is type(None):
-        return value is None
     if origin in (Union, UnionType):
         return any(_fits(value, arg) for arg in args)
     if origin in (tuple, list):
@@ -55,8 +53,3 @@ def _named(hint: Any) -> str:
     if hint is type(None):
         return "None"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -4,8 +4,6 @@ If the kernel is wrong, torch's operations are used on that device. Without this
 compile on a device, or computes wrong numbers there, would break every training run on it.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import time

@@ -18,24 +18,15 @@ def has_dynamic_size(x: Tensor) -> bool:
     return not (has_static_value(x.shape[2]) and has_static_value(x.shape[3]))
 
 
-def conv2d_of_dynamic_size(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    """Return the same as ``F.conv2d``."""
+def conv2d_of_dynamic_size(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    """Return the same as ``F.conv2d``; ``geometry`` is the stride, padding, dilation and groups."""
     if x.is_cpu:
         # On a CPU, torch.compile makes feature maps channels-last in any case. If they were traced in another layout,
         # the graph of the backward pass has fixed numbers for their strides, and fits one size only.
         x = x.contiguous(memory_format=torch.channels_last)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    out = F.conv2d(x.detach(), weight, bias, stride, padding, dilation, groups)
-    return _GradOfInput.apply(out, x, weight, stride, padding, dilation, groups)
+        return F.conv2d(x, weight, bias, *geometry)
+    return _GradOfInput.apply(F.conv2d(x.detach(), weight, bias, *geometry), x, weight, *geometry)
 
 
 class _GradOfInput(torch.autograd.Function):

@@ -15,8 +15,7 @@ __all__ = ["ACTIVATIONS", "GELUTanh", "ScaledAct", "activation"]
 class GELUTanh(nn.Module):
     """GELU in its tanh form, JAX's default, exact to the rounding of the dtype. Takes and returns any shape.
 
-    Differs from torch: on a CPU it computes no tanh, which takes most of the time of ``F.gelu(x, approximate="tanh")``.
-    On other devices, in exported, scripted or traced programs, and in ``torch.func`` it is that function itself.
+    Differs from torch: on a CPU it computes no tanh; see ``gelu_tanh``. In a scripted program it is torch's ``F.gelu``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,9 +25,8 @@ class GELUTanh(nn.Module):
         return gelu_tanh(x)
 
 
-# Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1) (arXiv 2101.08692, section 4.3). The numbers are
-# from deepmind-research/nfnets/base.py, the names from timm. The authors' "gelu" is JAX's tanh form and is called
-# "gelu_tanh" here. "gelu" is the erf form, as in timm, with the same gamma.
+# Each activation with its gamma, 1 / std(act(z)) for z ~ N(0, 1). The names are timm's. The authors' "gelu" is JAX's
+# tanh form and is called "gelu_tanh" here. "gelu" is the erf form, with the same gamma.
 ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, object], float]] = {
     "identity": (nn.Identity, {}, 1.0),
     "celu": (nn.CELU, {}, 1.270926833152771),

@@ -1,7 +1,4 @@
-"""Squeeze-excite: a gate (factor) for each channel of each sample, computed from the means of all channels.
-
-Source: ``SqueezeExcite`` in deepmind-research/nfnets/base.py.
-"""
+"""Squeeze-excite: a gate (factor) for each channel of each sample, computed from the means of all channels."""
 
 import torch
 import torch.nn.functional as F

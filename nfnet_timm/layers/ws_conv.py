@@ -2,8 +2,6 @@
 
 The authors' code multiplies whole feature maps by the constants gamma and beta. Here the weight of the next convolution
 is multiplied instead. The product is the same, and the weight is the smaller tensor.
-
-Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
 """
 
 from contextlib import nullcontext

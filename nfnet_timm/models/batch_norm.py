@@ -1,7 +1,5 @@
 """The same network with batch norm, to study the effect of normalization."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

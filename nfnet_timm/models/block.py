@@ -18,8 +18,6 @@ from nfnet_timm.models.variants import NormFreeCfg
 
 __all__ = ["NormFreeBlock", "create_stem"]
 
-Device = torch.device | str | None
-
 
 class NormFreeBlock(nn.Module):
     """Pre-activation residual block ``x + alpha * skip_gain * f(beta * x)`` that preserves variance without norms.
@@ -64,7 +62,7 @@ class NormFreeBlock(nn.Module):
         rd_ratio: float = 0.5,
         act_layer: str = "gelu_tanh",
         drop_path_rate: float = 0.0,
-        device: Device = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()

@@ -4,8 +4,6 @@
 its parameters. A file in the Hub's cache stays memory-mapped, so the weights are read from it at their first use.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,7 @@ __all__ = ["build_network", "load_model"]
 
 
 def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Return the network ``name`` of the table ``VARIANTS``, as timm's entrypoints do.
-
-    Args:
-        network: The class to build.
-        kwargs: Further arguments of ``timm.create_model``.
-    """
+    """Return the network ``name`` of the table ``VARIANTS``, as timm's entrypoints do, with their arguments."""
     from timm.models import build_model_with_cfg
 
     build = partial(

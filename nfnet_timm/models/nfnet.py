@@ -16,13 +16,7 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models import (
-    checkpoint_seq,
-    generate_default_cfgs,
-    load_pretrained,
-    register_model,
-    register_notrace_module,
-)
+from timm.models import checkpoint_seq, generate_default_cfgs, load_pretrained, register_model, register_notrace_module
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
@@ -40,8 +34,6 @@ from nfnet_timm.models.variants import VARIANTS, NormFreeCfg, Variant, is_count
 from nfnet_timm.optim.param_groups import exempt_classifier
 
 __all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
-
-Device = torch.device | str | None
 
 
 def _checked_count(name: str, count: Any, smallest: int) -> int:
@@ -80,7 +72,7 @@ class NormFreeNet(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         recompute_acts: bool = False,
-        device: Device = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ):
@@ -106,9 +98,7 @@ class NormFreeNet(nn.Module):
 
         self.stem, net_stride, stem_feature = create_stem(cfg, in_chans, **dd)
         # The child of the stem whose output is the first feature map.
-        self.stem_feat_idx = [name for name, _ in self.stem.named_children()].index(
-            stem_feature["module"].removeprefix("stem.")
-        )
+        self.stem_feat_idx = list(self.stem).index(self.get_submodule(stem_feature["module"]))
         self.feature_info = [stem_feature]
         prev_chs = cfg.out_chs_of_stem
         dilation = 1
@@ -301,10 +291,7 @@ class NormFreeNet(nn.Module):
         return x, intermediates
 
     def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the layers that the feature maps at ``indices`` do not need, and return the indices as a list."""
         take_indices, max_index = take_feature_indices(len(self.feature_info), indices)

@@ -1,7 +1,5 @@
 """Remove weight standardization for inference, from the networks of this package and from timm's own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Measure and plot signal propagation through a network: the statistics of arXiv 2101.08692, section 3."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path

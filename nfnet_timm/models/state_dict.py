@@ -1,7 +1,5 @@
 """Identify the network of a checkpoint, and check whether a checkpoint fits a network."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any

@@ -3,8 +3,6 @@
 Source: deepmind-research/nfnets/base.py (NFNets, NF-RegNets) and nf_resnet.py (NF-ResNets).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -60,7 +58,7 @@ class NormFreeCfg:
     act_layer: str = "gelu_tanh"
     zero_init_fc: bool = False
 
-    def override(self, **kwargs: Any) -> NormFreeCfg:
+    def override(self, **kwargs: Any) -> "NormFreeCfg":
         """Return a copy of this configuration with the fields in ``kwargs`` replaced.
 
         Raises:

@@ -3,8 +3,6 @@
 Source: arXiv 2102.06171, section 4; ``SGD_AGC`` in deepmind-research/nfnets/optim.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -14,22 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nfnet_timm.compat.torch import (
-    foreach_clamp_max_,
-    foreach_clamp_min_,
-    foreach_div_,
-    foreach_mul_,
-    foreach_norm,
-)
+from nfnet_timm.compat.torch import foreach_clamp_max_, foreach_clamp_min_, foreach_div_, foreach_mul_, foreach_norm
 from nfnet_timm.kernels.clip import clip_
 from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
 from nfnet_timm.kernels.clip.units import is_contiguous_or_channels_last, is_one_unit, unit_norm
 
 __all__ = [
-    "CLIP_EPS",
-    "CLIP_FACTOR",
     "ClipStats",
-    "Clipping",
     "ClippedParam",
     "adaptive_clip_grad_",
     "clip_each_",

@@ -3,8 +3,6 @@
 Source: arXiv 2102.06171, section 4.1; ``_make_opt`` in deepmind-research/nfnets/experiment_nfnets.py.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterable
@@ -15,7 +13,7 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from nfnet_timm.optim.agc import CLIP_EPS, CLIP_FACTOR, Clipping
+from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
 
 __all__ = ["agc_param_groups", "classifier_weights", "exempt_classifier", "known_classifier_weights"]
 

@@ -3,8 +3,6 @@
 Source: arXiv 2010.01412; arXiv 2102.06171, appendix A.4, for NFNet-F5 and F6.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 ``nfnet.yaml`` is the template for all NFNets. It has a placeholder for each value that depends on the network.
 """
 
-from __future__ import annotations
-
 from importlib.resources import files
 from string import Template
 

@@ -8,8 +8,6 @@ triton       one kernel for a GPU
 On the meta device, or under a dispatch mode, one call is one operation, ``nfnet_timm::clip_``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Adaptive gradient clipping by torch's operations, on any device. Source: arXiv 2102.06171, section 4."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

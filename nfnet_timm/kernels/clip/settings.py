@@ -1,7 +1,5 @@
 """The settings of adaptive gradient clipping, as one record for functions, parameter groups and kernels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ class Clipping(NamedTuple):
     clip_eps: float = CLIP_EPS
 
     @staticmethod
-    def of(settings: Mapping[str, Any]) -> Clipping | None:
+    def of(settings: Mapping[str, Any]) -> "Clipping | None":
         """Return the settings in a parameter group, or None if its ``clip_factor`` is None, which disables clipping.
 
         Missing ones have their default values. Text such as "0.01" is converted to a number.

@@ -11,8 +11,6 @@ Program 4 searches for the last row whose first unit is at most 4: it is w1, and
 Gradients are scaled in place. Only units that are clipped are read a second time.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

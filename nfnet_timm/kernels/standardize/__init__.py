@@ -4,8 +4,6 @@ reference    the formula of the paper; all others are compared with it
 cpu          torch's kernel for group normalization
 operation    one operation with its gradients, for every device except a CPU
 triton       the kernels of that operation for a GPU
-
-Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
 """
 
 import torch

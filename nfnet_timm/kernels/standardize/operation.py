@@ -5,8 +5,6 @@ On a GPU with Triton these are kernels. Without Triton they are ``nfnet_timm::st
 each is one operation. So the operations of a GPU can be counted on any machine.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any
 

@@ -4,8 +4,6 @@ A row stays in registers, so it is read once. The variance is computed from the 
 float32. The formulas of the gradients are in ``backward_by_torch`` in ``operation``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
