@@ -13,6 +13,7 @@ from timm.data import str_to_interp_mode
 from timm.models import PretrainedCfg
 
 from nfnet_timm.formats.safetensors_file import read_layout
+from nfnet_timm.formats.train_checkpoint import is_torch_file, read_checkpoint
 from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.state_dict import check_state_dict
@@ -146,20 +147,27 @@ def described_model(architecture: str, arguments: Mapping[str, Any], where: str)
 def load_folder(folder: str | Path) -> Any:
     """Return the model in ``folder``, pretrained and in eval mode.
 
+    The weights are in model.safetensors, or in pytorch_model.bin, as timm's ``save_for_hf`` writes by default.
+
     Raises:
         ValueError: If config.json or the arrays are not those of a network of this package, or do not fit together.
         OSError: If a file cannot be read.
     """
-    path = Path(folder) / "config.json"
+    path, weights, pickled = (Path(folder) / name for name in ("config.json", "model.safetensors", "pytorch_model.bin"))
     config = read_config(path)
     described = described_model(
         config.architecture, {**config.model_args, "num_classes": config.num_classes}, str(path)
     )
-    arrays = read_layout(Path(folder) / "model.safetensors")
+    if weights.is_file():
+        arrays: Any = read_layout(weights)
+    else:
+        weights, arrays = pickled, read_checkpoint(pickled) if is_torch_file(pickled) else None
+        if not isinstance(arrays, dict):
+            raise ValueError(f"{weights} is not a state dict of torch.save: write model.safetensors instead")
     try:
         check_state_dict(arrays, described, config.architecture, exact=True)
     except ValueError as error:
-        raise ValueError(f"{folder}: config.json and model.safetensors are of different networks: {error}") from None
+        raise ValueError(f"{folder}: config.json and {weights.name} are of different networks: {error}") from None
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 

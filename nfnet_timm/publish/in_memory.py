@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
 from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.variants import VARIANTS
@@ -94,9 +93,7 @@ def open_network(model: nn.Module) -> Source:
         "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
     }
     try:
-        built, arguments = network_of(
-            TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None), "the network"
-        )
+        built, arguments = network_of(options, plain.state_dict(), "the network")
         _check_same(built, plain)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 from torch import Tensor
 
 from nfnet_timm.formats.authors import is_recognised
 from nfnet_timm.formats.safetensors_file import checked_header, read_arrays
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
-from nfnet_timm.models.state_dict import check_state_dict, infer_variant
+from nfnet_timm.models.state_dict import infer_variant
 from nfnet_timm.publish.checkpoints import load_published, released_checkpoints
 from nfnet_timm.publish.class_names import FoundNames, find_class_names
-from nfnet_timm.publish.config_json import DEFAULTS, described_model, load_folder, read_config
+from nfnet_timm.publish.config_json import DEFAULTS, load_folder, read_config
 from nfnet_timm.publish.fingerprints import identify, recorded_logits
 from nfnet_timm.publish.readme import read_card
 from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
@@ -131,10 +130,14 @@ def open_model(
     """
     is_safetensors = path.suffix == ".safetensors" and path.is_file()
     saved = read_arrays(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
-    if isinstance(saved, dict):
-        source = _from_state_dict(path, saved, model, model_kwargs or {})
-    elif saved is not None:
-        source = _from_training(path, saved)
+    if saved is not None:
+        try:
+            if isinstance(saved, dict):
+                source = _from_state_dict(path, saved, model, model_kwargs or {})
+            else:
+                source = _from_training(path, saved)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     elif path.is_dir() and not is_recognised(path):
         source = _from_folder(path)
     else:
@@ -175,17 +178,15 @@ def _from_folder(folder: Path) -> Source:
         "label_descriptions": config.label_descriptions,
         "card": read_card(card) if card.is_file() else None,
     }
-    arguments = {**config.model_args, "num_classes": config.num_classes}
+    model, arguments = load_folder(folder), {**config.model_args, "num_classes": config.num_classes}
     if not weights.is_file():
-        return Source(
-            _load_pickled(folder, pickled, config.architecture, arguments), arguments, identify(pickled), **about
-        )
+        return Source(model, arguments, identify(pickled), **about)
     header = checked_header(weights)
     stated = _stated(header) if "arrays_sha256" in header else {}
     # The header of a network that push_to_hub wrote from memory has logits and no source.
     from_memory = "arrays_sha256" in header and "logits" in header and "source" not in header
     source = Source(
-        load_folder(folder),
+        model,
         arguments,
         stated or ({} if from_memory else identify(weights)),
         computed=not stated,
@@ -201,39 +202,20 @@ def _from_folder(folder: Path) -> Source:
     return source
 
 
-def _load_pickled(folder: Path, pickled: Path, architecture: str, arguments: dict[str, Any]) -> Any:
-    """Return the model of a folder that timm's ``save_for_hf`` wrote without safetensors, as it does by default."""
-    described_model(architecture, arguments, str(folder / "config.json"))
-    state_dict = read_checkpoint(pickled) if is_torch_file(pickled) else None
-    if not isinstance(state_dict, dict):
-        raise ValueError(f"{pickled} is not a state dict of torch.save: write model.safetensors instead")
-    model: Any = timm.create_model(f"local-dir:{folder}", device="meta", num_classes=arguments["num_classes"])
-    try:
-        model.load_state_dict(check_state_dict(state_dict, model, architecture, exact=True))
-    except ValueError as error:
-        raise ValueError(f"{folder}: config.json and {pickled.name} are of different networks: {error}") from None
-    return model.eval()
-
-
 def _from_state_dict(
     path: Path, state_dict: dict[str, Tensor], name: str | None, model_kwargs: Mapping[str, Any]
 ) -> Source:
-    try:
-        arrays = _arrays_of_network(state_dict)
-        if name is None:
-            found, arguments = infer_variant(arrays)
-            kwargs = " ".join(f"{key}={value}".replace(" ", "") for key, value in arguments.items())
-            raise ValueError(
-                "a state dict does not contain the name of its network: pass --model; the shapes are those of "
-                f"--model {found}{f' --model-kwargs {kwargs}' if kwargs else ''}"
-            )
-        chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
-        options = {"model": name, "model_kwargs": dict(model_kwargs), "in_chans": chans[0] if chans else None}
-        model, arguments = network_of(
-            TrainCheckpoint(options, arrays, ema=False, epoch=None, metric=None), "--model-kwargs"
+    arrays = _arrays_of_network(state_dict)
+    if name is None:
+        found, arguments = infer_variant(arrays)
+        kwargs = " ".join(f"{key}={value}".replace(" ", "") for key, value in arguments.items())
+        raise ValueError(
+            "a state dict does not contain the name of its network: pass --model; the shapes are those of "
+            f"--model {found}{f' --model-kwargs {kwargs}' if kwargs else ''}"
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
+    options = {"model": name, "model_kwargs": model_kwargs, "in_chans": chans[0] if chans else None}
+    model, arguments = network_of(options, arrays, "--model-kwargs")
     return Source(model, arguments, identify(path))
 
 
@@ -269,10 +251,7 @@ def _stated(header: Mapping[str, str]) -> dict[str, str]:
 
 
 def _from_training(path: Path, saved: TrainCheckpoint) -> Source:
-    try:
-        model, arguments = network_of(saved)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    model, arguments = network_of(saved.args, saved.state_dict)
     if "script" not in saved.args:  # train.py validates with a centre crop, also if the network has another crop mode
         model.pretrained_cfg["crop_mode"] = "center"
     names, accuracy = find_class_names(saved.args, model.num_classes), accuracy_of(saved, model)
