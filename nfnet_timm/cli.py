@@ -46,17 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         with suppress(OSError):  # after SIGHUP the terminal may be gone
             print("nfnet-timm: interrupted; run the same command again", file=sys.stderr)
         return exit_status(error)
-    except _reported() as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"nfnet-timm: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _reported() -> tuple[type[Exception], ...]:
-    """Return the types of the errors that are reported in one line."""
-    from safetensors import SafetensorError
-
-    return ValueError, OSError, ImportError, SafetensorError
 
 
 def _one_line(error: Exception) -> str:
@@ -309,7 +302,7 @@ def _some(names: list[str]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from nfnet_timm.publish.verify import remove_cached, verify
+    from nfnet_timm.publish.verify import verify
 
     report = verify(args.repo, args.revision)
     print(f"{args.repo} at commit {report.commit}")
@@ -317,7 +310,8 @@ def _verify(args: argparse.Namespace) -> None:
     for path in report.bad_cached:
         print(f"DAMAGED in your cache: {path}. Its hash is not the one that the Hub records")
         if args.remove or _ask("Remove it, so that it is downloaded again? [y/N] "):
-            remove_cached(path)
+            path.resolve().unlink(missing_ok=True)  # the file that the path in the cache is a link to
+            path.unlink(missing_ok=True)
             print("removed")
         else:
             raise ValueError("a damaged file is in your cache: run again with --remove, or delete it")

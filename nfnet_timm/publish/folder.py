@@ -24,20 +24,20 @@ from nfnet_timm.compat.timm import save_config
 from nfnet_timm.formats.safetensors_file import arrays_hash, read_header, read_layout, write_weights
 from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import released_checkpoints
-from nfnet_timm.publish.class_names import check_class_names
-from nfnet_timm.publish.config_json import LABELS, load_folder, read_config, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, check_logits, logits_of
 from nfnet_timm.publish.locks import names_in
-from nfnet_timm.publish.readme import card_metadata, read_card
+from nfnet_timm.publish.read_folder import LABELS, card_metadata, load_folder, read_card, read_config, read_json
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.staging import put_in_place, staged_folder
 
-__all__ = ["FILES", "build_repo", "check_folder", "save_folder", "show_repo"]
+__all__ = ["build_repo", "check_folder", "save_folder", "show_repo"]
 
 # Tokens of the Hub, GitHub and AWS, and private keys.
 _SECRETS = re.compile(rb"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY")
 
-FILES = ("model.safetensors", "config.json", "README.md")
+_FILES = ("model.safetensors", "config.json", "README.md")
+# Entries of config.json that depend on the card.
+_FROM_CARD = ("license", "origin_url", "tag")
 
 
 def save_folder(
@@ -71,8 +71,8 @@ def save_folder(
         refuse them.
     """
     folder = Path(folder)
-    with staged_folder(folder, FILES) as staged:
-        others = [name for name in names_in(folder) if name not in FILES]
+    with staged_folder(folder, _FILES) as staged:
+        others = [name for name in names_in(folder) if name not in _FILES]
         if others:
             raise ValueError(
                 f"{folder} contains other files ({', '.join(others[:3])}): expected a folder, new or empty"
@@ -92,7 +92,7 @@ def save_folder(
                 f"choose another folder with --out{lost}"
             )
         if changed:
-            put_in_place(folder, FILES)
+            put_in_place(folder, _FILES)
 
 
 def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
@@ -125,13 +125,12 @@ def _same_model(folder: Path, staged: Path) -> bool:
 
     The headers of the weights may differ: another machine rounds the logits in a header differently.
     """
-    if not _same_config(folder, staged):
-        return False
+    theirs, ours = folder / "model.safetensors", staged / "model.safetensors"
     try:
-        read_layout(folder / "model.safetensors")
+        read_layout(theirs)  # raises ValueError if it is damaged
     except (ValueError, OSError):
         return False
-    return arrays_hash(folder / "model.safetensors") == arrays_hash(staged / "model.safetensors")
+    return _same_config(folder, staged) and arrays_hash(theirs) == arrays_hash(ours)
 
 
 def _same_config(folder: Path, staged: Path) -> bool:
@@ -143,31 +142,22 @@ def _same_config(folder: Path, staged: Path) -> bool:
             return False
         config = read_json(path)
         cfg = config.get("pretrained_cfg", {})
-        config["pretrained_cfg"] = {k: v for k, v in cfg.items() if k not in ("license", "origin_url", "tag")}
-        configs.append(config)
+        configs.append({**config, "pretrained_cfg": {k: v for k, v in cfg.items() if k not in _FROM_CARD}})
     return configs[0] == configs[1]
 
 
-def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) -> None:
-    """Raise ValueError unless ``folder`` can be published.
+def check_folder(folder: Path, model: Any, secrets: tuple[str, ...] = ()) -> None:
+    """Raise ValueError unless a folder that ``save_folder`` wrote can be published.
 
     Checks that:
 
-    - it has exactly model.safetensors, config.json and README.md, so no pickle;
     - no file contains a secret;
     - the metadata of the card have a licence, a library, a task and tags, and config.json has the same licence;
-    - there is one class name for each class, if there are class names;
     - timm loads the model, its arrays are exactly those of ``model``, and its logits agree.
 
     Args:
         secrets: Strings that the files must not contain. Tokens and private keys are also found by their form.
     """
-    folder = Path(folder)
-    found = names_in(folder)
-    if found != sorted(FILES):
-        raise ValueError(
-            f"the folder has the files {', '.join(found)}: expected {', '.join(sorted(FILES))} and nothing else"
-        )
     header = read_header(folder / "model.safetensors")
     texts = {name: (folder / name).read_bytes() for name in ("config.json", "README.md")}
     for name, text in {**texts, "the header of model.safetensors": json.dumps(header).encode()}.items():
@@ -177,16 +167,13 @@ def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) 
     missing = [key for key in ("license", "library_name", "pipeline_tag", "tags") if not metadata.get(key)]
     if missing:
         raise ValueError(f"README.md lacks {', '.join(missing)} in the metadata at its top: add them")
-    config = read_json(folder / "config.json")
-    license = config["pretrained_cfg"].get("license")
+    loaded = load_folder(folder)
+    license = loaded.pretrained_cfg.get("license")
     if license != metadata["license"]:
         raise ValueError(
             f"README.md says license: {metadata['license']}, but the weights have {license}: change it there, or "
             "remove README.md to get a new one"
         )
-    if config.get("label_names") is not None:
-        check_class_names(config["label_names"], model.num_classes, "config.json")
-    loaded = load_folder(folder)
     theirs = model.state_dict()
     wrong = [key for key, tensor in loaded.state_dict().items() if not tensor.equal(theirs[key])]
     if wrong:
@@ -227,10 +214,10 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
         )
     card = source.card or render_card(source, repo_id, license)
     # config.json gets the licence of the card, and no origin that the config.json of a source states.
-    about = {"license": _checked_license(card, license), "origin_url": None, "tag": None}
+    about = {**dict.fromkeys(_FROM_CARD), "license": _checked_license(card, license)}
     if "url" in released_checkpoints().get(source.checkpoint or "", {}):
         of_timm: Any = timm.get_pretrained_cfg(source.architecture)
-        about = {key: getattr(of_timm, key) for key in about}
+        about = {key: getattr(of_timm, key) for key in _FROM_CARD}
     source.model.pretrained_cfg = {**source.model.pretrained_cfg, **about}
     labels = {"label_names": source.label_names, "label_descriptions": source.label_descriptions}
     token = get_token()

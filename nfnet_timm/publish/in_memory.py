@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.variants import VARIANTS
-from nfnet_timm.publish.config_json import PRETRAINED_CFG
 from nfnet_timm.publish.fingerprints import check_logits, logits_of
+from nfnet_timm.publish.read_folder import PRETRAINED_CFG
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.train_run import network_of, published_cfg
 

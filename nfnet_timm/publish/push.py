@@ -175,7 +175,6 @@ def push(
             commit has the tag, or if the repo is public and ``private`` is set.
         OSError: If the Hub cannot be reached or refuses.
     """
-    check_destination(repo_id, revision, tag)
     if not get_token():
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()

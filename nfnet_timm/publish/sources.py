@@ -21,9 +21,8 @@ from nfnet_timm.models.build import load_model
 from nfnet_timm.models.state_dict import infer_variant
 from nfnet_timm.publish.checkpoints import load_published, released_checkpoints
 from nfnet_timm.publish.class_names import FoundNames, find_class_names
-from nfnet_timm.publish.config_json import DEFAULTS, load_folder, read_config
 from nfnet_timm.publish.fingerprints import identify, recorded_logits
-from nfnet_timm.publish.readme import read_card
+from nfnet_timm.publish.read_folder import DEFAULTS, load_folder, read_card, read_config
 from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
 
 __all__ = ["Source", "open_authors", "open_model"]

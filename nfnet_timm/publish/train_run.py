@@ -18,7 +18,7 @@ from nfnet_timm.compat.timm import config_file
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
 from nfnet_timm.models.state_dict import check_state_dict
 from nfnet_timm.models.variants import VARIANTS
-from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
+from nfnet_timm.publish.read_folder import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen
 
 __all__ = ["Accuracy", "accuracy_of", "network_of", "published_cfg", "shown_options"]

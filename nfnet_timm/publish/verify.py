@@ -15,11 +15,11 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
 from nfnet_timm.formats.safetensors_file import checked_header
-from nfnet_timm.publish.config_json import is_ours, load_folder, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, logits_of, recorded_logits
 from nfnet_timm.publish.hub_errors import hub_errors_explained
+from nfnet_timm.publish.read_folder import is_ours, load_folder, read_json
 
-__all__ = ["Report", "remove_cached", "verify"]
+__all__ = ["Report", "verify"]
 
 # Largest relative difference of logits between two machines, due to float32 rounding in the deepest network.
 TOLERANCE = 1e-3
@@ -98,12 +98,6 @@ def _bad_cached(api: HfApi, repo_id: str, commit: str) -> list[Path]:
     except ValueError:  # the commit is not in the cache
         return []
     return [found.verified_path / mismatch["path"] for mismatch in found.mismatches]
-
-
-def remove_cached(path: Path) -> None:
-    """Remove a file from the cache of the Hub's client, so that the client downloads it again."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
 
 
 def _difference(folder: Path, expected: Any) -> float | None:

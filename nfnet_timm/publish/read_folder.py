@@ -1,4 +1,4 @@
-"""Reads and checks the folder of a model. Anybody may have written its config.json."""
+"""Reads and checks the folder of a model. Anybody may have written its config.json and its README.md."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import timm
+import yaml
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from timm.data import str_to_interp_mode
 from timm.models import PretrainedCfg
 
@@ -24,10 +27,12 @@ __all__ = [
     "LABELS",
     "PRETRAINED_CFG",
     "Config",
+    "card_metadata",
     "check_preprocessing",
     "described_model",
     "is_ours",
     "load_folder",
+    "read_card",
     "read_config",
     "read_json",
 ]
@@ -44,6 +49,8 @@ _ARGUMENTS = {
 PRETRAINED_CFG = get_type_hints(PretrainedCfg)
 # Entries about the classes, with their types.
 LABELS = {"label_names": list[str] | None, "label_descriptions": dict[str, str] | None}
+# Entries of a card that check_folder requires, with their types.
+_CARD = {"license": str | None, "library_name": str | None, "pipeline_tag": str | None, "tags": list[str] | None}
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,44 @@ def check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
         str_to_interp_mode(cfg["interpolation"])
     except KeyError:
         raise ValueError(f"{where}: interpolation is {cfg['interpolation']!r}, expected bicubic or bilinear") from None
+
+
+def read_card(path: Path) -> str:
+    """Return the text of a README.md, with the line endings of the file.
+
+    Raises:
+        ValueError: If it is not UTF-8, or if ``card_metadata`` cannot read its metadata.
+        OSError: If it cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from None
+    card_metadata(text, str(path))
+    return text
+
+
+def card_metadata(text: str, where: str) -> dict[str, Any]:
+    """Return the metadata of a model card (the YAML block at its top), or {} if there are none.
+
+    Args:
+        where: The name of the card in messages.
+    Raises:
+        ValueError: If the block is not YAML, or has entries of other types than the Hub expects.
+    """
+    block = REGEX_YAML_BLOCK.search(text)
+    try:
+        metadata = (yaml.safe_load(block[2]) if block else None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
+            raise ValueError("expected a value for each name")
+        check_types(metadata, _CARD, "between them")
+        # Raises if the evaluation results are not in the Hub's form.
+        results: Any = {"model-index": metadata.get("model-index")}
+        ModelCardData(**results)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())  # YAML's message has several lines
+        raise ValueError(f"the metadata of {where}, between its two ---, cannot be read: {reason}") from None
+    return metadata
 
 
 def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
