@@ -57,12 +57,11 @@ def save_folder(
 
     Args:
         model_args: Arguments of ``create_model`` other than the name.
-        metadata: Strings for the header of model.safetensors. ``format: pt`` is added.
-        model_config: More entries of config.json in timm's schema: ``label_names``, ``label_descriptions``.
+        metadata: More strings for the header of model.safetensors.
+        model_config: ``label_names`` and ``label_descriptions`` for config.json.
         card: The text of README.md. If None, there is no README.md.
         overwrite: Whether to replace files in ``folder`` that have the same names and other content.
-        finish: A function that may check and change the new files. It gets the temporary folder that contains them. If
-            it raises an error, no old file is replaced.
+        finish: A function that may check and change the new files in this temporary folder, before any is replaced.
     Raises:
         ValueError: If ``folder`` has files of other names, or files with other content and ``overwrite`` is not set.
             A config.json that differs only in entries from the card needs no ``overwrite``.
@@ -146,22 +145,20 @@ def _same_config(folder: Path, staged: Path) -> bool:
     return configs[0] == configs[1]
 
 
-def check_folder(folder: Path, model: Any, secrets: tuple[str, ...] = ()) -> None:
+def check_folder(folder: Path, model: Any) -> None:
     """Raise ValueError unless a folder that ``save_folder`` wrote can be published.
 
     Checks that:
 
-    - no file contains a secret;
+    - no file contains the user's access token, or text that has the form of a token or a private key;
     - the metadata of the card have a licence, a library, a task and tags, and config.json has the same licence;
     - timm loads the model, its arrays are exactly those of ``model``, and its logits agree.
-
-    Args:
-        secrets: Strings that the files must not contain. Tokens and private keys are also found by their form.
     """
+    token = get_token()
     header = read_header(folder / "model.safetensors")
     texts = {name: (folder / name).read_bytes() for name in ("config.json", "README.md")}
     for name, text in {**texts, "the header of model.safetensors": json.dumps(header).encode()}.items():
-        if _SECRETS.search(text) or any(secret.encode() in text for secret in secrets):
+        if _SECRETS.search(text) or (token and token.encode() in text):
             raise ValueError(f"{name} contains text like an access token or a private key: remove it before publishing")
     metadata = card_metadata(texts["README.md"].decode(), "README.md")
     missing = [key for key in ("license", "library_name", "pipeline_tag", "tags") if not metadata.get(key)]
@@ -202,15 +199,14 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
     """
     infinite = [name for name, tensor in source.model.state_dict().items() if not bool(tensor.isfinite().all())]
     if infinite:
-        more = f" and {len(infinite) - 1} more" if len(infinite) > 1 else ""
         raise ValueError(
-            f"{source.metadata.get('source', source.architecture)} has NaN or infinite values in {infinite[0]}{more}: "
-            "did the run diverge? Publish an earlier checkpoint"
+            f"{source.metadata.get('source', source.architecture)} has NaN or infinite values in "
+            f"{', '.join(infinite[:3])}: did the run diverge? Publish an earlier checkpoint"
         )
-    if source.card and not _is_for(source.card, repo_id):
+    if source.card and (others := _other_repos(source.card, repo_id)):
         raise ValueError(
-            f"README.md loads {', '.join(map(repr, _hub_names(source.card)))} and not 'hf-hub:{repo_id}': correct the "
-            "name in it, or remove README.md to get a new one"
+            f"README.md loads {', '.join(map(repr, others))} and not 'hf-hub:{repo_id}': correct the name in it, or "
+            "remove README.md to get a new one"
         )
     card = source.card or render_card(source, repo_id, license)
     # config.json gets the licence of the card, and no origin that the config.json of a source states.
@@ -220,18 +216,17 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
         about = {key: getattr(of_timm, key) for key in _FROM_CARD}
     source.model.pretrained_cfg = {**source.model.pretrained_cfg, **about}
     labels = {"label_names": source.label_names, "label_descriptions": source.label_descriptions}
-    token = get_token()
     kept = False
 
     def finish(staged: Path) -> None:
         nonlocal kept
         if source.card is None and (folder / "README.md").is_file() and _same_model(folder, staged):
             theirs = read_card(folder / "README.md")
-            if _is_for(theirs, repo_id):
+            if not _other_repos(theirs, repo_id):
                 _checked_license(theirs, license)
                 kept = theirs != card
                 shutil.copyfile(folder / "README.md", staged / "README.md")
-        check_folder(staged, source.model, (token,) if token else ())
+        check_folder(staged, source.model)
 
     save_folder(
         source.model,
@@ -246,14 +241,10 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
     return kept
 
 
-def _hub_names(card: str) -> list[str]:
-    return sorted(set(re.findall(r"hf-hub:[\w.-]+/[\w.-]*\w", card)))
-
-
-def _is_for(card: str, repo_id: str) -> bool:
-    """Return whether the code of a card loads ``repo_id``, or no repo."""
-    names = _hub_names(card)
-    return not names or f"hf-hub:{repo_id}" in names
+def _other_repos(card: str, repo_id: str) -> list[str]:
+    """Return the names of the repos that the code of a card loads; [] if ``repo_id`` is one of them."""
+    names = set(re.findall(r"hf-hub:[\w.-]+/[\w.-]*\w", card))
+    return [] if f"hf-hub:{repo_id}" in names else sorted(names)
 
 
 def _checked_license(card: str, license: str | None) -> str | None:

@@ -34,8 +34,7 @@ def open_network(model: nn.Module) -> Source:
     """Return a copy of the network in ``model``, on the CPU and in float32; ``model`` stays as it is.
 
     Args:
-        model: A network of this package, or a module that contains one and no other parameters: a LightningModule, an
-            EMA, ``torch.compile``, DDP.
+        model: See ``push_to_hub``.
     Raises:
         ValueError: If ``model`` does not contain exactly one network, or if ``timm.create_model`` cannot build the
             network again because it was changed (reparameterized, sharded, another head, ...).
