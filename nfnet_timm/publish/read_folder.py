@@ -55,14 +55,7 @@ _CARD = {"license": str | None, "library_name": str | None, "pipeline_tag": str 
 
 @dataclass(frozen=True)
 class Config:
-    """The content of a config.json in timm's schema, for a network of this package.
-
-    Args:
-        model_args: Arguments of ``create_model`` other than the name.
-        num_classes: Number of classes of the weights in the same folder.
-        label_names: Names of the classes, in the order of the outputs.
-        label_descriptions: A longer description for each name.
-    """
+    """The content of a config.json in timm's schema. The facts are those of ``Source`` in sources.py."""
 
     architecture: str
     model_args: dict[str, Any]
@@ -76,7 +69,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: If it is not UTF-8, not JSON, or not an object.
-        OSError: If it cannot be read.
     """
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
@@ -97,7 +89,6 @@ def read_config(path: Path) -> Config:
 
     Raises:
         ValueError: If it does not describe a network of this package, or if a value has another type.
-        OSError: If it cannot be read.
     Source: ``_parse_model_cfg`` in timm/models/_hub.py.
     """
     config = read_json(path)
@@ -108,9 +99,8 @@ def read_config(path: Path) -> Config:
         "pretrained_cfg", {k: v for k, v in config.items() if k not in ("num_features", *LABELS)}
     )
     arguments = config.get("model_args", {})
-    for name, value in (("pretrained_cfg", pretrained_cfg), ("model_args", arguments)):
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: {name} is {value!r}, expected an object")
+    objects = {"pretrained_cfg": pretrained_cfg, "model_args": arguments}
+    check_types(objects, dict.fromkeys(objects, dict), str(path))
     labels = {name: config.get(name, pretrained_cfg.get(name)) for name in LABELS}
     check_types({**config, **labels}, {"num_classes": int, **LABELS}, str(path))
     cfg = {k: v for k, v in pretrained_cfg.items() if k not in LABELS}
@@ -158,7 +148,6 @@ def load_folder(folder: str | Path) -> Any:
 
     Raises:
         ValueError: If config.json or the arrays are not those of a network of this package, or do not fit together.
-        OSError: If a file cannot be read.
     """
     path, weights, pickled = (Path(folder) / name for name in ("config.json", "model.safetensors", "pytorch_model.bin"))
     config = read_config(path)
@@ -199,7 +188,6 @@ def read_card(path: Path) -> str:
 
     Raises:
         ValueError: If it is not UTF-8, or if ``card_metadata`` cannot read its metadata.
-        OSError: If it cannot be read.
     """
     try:
         text = path.read_bytes().decode("utf-8")

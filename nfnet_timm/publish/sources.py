@@ -112,6 +112,12 @@ class Source:
         """Name of the network in ``nfnet_timm.models.variants``."""
         return self.model.pretrained_cfg["architecture"]
 
+    def may_be(self, released: str) -> bool:
+        """Return whether the architecture and arguments are those of the released checkpoint of this name."""
+        # The number of classes of the ImageNet-21k checkpoints is not published.
+        free = {"num_classes"} if released in load_published()["orbax"] else set()
+        return released.split(".")[0] == self.architecture and set(self.model_args) <= free
+
 
 def open_model(
     path: Path, checkpoint: str | None = None, model: str | None = None, model_kwargs: Mapping[str, Any] | None = None
@@ -159,9 +165,8 @@ def open_authors(path: Path) -> Source:
     """
     model, arguments = load_model(path)
     metadata = identify(path)
-    checkpoint = _recorded(metadata)
-    identified_by: Literal["MD5"] | None = "MD5" if checkpoint else None
-    return Source(model.eval(), arguments, metadata, checkpoint=checkpoint, identified_by=identified_by)
+    released = _recorded(metadata)
+    return Source(model.eval(), arguments, metadata, checkpoint=released, identified_by="MD5" if released else None)
 
 
 def _from_folder(folder: Path) -> Source:
@@ -193,8 +198,7 @@ def _from_folder(folder: Path) -> Source:
         **about,
     )
     released = _recorded(stated)
-    if released is not None and not _fits(released, source):
-        # The header is that of another network.
+    if released is not None and not source.may_be(released):  # the header is that of another network
         source.metadata, source.computed = identify(weights), True
     elif released is not None:
         source.checkpoint, source.identified_by = released, "header"
@@ -271,26 +275,17 @@ def _from_training(path: Path, saved: TrainCheckpoint) -> Source:
 
 def _recorded(metadata: Mapping[str, str]) -> str | None:
     """Return the name of the released file with this MD5; None if there is none."""
-    for name, released in load_published()["checkpoints"].items():
-        if metadata.get("source_md5") == released["md5"]:
-            return name
-    return None
+    released = {entry["md5"]: name for name, entry in load_published()["checkpoints"].items()}
+    return released.get(metadata.get("source_md5", ""))
 
 
 def _claimed(name: str, source: Source) -> str:
-    """Return ``name`` if the architecture and arguments are those of this checkpoint; else raise ValueError."""
+    """Return ``name``, or raise ValueError if it is not a released checkpoint that ``source`` may be."""
     if name not in released_checkpoints():
         raise ValueError(
             f"there is no released checkpoint {name!r}: expected one of {', '.join(released_checkpoints())}"
         )
-    if not _fits(name, source):
+    if not source.may_be(name):
         differs = "".join(f", {key}={value!r}" for key, value in source.model_args.items())
         raise ValueError(f"this is not {name}: its arrays are those of {source.architecture}{differs}")
     return name
-
-
-def _fits(name: str, source: Source) -> bool:
-    """Return whether the architecture and arguments are those of the released checkpoint ``name``."""
-    # The number of classes of the ImageNet-21k checkpoints is not published.
-    free = {"num_classes"} if name in load_published()["orbax"] else set()
-    return name.split(".")[0] == source.architecture and set(source.model_args) <= free

@@ -23,7 +23,6 @@ __all__ = ["Report", "verify"]
 
 # Largest relative difference of logits between two machines, due to float32 rounding in the deepest network.
 TOLERANCE = 1e-3
-_VERIFIED = ("*.safetensors", "*.json", "*.md")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
         )
     with tempfile.TemporaryDirectory() as empty:
         with hub_errors_explained(f"downloading {repo_id}"):
-            folder = Path(snapshot_download(repo_id, revision=commit, cache_dir=empty, allow_patterns=[*_VERIFIED]))
+            patterns = ["*.safetensors", "*.json", "*.md"]
+            folder = Path(snapshot_download(repo_id, revision=commit, cache_dir=empty, allow_patterns=patterns))
             found = api.verify_repo_checksums(repo_id, revision=commit, cache_dir=empty)
         for mismatch in found.mismatches:
             raise ValueError(
