@@ -110,11 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--out", type=_path, help="folder to build in, kept afterwards (hub-repos/NAME)")
     publish.add_argument("--overwrite", action="store_true", help="replace the files in that folder")
     publish.add_argument("--license", help="licence of your own weights, by its name on the Hub, such as apache-2.0")
-    publish.add_argument(
-        "--checkpoint",
-        metavar="NAME",
-        help="name of the released checkpoint, such as nfnet_f0.dm_in1k, if the file has another hash",
-    )
+    publish.add_argument("--checkpoint", metavar="NAME", help="released checkpoint that it is, if it has another hash")
     publish.add_argument("--model", metavar="NAME", help="network of a state dict, such as nfnet_f0")
     publish.add_argument(
         "--model-kwargs",

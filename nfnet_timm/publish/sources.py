@@ -189,19 +189,13 @@ def _from_folder(folder: Path) -> Source:
     stated = _stated(header) if "arrays_sha256" in header else {}
     # The header of a network that push_to_hub wrote from memory has logits and no source.
     from_memory = "arrays_sha256" in header and "logits" in header and "source" not in header
-    source = Source(
-        model,
-        arguments,
-        stated or ({} if from_memory else identify(weights)),
-        computed=not stated,
-        logits=recorded_logits(header) if stated or from_memory else None,
-        **about,
-    )
+    logits = recorded_logits(header) if stated or from_memory else None
+    source = Source(model, arguments, stated, computed=not stated, logits=logits, **about)
     released = _recorded(stated)
-    if released is not None and not source.may_be(released):  # the header is that of another network
-        source.metadata, source.computed = identify(weights), True
-    elif released is not None:
+    if released is not None and source.may_be(released):
         source.checkpoint, source.identified_by = released, "header"
+    elif released is not None or not (stated or from_memory):  # the header is of another network, or states nothing
+        source.metadata, source.computed = identify(weights), True
     return source
 
 
