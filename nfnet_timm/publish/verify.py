@@ -112,14 +112,8 @@ def _difference(folder: Path, expected: Any) -> float | None:
         header = checked_header(folder / "model.safetensors")
         if "logits" not in header:
             return None
-        config = read_json(folder / "config.json")
-        if not is_ours(config):
-            if "arrays_sha256" not in header:
-                return None
-            raise ValueError(
-                f"{folder}/config.json is of {config.get('architecture')!r}, but nfnet-timm wrote the weights: "
-                "expected a network of nfnet_timm. Publish the weights again"
-            )
+        if "arrays_sha256" not in header and not is_ours(read_json(folder / "config.json")):
+            return None  # another program wrote the logits
         theirs = torch.tensor(recorded_logits(header))
         ours = logits_of(load_folder(folder))[:RECORDED]
     if theirs.shape != ours.shape:
