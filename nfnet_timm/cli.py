@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from nfnet_timm import __version__
 from nfnet_timm.signals import exit_status, interrupted_by_signals
 
@@ -46,17 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         with suppress(OSError):  # after SIGHUP the terminal may be gone
             print("nfnet-timm: interrupted; run the same command again", file=sys.stderr)
         return exit_status(error)
-    except _reported() as error:
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
         print(f"nfnet-timm: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _reported() -> tuple[type[Exception], ...]:
-    """Return the types of the errors that are reported in one line."""
-    from safetensors import SafetensorError
-
-    return ValueError, OSError, ImportError, SafetensorError
 
 
 def _one_line(error: Exception) -> str:
@@ -79,22 +74,18 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--overwrite", action="store_true", help="replace results in that folder")
     demo.set_defaults(run=_demo)
 
-    recipe = commands.add_parser(
-        "recipe", help="print the published training recipe of a network, for train.py --config"
-    )
+    recipe = commands.add_parser("recipe", help="print the published recipe of a network, for train.py --config")
     recipe.add_argument("name", help="nfnet_f0 to nfnet_f7, nf_resnet or finetune")
     recipe.set_defaults(run=_recipe)
 
     download = commands.add_parser(
         "download",
         help="download the authors' files from their release address",
-        description="Download the authors' F*_haiku.npz files from their release address, and compare each with its "
-        "recorded MD5. An interrupted download continues when you run the command again.",
+        description="Download the authors' files and compare each with its recorded MD5. An interrupted download "
+        "continues when you run the command again.",
     )
     download.add_argument("names", nargs="+", metavar="NAME", help="f0 to f6")
-    download.add_argument(
-        "--to", type=_path, default=Path("."), metavar="DIR", help="folder for the files (%(default)s)"
-    )
+    download.add_argument("--to", type=_path, default=Path("."), metavar="DIR", help="folder for them (%(default)s)")
     download.set_defaults(run=_download)
 
     convert = commands.add_parser(
@@ -104,9 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "directory), to a folder that timm loads with its local-dir: prefix. If OUT ends in .npz, convert such a "
         "folder to a file that the authors' code loads.",
     )
-    convert.add_argument(
-        "source", help="F*_haiku.npz, an Orbax directory, or a folder with model.safetensors; also a URL of fsspec"
-    )
+    convert.add_argument("source", help="F*_haiku.npz, an Orbax directory or a folder; also a URL of fsspec")
     convert.add_argument("--out", type=_path, required=True, help="folder to write, or a file ending in .npz")
     convert.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     convert.set_defaults(run=_convert)
@@ -115,20 +104,15 @@ def _parser() -> argparse.ArgumentParser:
         "publish",
         help="put weights on the Hugging Face Hub, with a model card",
         description="Build a Hub repo from one of the authors' files, an Orbax checkpoint of jax_privacy, a folder "
-        "written by convert or timm's save_for_hf, a checkpoint of timm's train.py, or a state dict (safetensors, "
-        "torch.save, Lightning) with --model. Then check it, push it in one commit, download it and verify it. "
-        "Set the access token with `hf auth login` or HF_TOKEN.",
+        "written by convert or timm's save_for_hf, a checkpoint of timm's train.py, or a state dict with --model. Then "
+        "check it, push it in one commit and verify it. Set the access token with `hf auth login` or HF_TOKEN.",
     )
     publish.add_argument("source", type=_path, help="F*_haiku.npz, a directory, model_best.pth.tar, or a state dict")
     publish.add_argument("repo", help="Hub repo to push to: ORG/NAME")
     publish.add_argument("--out", type=_path, help="folder to build in, kept afterwards (hub-repos/NAME)")
     publish.add_argument("--overwrite", action="store_true", help="replace the files in that folder")
     publish.add_argument("--license", help="licence of your own weights, by its name on the Hub, such as apache-2.0")
-    publish.add_argument(
-        "--checkpoint",
-        metavar="NAME",
-        help="name of the released checkpoint, such as nfnet_f0.dm_in1k, if the file has another hash",
-    )
+    publish.add_argument("--checkpoint", metavar="NAME", help="released checkpoint that it is, if it has another hash")
     publish.add_argument("--model", metavar="NAME", help="network of a state dict, such as nfnet_f0")
     publish.add_argument(
         "--model-kwargs",
@@ -138,12 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="further arguments of that network, as in train.py",
     )
-    publish.add_argument(
-        "--class-names", type=_path, metavar="FILE", help="text file with the names of the classes, one per line"
-    )
-    publish.add_argument(
-        "--yes", action="store_true", help="publish the class names that the command finds, without asking"
-    )
+    publish.add_argument("--class-names", type=_path, metavar="FILE", help="text file with a class name on each line")
+    publish.add_argument("--yes", action="store_true", help="publish class names that are found, without asking")
     publish.add_argument("--dry-run", action="store_true", help="build and check, show what would be pushed, and stop")
     publish.add_argument("--private", action="store_true", help="make the repo private if it is new")
     publish.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (%(default)s)")
@@ -155,9 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify",
         help="download a Hub repo into an empty cache and compare it with what the Hub records",
-        description="Download a Hub repo into an empty cache and compare the hashes of its files with those that the "
-        "Hub records. Do the same for the files in your cache, because the Hub's client does not check them: it keeps "
-        "a damaged file and loads it each time. Then compare the logits with those recorded in the weights.",
+        description="Compare the hashes of a fresh download, and of the files in your cache, with those that the Hub "
+        "records. Then compare the logits with those recorded in the weights.",
     )
     verify.add_argument("repo", help="ORG/NAME")
     verify.add_argument("--revision", default="main", help="branch, tag or commit (%(default)s)")
@@ -167,8 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="show what is installed, whether timm finds this package, and what to do if not",
-        description="Show what is installed, whether timm finds this package, which GPUs there are, and the settings "
-        "of the Hub's client. If something is wrong, say what to do and exit with status 1.",
+        description="Show versions, plugins, GPUs and the settings of the Hub's client. If something is wrong, say "
+        "what to do and exit with status 1.",
     )
     doctor.set_defaults(run=_doctor)
     return parser
@@ -309,7 +288,7 @@ def _some(names: list[str]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from nfnet_timm.publish.verify import remove_cached, verify
+    from nfnet_timm.publish.verify import verify
 
     report = verify(args.repo, args.revision)
     print(f"{args.repo} at commit {report.commit}")
@@ -317,7 +296,8 @@ def _verify(args: argparse.Namespace) -> None:
     for path in report.bad_cached:
         print(f"DAMAGED in your cache: {path}. Its hash is not the one that the Hub records")
         if args.remove or _ask("Remove it, so that it is downloaded again? [y/N] "):
-            remove_cached(path)
+            path.resolve().unlink(missing_ok=True)  # the file that the path in the cache is a link to
+            path.unlink(missing_ok=True)
             print("removed")
         else:
             raise ValueError("a damaged file is in your cache: run again with --remove, or delete it")

@@ -85,9 +85,8 @@ def _plugins() -> Iterator[Finding]:
         try:
             import_module(group)
         except Exception as error:
-            yield Finding(
-                f"import {group}", _described(error), "repair or reinstall the package named above: pip install -U timm"
-            )
+            remedy = "repair or reinstall the package named above: pip install -U timm"
+            yield Finding(f"import {group}", _described(error), remedy)
             continue
         for plugin in entry_points(group=group):
             package = plugin.dist.name if plugin.dist else plugin.value
@@ -142,13 +141,11 @@ def _kernels(devices: list[Any]) -> Iterator[Finding]:
     for device in devices:
         for name in KERNELS:
             result = compare(name, device)
-            remedy = None
-            if not result.is_right:
-                remedy = (
-                    "nothing: torch's operations are used instead. NFNET_TIMM_TRITON=0 selects them without a warning. "
-                    "Please report this line with the name of the GPU"
-                )
-            yield Finding(f"Triton kernel {name} on {device}", str(result), remedy)
+            remedy = (
+                "nothing: torch's operations are used instead. NFNET_TIMM_TRITON=0 selects them without a warning. "
+                "Please report this line with the name of the GPU"
+            )
+            yield Finding(f"Triton kernel {name} on {device}", str(result), None if result.is_right else remedy)
 
 
 def _hub() -> Iterator[Finding]:
@@ -165,19 +162,16 @@ def _hub() -> Iterator[Finding]:
     remedy = "unset HF_ENDPOINT, or set it to an address such as https://huggingface.co"
     yield Finding("Hub", (endpoint or "no address") + offline, None if is_address else remedy)
     cache = Path(constants.HF_HUB_CACHE).absolute()
-    problem = _cannot_write(cache)
-    remedy = "set HF_HOME, or HF_HUB_CACHE if you use that, to a folder that you may write to"
-    yield Finding(
-        "Hub's cache", f"{cache} cannot be written: {problem}" if problem else str(cache), remedy if problem else None
-    )
+    if problem := _cannot_write(cache):
+        remedy = "set HF_HOME, or HF_HUB_CACHE if you use that, to a folder that you may write to"
+        yield Finding("Hub's cache", f"{cache} cannot be written: {problem}", remedy)
+    else:
+        yield Finding("Hub's cache", str(cache))
     try:
-        found, wrong = "there" if get_token() else "none; `hf auth login` stores one, to publish", None
+        yield Finding("access token", "there" if get_token() else "none; `hf auth login` stores one, to publish")
     except (OSError, ValueError) as error:
-        found, wrong = (
-            f"cannot be read: {_described(error)}",
-            "log in again with `hf auth login`, or set HF_TOKEN_PATH to a file",
-        )
-    yield Finding("access token", found, wrong)
+        remedy = "log in again with `hf auth login`, or set HF_TOKEN_PATH to a file"
+        yield Finding("access token", f"cannot be read: {_described(error)}", remedy)
 
 
 def _cannot_write(folder: Path) -> str | None:

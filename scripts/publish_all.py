@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import timm
-from safetensors import SafetensorError
 
 from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import load_published
@@ -65,7 +64,7 @@ def main() -> int:
                 continue
             report, new = publish(source, args.out / name, repo_id, force=args.force)
             print(f"  {'pushed' if new else 'was there'}: commit {report.commit}, verified")
-        except (ValueError, OSError, SafetensorError) as error:
+        except (ValueError, OSError) as error:
             failed.append(name)
             print(f"  error: {error}", file=sys.stderr)
     if failed:

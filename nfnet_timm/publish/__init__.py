@@ -5,8 +5,7 @@ in_memory     reads a model from a network in memory
   train_run     the network, the accuracy and the options of a run of timm's train.py
   train_data    the images of such a run
   class_names   the names of its classes
-  config_json   the folder of a model
-  readme        the model card of a folder
+  read_folder   the folder of a model: config.json, weights and model card
 card          writes README.md from the facts
   checkpoints   reads the published numbers, hub/checkpoints.toml
 folder        writes model and card to a folder and checks it

@@ -101,7 +101,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         computed=source.computed,
         metadata={key: _escaped(value) for key, value in source.metadata.items()},
         sources=published["sources"],
-        licence=_escaped(license or ""),
+        licence=license,
         recipe=_recipe(name) if figures else None,
         training={option: _escaped(value) for option, value in shown_options(source.training).items()},
         script=_escaped(source.training.get("script", "timm's train.py")),
@@ -259,8 +259,8 @@ def _recipe(name: str) -> dict[str, Any]:
 def _how_to_license(source: Source) -> str:
     """Return the advice for weights without a known licence: pass --license, or --checkpoint."""
     own = "choose one for your own weights, for instance --license apache-2.0"
-    claims = [name for name in released_checkpoints() if name.split(".")[0] == source.architecture]
-    if not claims or set(source.model_args) - {"num_classes"}:
+    claims = [name for name in released_checkpoints() if source.may_be(name)]
+    if not claims:
         return own
     return (
         f"the hash of the weights is not that of a released file; {own}. If they are a released checkpoint, pass "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nfnet_timm.formats.typed import check_types
 from nfnet_timm.publish.train_data import class_index, library_of, reader_root
 
 __all__ = ["FoundNames", "check_class_names", "find_class_names", "read_class_names"]
@@ -33,8 +34,8 @@ def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | 
     library, _ = library_of(args)
     folder = None if library else reader_root(args, args.get("train_split") or "train")
     try:
-        if args.get("class_map"):
-            index, place = _read_class_map(args["class_map"], folder, library)
+        if args.get("class_map") and library != "torch":  # train.py does not use it for datasets of torchvision
+            index, place = _read_class_map(args["class_map"], folder)
         elif folder is not None:
             index, place = class_index(folder, args), folder
         else:
@@ -47,16 +48,13 @@ def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | 
         return str(error)
 
 
-def _read_class_map(class_map: Any, folder: Path | None, library: str) -> tuple[dict[str, int], Path | str]:
+def _read_class_map(class_map: Any, folder: Path | None) -> tuple[dict[str, int], Path | str]:
     """Return the index of each name in a class map, and the place of the class map.
 
     As train.py does, look for a relative path in the current folder first, then in ``folder``.
     """
-    if library == "torch":
-        raise ValueError(f"train.py does not use the class map {class_map!r} with datasets of torchvision")
     if isinstance(class_map, Mapping):
-        if not all(isinstance(k, str) and type(v) is int for k, v in class_map.items()):
-            raise ValueError("the class map in the options of train.py does not give a number to each name")
+        check_types({"class map": class_map}, {"class map": dict[str, int]}, "the options of train.py")
         return dict(class_map), "the run's class map"
     path = Path(class_map)
     if not path.exists() and folder is not None:

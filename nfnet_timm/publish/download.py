@@ -36,15 +36,34 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
         ValueError: If no file of this name was released, or if the downloaded or an existing file has another MD5.
         OSError: If the server cannot be reached or refuses, or if the disk is full.
     """
-    released = _released(name)
-    path = folder / released["file"]
-    if _is_there(path, released["md5"]):
+    files = {_short(full): released for full, released in load_published()["checkpoints"].items()}
+    if _short(name.lower()) not in files:
+        raise ValueError(f"no file was released for {name!r}: expected one of {', '.join(files)}")
+    released = files[_short(name.lower())]
+    path, md5 = folder / released["file"], released["md5"]
+    if _is_there(path, md5):
         return path, False
     with locked(folder, path.name):
-        if _is_there(path, released["md5"]):  # another run has downloaded it while this one waited
+        if _is_there(path, md5):  # another run has downloaded it while this one waited
             return path, False
-        _fetch_checked(released, path)
+        partial = path.with_name(f"{path.name}.part")
+        resumed = partial.exists()
+        _fetch(released, partial)
+        if resumed and _md5(partial) != md5:  # the old .part file may be the start of another file
+            partial.unlink()
+            _fetch(released, partial)
+        found = _md5(partial)
+        if found != md5:
+            partial.unlink()
+            raise ValueError(
+                f"{released['url']} sends another file: its MD5 is {found}, expected {md5}. It was not kept"
+            )
+        os.replace(partial, path)
     return path, True
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("nfnet_").removesuffix(".dm_in1k")
 
 
 def _is_there(path: Path, md5: str) -> bool:
@@ -57,31 +76,6 @@ def _is_there(path: Path, md5: str) -> bool:
             "another folder with --to"
         )
     return True
-
-
-def _fetch_checked(released: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    resumed = partial.exists()
-    _fetch(released, partial)
-    if resumed and _md5(partial) != released["md5"]:  # the old .part file may be the start of another file
-        partial.unlink()
-        _fetch(released, partial)
-    found = _md5(partial)
-    if found != released["md5"]:
-        partial.unlink()
-        raise ValueError(
-            f"{released['url']} sends another file: its MD5 is {found}, expected {released['md5']}. It was not kept"
-        )
-    os.replace(partial, path)
-
-
-def _released(name: str) -> dict[str, Any]:
-    checkpoints = load_published()["checkpoints"]
-    for full, released in checkpoints.items():
-        if name.lower() in (full, full.split(".")[0], full.split(".")[0].removeprefix("nfnet_")):
-            return released
-    short = ", ".join(full.split(".")[0].removeprefix("nfnet_") for full in checkpoints)
-    raise ValueError(f"no file was released for {name!r}: expected one of {short}")
 
 
 def _fetch(released: dict[str, Any], partial: Path) -> None:

@@ -24,20 +24,20 @@ from nfnet_timm.compat.timm import save_config
 from nfnet_timm.formats.safetensors_file import arrays_hash, read_header, read_layout, write_weights
 from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import released_checkpoints
-from nfnet_timm.publish.class_names import check_class_names
-from nfnet_timm.publish.config_json import LABELS, load_folder, read_config, read_json
 from nfnet_timm.publish.fingerprints import RECORDED, check_logits, logits_of
 from nfnet_timm.publish.locks import names_in
-from nfnet_timm.publish.readme import card_metadata, read_card
+from nfnet_timm.publish.read_folder import LABELS, card_metadata, load_folder, read_card, read_config, read_json
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.staging import put_in_place, staged_folder
 
-__all__ = ["FILES", "build_repo", "check_folder", "save_folder", "show_repo"]
+__all__ = ["build_repo", "check_folder", "save_folder", "show_repo"]
 
 # Tokens of the Hub, GitHub and AWS, and private keys.
 _SECRETS = re.compile(rb"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY")
 
-FILES = ("model.safetensors", "config.json", "README.md")
+_FILES = ("model.safetensors", "config.json", "README.md")
+# Entries of config.json that depend on the card.
+_FROM_CARD = ("license", "origin_url", "tag")
 
 
 def save_folder(
@@ -57,12 +57,11 @@ def save_folder(
 
     Args:
         model_args: Arguments of ``create_model`` other than the name.
-        metadata: Strings for the header of model.safetensors. ``format: pt`` is added.
-        model_config: More entries of config.json in timm's schema: ``label_names``, ``label_descriptions``.
+        metadata: More strings for the header of model.safetensors.
+        model_config: ``label_names`` and ``label_descriptions`` for config.json.
         card: The text of README.md. If None, there is no README.md.
         overwrite: Whether to replace files in ``folder`` that have the same names and other content.
-        finish: A function that may check and change the new files. It gets the temporary folder that contains them. If
-            it raises an error, no old file is replaced.
+        finish: A function that may check and change the new files in this temporary folder, before any is replaced.
     Raises:
         ValueError: If ``folder`` has files of other names, or files with other content and ``overwrite`` is not set.
             A config.json that differs only in entries from the card needs no ``overwrite``.
@@ -71,8 +70,8 @@ def save_folder(
         refuse them.
     """
     folder = Path(folder)
-    with staged_folder(folder, FILES) as staged:
-        others = [name for name in names_in(folder) if name not in FILES]
+    with staged_folder(folder, _FILES) as staged:
+        others = [name for name in names_in(folder) if name not in _FILES]
         if others:
             raise ValueError(
                 f"{folder} contains other files ({', '.join(others[:3])}): expected a folder, new or empty"
@@ -92,7 +91,7 @@ def save_folder(
                 f"choose another folder with --out{lost}"
             )
         if changed:
-            put_in_place(folder, FILES)
+            put_in_place(folder, _FILES)
 
 
 def _write_config(model: nn.Module, path: Path, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
@@ -125,13 +124,12 @@ def _same_model(folder: Path, staged: Path) -> bool:
 
     The headers of the weights may differ: another machine rounds the logits in a header differently.
     """
-    if not _same_config(folder, staged):
-        return False
+    theirs, ours = folder / "model.safetensors", staged / "model.safetensors"
     try:
-        read_layout(folder / "model.safetensors")
+        read_layout(theirs)  # raises ValueError if it is damaged
     except (ValueError, OSError):
         return False
-    return arrays_hash(folder / "model.safetensors") == arrays_hash(staged / "model.safetensors")
+    return _same_config(folder, staged) and arrays_hash(theirs) == arrays_hash(ours)
 
 
 def _same_config(folder: Path, staged: Path) -> bool:
@@ -143,50 +141,36 @@ def _same_config(folder: Path, staged: Path) -> bool:
             return False
         config = read_json(path)
         cfg = config.get("pretrained_cfg", {})
-        config["pretrained_cfg"] = {k: v for k, v in cfg.items() if k not in ("license", "origin_url", "tag")}
-        configs.append(config)
+        configs.append({**config, "pretrained_cfg": {k: v for k, v in cfg.items() if k not in _FROM_CARD}})
     return configs[0] == configs[1]
 
 
-def check_folder(folder: str | Path, model: Any, secrets: tuple[str, ...] = ()) -> None:
-    """Raise ValueError unless ``folder`` can be published.
+def check_folder(folder: Path, model: Any) -> None:
+    """Raise ValueError unless a folder that ``save_folder`` wrote can be published.
 
     Checks that:
 
-    - it has exactly model.safetensors, config.json and README.md, so no pickle;
-    - no file contains a secret;
+    - no file contains the user's access token, or text that has the form of a token or a private key;
     - the metadata of the card have a licence, a library, a task and tags, and config.json has the same licence;
-    - there is one class name for each class, if there are class names;
     - timm loads the model, its arrays are exactly those of ``model``, and its logits agree.
-
-    Args:
-        secrets: Strings that the files must not contain. Tokens and private keys are also found by their form.
     """
-    folder = Path(folder)
-    found = names_in(folder)
-    if found != sorted(FILES):
-        raise ValueError(
-            f"the folder has the files {', '.join(found)}: expected {', '.join(sorted(FILES))} and nothing else"
-        )
+    token = get_token()
     header = read_header(folder / "model.safetensors")
     texts = {name: (folder / name).read_bytes() for name in ("config.json", "README.md")}
     for name, text in {**texts, "the header of model.safetensors": json.dumps(header).encode()}.items():
-        if _SECRETS.search(text) or any(secret.encode() in text for secret in secrets):
+        if _SECRETS.search(text) or (token and token.encode() in text):
             raise ValueError(f"{name} contains text like an access token or a private key: remove it before publishing")
     metadata = card_metadata(texts["README.md"].decode(), "README.md")
     missing = [key for key in ("license", "library_name", "pipeline_tag", "tags") if not metadata.get(key)]
     if missing:
         raise ValueError(f"README.md lacks {', '.join(missing)} in the metadata at its top: add them")
-    config = read_json(folder / "config.json")
-    license = config["pretrained_cfg"].get("license")
+    loaded = load_folder(folder)
+    license = loaded.pretrained_cfg.get("license")
     if license != metadata["license"]:
         raise ValueError(
             f"README.md says license: {metadata['license']}, but the weights have {license}: change it there, or "
             "remove README.md to get a new one"
         )
-    if config.get("label_names") is not None:
-        check_class_names(config["label_names"], model.num_classes, "config.json")
-    loaded = load_folder(folder)
     theirs = model.state_dict()
     wrong = [key for key, tensor in loaded.state_dict().items() if not tensor.equal(theirs[key])]
     if wrong:
@@ -215,36 +199,34 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
     """
     infinite = [name for name, tensor in source.model.state_dict().items() if not bool(tensor.isfinite().all())]
     if infinite:
-        more = f" and {len(infinite) - 1} more" if len(infinite) > 1 else ""
         raise ValueError(
-            f"{source.metadata.get('source', source.architecture)} has NaN or infinite values in {infinite[0]}{more}: "
-            "did the run diverge? Publish an earlier checkpoint"
+            f"{source.metadata.get('source', source.architecture)} has NaN or infinite values in "
+            f"{', '.join(infinite[:3])}: did the run diverge? Publish an earlier checkpoint"
         )
-    if source.card and not _is_for(source.card, repo_id):
+    if source.card and (others := _other_repos(source.card, repo_id)):
         raise ValueError(
-            f"README.md loads {', '.join(map(repr, _hub_names(source.card)))} and not 'hf-hub:{repo_id}': correct the "
-            "name in it, or remove README.md to get a new one"
+            f"README.md loads {', '.join(map(repr, others))} and not 'hf-hub:{repo_id}': correct the name in it, or "
+            "remove README.md to get a new one"
         )
     card = source.card or render_card(source, repo_id, license)
     # config.json gets the licence of the card, and no origin that the config.json of a source states.
-    about = {"license": _checked_license(card, license), "origin_url": None, "tag": None}
+    about = {**dict.fromkeys(_FROM_CARD), "license": _checked_license(card, license)}
     if "url" in released_checkpoints().get(source.checkpoint or "", {}):
         of_timm: Any = timm.get_pretrained_cfg(source.architecture)
-        about = {key: getattr(of_timm, key) for key in about}
+        about = {key: getattr(of_timm, key) for key in _FROM_CARD}
     source.model.pretrained_cfg = {**source.model.pretrained_cfg, **about}
     labels = {"label_names": source.label_names, "label_descriptions": source.label_descriptions}
-    token = get_token()
     kept = False
 
     def finish(staged: Path) -> None:
         nonlocal kept
         if source.card is None and (folder / "README.md").is_file() and _same_model(folder, staged):
             theirs = read_card(folder / "README.md")
-            if _is_for(theirs, repo_id):
+            if not _other_repos(theirs, repo_id):
                 _checked_license(theirs, license)
                 kept = theirs != card
                 shutil.copyfile(folder / "README.md", staged / "README.md")
-        check_folder(staged, source.model, (token,) if token else ())
+        check_folder(staged, source.model)
 
     save_folder(
         source.model,
@@ -259,14 +241,10 @@ def build_repo(source: Source, repo_id: str, folder: Path, license: str | None =
     return kept
 
 
-def _hub_names(card: str) -> list[str]:
-    return sorted(set(re.findall(r"hf-hub:[\w.-]+/[\w.-]*\w", card)))
-
-
-def _is_for(card: str, repo_id: str) -> bool:
-    """Return whether the code of a card loads ``repo_id``, or no repo."""
-    names = _hub_names(card)
-    return not names or f"hf-hub:{repo_id}" in names
+def _other_repos(card: str, repo_id: str) -> list[str]:
+    """Return the names of the repos that the code of a card loads; [] if ``repo_id`` is one of them."""
+    names = set(re.findall(r"hf-hub:[\w.-]+/[\w.-]*\w", card))
+    return [] if f"hf-hub:{repo_id}" in names else sorted(names)
 
 
 def _checked_license(card: str, license: str | None) -> str | None:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
 from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.variants import VARIANTS
-from nfnet_timm.publish.config_json import PRETRAINED_CFG
 from nfnet_timm.publish.fingerprints import check_logits, logits_of
+from nfnet_timm.publish.read_folder import PRETRAINED_CFG
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.train_run import network_of, published_cfg
 
@@ -35,8 +34,7 @@ def open_network(model: nn.Module) -> Source:
     """Return a copy of the network in ``model``, on the CPU and in float32; ``model`` stays as it is.
 
     Args:
-        model: A network of this package, or a module that contains one and no other parameters: a LightningModule, an
-            EMA, ``torch.compile``, DDP.
+        model: See ``push_to_hub``.
     Raises:
         ValueError: If ``model`` does not contain exactly one network, or if ``timm.create_model`` cannot build the
             network again because it was changed (reparameterized, sharded, another head, ...).
@@ -94,9 +92,7 @@ def open_network(model: nn.Module) -> Source:
         "gp": getattr(getattr(network.head, "global_pool", None), "pool_type", None),
     }
     try:
-        built, arguments = network_of(
-            TrainCheckpoint(options, plain.state_dict(), ema=False, epoch=None, metric=None), "the network"
-        )
+        built, arguments = network_of(options, plain.state_dict(), "the network")
         _check_same(built, plain)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None

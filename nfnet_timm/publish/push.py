@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,10 @@ def publish(
     message: str | None = None,
     force: bool = False,
 ) -> tuple[Report, bool]:
-    """Push a folder that ``build_repo`` wrote, verify the commit, and tag it.
+    """Push a folder that ``build_repo`` wrote, verify the commit, and tag it. For errors see the functions it calls.
 
     Returns:
         The report of ``verify``, and whether the commit is new.
-    Raises:
-        ValueError, OSError: See ``push``, ``verify`` and ``tag_commit``.
     """
     commit, new = push(folder, repo_id, private, revision, tag, message, force)
     try:
@@ -175,7 +173,6 @@ def push(
             commit has the tag, or if the repo is public and ``private`` is set.
         OSError: If the Hub cannot be reached or refuses.
     """
-    check_destination(repo_id, revision, tag)
     if not get_token():
         raise ValueError("no access token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
@@ -222,12 +219,13 @@ def push(
             )
         return commit.oid, True
     except BaseException as error:
-        # Even if its answer was lost, the Hub may have made the commit.
-        made = _commit_made(api, repo_id, revision, head, folder) if isinstance(error, OSError) else None
-        if made is not None:
-            return made, True
-        if is_new_branch:
-            _remove_branch(api, repo_id, revision, head)
+        with suppress(Exception):
+            now = str(api.model_info(repo_id, revision=revision).sha)
+            if now == head and is_new_branch:
+                api.delete_branch(repo_id, branch=revision)
+            # Even if its answer was lost, the Hub may have made the commit.
+            if now != head and isinstance(error, OSError) and not _different(api, repo_id, now, folder):
+                return now, True
         raise
 
 
@@ -235,24 +233,6 @@ def _different(api: HfApi, repo_id: str, commit: str, folder: Path) -> list[str]
     """Return the names of the files of ``folder`` that the repo does not have, or has with other content."""
     found = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
     return sorted({*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)} & set(names_in(folder)))
-
-
-def _commit_made(api: HfApi, repo_id: str, revision: str, before: str, folder: Path) -> str | None:
-    """Return the new commit if there is one and it has the content of ``folder``, else None."""
-    try:
-        now = str(api.model_info(repo_id, revision=revision).sha)
-        return now if now != before and not _different(api, repo_id, now, folder) else None
-    except Exception:
-        return None
-
-
-def _remove_branch(api: HfApi, repo_id: str, revision: str, before: str) -> None:
-    """Remove a new branch unless it has a new commit. Ignore errors."""
-    try:
-        if api.model_info(repo_id, revision=revision).sha == before:
-            api.delete_branch(repo_id, branch=revision)
-    except Exception:
-        return
 
 
 def tag_commit(repo_id: str, name: str, commit: str) -> None:

@@ -12,19 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 from torch import Tensor
 
 from nfnet_timm.formats.authors import is_recognised
 from nfnet_timm.formats.safetensors_file import checked_header, read_arrays
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
-from nfnet_timm.models.state_dict import check_state_dict, infer_variant
+from nfnet_timm.models.state_dict import infer_variant
 from nfnet_timm.publish.checkpoints import load_published, released_checkpoints
 from nfnet_timm.publish.class_names import FoundNames, find_class_names
-from nfnet_timm.publish.config_json import DEFAULTS, described_model, load_folder, read_config
 from nfnet_timm.publish.fingerprints import identify, recorded_logits
-from nfnet_timm.publish.readme import read_card
+from nfnet_timm.publish.read_folder import DEFAULTS, load_folder, read_card, read_config
 from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
 
 __all__ = ["Source", "open_authors", "open_model"]
@@ -114,6 +112,12 @@ class Source:
         """Name of the network in ``nfnet_timm.models.variants``."""
         return self.model.pretrained_cfg["architecture"]
 
+    def may_be(self, released: str) -> bool:
+        """Return whether the architecture and arguments are those of the released checkpoint of this name."""
+        # The number of classes of the ImageNet-21k checkpoints is not published.
+        free = {"num_classes"} if released in load_published()["orbax"] else set()
+        return released.split(".")[0] == self.architecture and set(self.model_args) <= free
+
 
 def open_model(
     path: Path, checkpoint: str | None = None, model: str | None = None, model_kwargs: Mapping[str, Any] | None = None
@@ -131,10 +135,14 @@ def open_model(
     """
     is_safetensors = path.suffix == ".safetensors" and path.is_file()
     saved = read_arrays(path) if is_safetensors else read_checkpoint(path) if is_torch_file(path) else None
-    if isinstance(saved, dict):
-        source = _from_state_dict(path, saved, model, model_kwargs or {})
-    elif saved is not None:
-        source = _from_training(path, saved)
+    if saved is not None:
+        try:
+            if isinstance(saved, dict):
+                source = _from_state_dict(path, saved, model, model_kwargs or {})
+            else:
+                source = _from_training(path, saved)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     elif path.is_dir() and not is_recognised(path):
         source = _from_folder(path)
     else:
@@ -157,9 +165,8 @@ def open_authors(path: Path) -> Source:
     """
     model, arguments = load_model(path)
     metadata = identify(path)
-    checkpoint = _recorded(metadata)
-    identified_by: Literal["MD5"] | None = "MD5" if checkpoint else None
-    return Source(model.eval(), arguments, metadata, checkpoint=checkpoint, identified_by=identified_by)
+    released = _recorded(metadata)
+    return Source(model.eval(), arguments, metadata, checkpoint=released, identified_by="MD5" if released else None)
 
 
 def _from_folder(folder: Path) -> Source:
@@ -175,65 +182,37 @@ def _from_folder(folder: Path) -> Source:
         "label_descriptions": config.label_descriptions,
         "card": read_card(card) if card.is_file() else None,
     }
-    arguments = {**config.model_args, "num_classes": config.num_classes}
+    model, arguments = load_folder(folder), {**config.model_args, "num_classes": config.num_classes}
     if not weights.is_file():
-        return Source(
-            _load_pickled(folder, pickled, config.architecture, arguments), arguments, identify(pickled), **about
-        )
+        return Source(model, arguments, identify(pickled), **about)
     header = checked_header(weights)
     stated = _stated(header) if "arrays_sha256" in header else {}
     # The header of a network that push_to_hub wrote from memory has logits and no source.
     from_memory = "arrays_sha256" in header and "logits" in header and "source" not in header
-    source = Source(
-        load_folder(folder),
-        arguments,
-        stated or ({} if from_memory else identify(weights)),
-        computed=not stated,
-        logits=recorded_logits(header) if stated or from_memory else None,
-        **about,
-    )
+    logits = recorded_logits(header) if stated or from_memory else None
+    source = Source(model, arguments, stated, computed=not stated, logits=logits, **about)
     released = _recorded(stated)
-    if released is not None and not _fits(released, source):
-        # The header is that of another network.
-        source.metadata, source.computed = identify(weights), True
-    elif released is not None:
+    if released is not None and source.may_be(released):
         source.checkpoint, source.identified_by = released, "header"
+    elif released is not None or not (stated or from_memory):  # the header is of another network, or states nothing
+        source.metadata, source.computed = identify(weights), True
     return source
-
-
-def _load_pickled(folder: Path, pickled: Path, architecture: str, arguments: dict[str, Any]) -> Any:
-    """Return the model of a folder that timm's ``save_for_hf`` wrote without safetensors, as it does by default."""
-    described_model(architecture, arguments, str(folder / "config.json"))
-    state_dict = read_checkpoint(pickled) if is_torch_file(pickled) else None
-    if not isinstance(state_dict, dict):
-        raise ValueError(f"{pickled} is not a state dict of torch.save: write model.safetensors instead")
-    model: Any = timm.create_model(f"local-dir:{folder}", device="meta", num_classes=arguments["num_classes"])
-    try:
-        model.load_state_dict(check_state_dict(state_dict, model, architecture, exact=True))
-    except ValueError as error:
-        raise ValueError(f"{folder}: config.json and {pickled.name} are of different networks: {error}") from None
-    return model.eval()
 
 
 def _from_state_dict(
     path: Path, state_dict: dict[str, Tensor], name: str | None, model_kwargs: Mapping[str, Any]
 ) -> Source:
-    try:
-        arrays = _arrays_of_network(state_dict)
-        if name is None:
-            found, arguments = infer_variant(arrays)
-            kwargs = " ".join(f"{key}={value}".replace(" ", "") for key, value in arguments.items())
-            raise ValueError(
-                "a state dict does not contain the name of its network: pass --model; the shapes are those of "
-                f"--model {found}{f' --model-kwargs {kwargs}' if kwargs else ''}"
-            )
-        chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
-        options = {"model": name, "model_kwargs": dict(model_kwargs), "in_chans": chans[0] if chans else None}
-        model, arguments = network_of(
-            TrainCheckpoint(options, arrays, ema=False, epoch=None, metric=None), "--model-kwargs"
+    arrays = _arrays_of_network(state_dict)
+    if name is None:
+        found, arguments = infer_variant(arrays)
+        kwargs = " ".join(f"{key}={value}".replace(" ", "") for key, value in arguments.items())
+        raise ValueError(
+            "a state dict does not contain the name of its network: pass --model; the shapes are those of "
+            f"--model {found}{f' --model-kwargs {kwargs}' if kwargs else ''}"
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
+    options = {"model": name, "model_kwargs": model_kwargs, "in_chans": chans[0] if chans else None}
+    model, arguments = network_of(options, arrays, "--model-kwargs")
     return Source(model, arguments, identify(path))
 
 
@@ -269,10 +248,7 @@ def _stated(header: Mapping[str, str]) -> dict[str, str]:
 
 
 def _from_training(path: Path, saved: TrainCheckpoint) -> Source:
-    try:
-        model, arguments = network_of(saved)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    model, arguments = network_of(saved.args, saved.state_dict)
     if "script" not in saved.args:  # train.py validates with a centre crop, also if the network has another crop mode
         model.pretrained_cfg["crop_mode"] = "center"
     names, accuracy = find_class_names(saved.args, model.num_classes), accuracy_of(saved, model)
@@ -293,26 +269,17 @@ def _from_training(path: Path, saved: TrainCheckpoint) -> Source:
 
 def _recorded(metadata: Mapping[str, str]) -> str | None:
     """Return the name of the released file with this MD5; None if there is none."""
-    for name, released in load_published()["checkpoints"].items():
-        if metadata.get("source_md5") == released["md5"]:
-            return name
-    return None
+    released = {entry["md5"]: name for name, entry in load_published()["checkpoints"].items()}
+    return released.get(metadata.get("source_md5", ""))
 
 
 def _claimed(name: str, source: Source) -> str:
-    """Return ``name`` if the architecture and arguments are those of this checkpoint; else raise ValueError."""
+    """Return ``name``, or raise ValueError if it is not a released checkpoint that ``source`` may be."""
     if name not in released_checkpoints():
         raise ValueError(
             f"there is no released checkpoint {name!r}: expected one of {', '.join(released_checkpoints())}"
         )
-    if not _fits(name, source):
+    if not source.may_be(name):
         differs = "".join(f", {key}={value!r}" for key, value in source.model_args.items())
         raise ValueError(f"this is not {name}: its arrays are those of {source.architecture}{differs}")
     return name
-
-
-def _fits(name: str, source: Source) -> bool:
-    """Return whether the architecture and arguments are those of the released checkpoint ``name``."""
-    # The number of classes of the ImageNet-21k checkpoints is not published.
-    free = {"num_classes"} if name in load_published()["orbax"] else set()
-    return name.split(".")[0] == source.architecture and set(source.model_args) <= free

@@ -12,12 +12,13 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config
+from torch import Tensor
 
 from nfnet_timm.compat.timm import config_file
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
 from nfnet_timm.models.state_dict import check_state_dict
 from nfnet_timm.models.variants import VARIANTS
-from nfnet_timm.publish.config_json import LABELS, check_preprocessing, described_model, read_config
+from nfnet_timm.publish.read_folder import LABELS, check_preprocessing, described_model, read_config
 from nfnet_timm.publish.train_data import why_not_unseen
 
 __all__ = ["Accuracy", "accuracy_of", "network_of", "published_cfg", "shown_options"]
@@ -80,32 +81,35 @@ class Accuracy:
     crop_pct: float
 
 
-def network_of(checkpoint: TrainCheckpoint, where: str = "the options of train.py in it") -> tuple[Any, dict[str, Any]]:
+def network_of(
+    args: Mapping[str, Any], state_dict: dict[str, Tensor], where: str = "the options of train.py in it"
+) -> tuple[Any, dict[str, Any]]:
     """Return the network of a run, with the weights, and its arguments of ``timm.create_model``.
 
     The ``pretrained_cfg`` of the network has the preprocessing of the run.
 
     Args:
+        args: Options of train.py.
         where: Where the options come from, for messages.
     Raises:
         ValueError: If it is not a network of this package, cannot be built, or does not fit the weights.
     """
-    args, state_dict = checkpoint.args, checkpoint.state_dict
     name, base_arguments = _base(args["model"])
     input_size = args.get("input_size")
-    own = {
+    given = {
         "in_chans": args.get("in_chans") or (input_size[0] if input_size else 3),
         "num_classes": state_dict["head.fc.bias"].numel() if "head.fc.bias" in state_dict else 0,
         "global_pool": args.get("gp"),
         **(args.get("model_kwargs") or {}),
     }
-    described = described_model(name, {k: v for k, v in {**base_arguments, **own}.items() if v is not None}, where)
+    own = {key: value for key, value in given.items() if value is not None}  # timm drops None, too
+    arguments = {**base_arguments, **own}
+    described = described_model(name, arguments, where)
     check_state_dict(state_dict, described, name, exact=True)  # before a network of any size is built
     # The same call as in train.py. check_folder compares the published folder with this model.
     model: Any = timm.create_model(args["model"], **own)
     model.load_state_dict(state_dict)
     model.pretrained_cfg = published_cfg(model, args, where)
-    arguments = {**base_arguments, **{key: value for key, value in own.items() if value is not None}}
     return model.eval(), {key: value for key, value in arguments.items() if key not in _TRAINING_KWARGS}
 
 
@@ -161,13 +165,13 @@ def published_cfg(model: Any, args: Mapping[str, Any], where: str) -> dict[str, 
 
 def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
     """Return the accuracy of these weights on images that training did not see, or a reason why it is unknown."""
-    args, metric = checkpoint.args, checkpoint.metric
+    args, metric = {"val_split": "validation", **checkpoint.args}, checkpoint.metric
     label = {"top1": "Top-1", "top5": "Top-5"}.get(args.get("eval_metric") or "top1")
     if metric is None:
         return "the checkpoint does not contain one"
     if label is None:
         return f"--eval-metric {args['eval_metric']!r} is not an accuracy"
-    if not args.get("val_split", "validation"):
+    if not args["val_split"]:
         return "the run had no validation"
     if (args.get("tta") or 0) > 1:
         return f"--tta {args['tta']} averaged augmented images"
@@ -177,7 +181,7 @@ def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
         return f"--val-num-samples {args['val_num_samples']} may be a part of the validation split"
     if not 0 <= metric <= 100:
         return f"{metric} is not a percentage"
-    if reason := why_not_unseen({**args, "val_split": args.get("val_split", "validation")}):
+    if reason := why_not_unseen(args):
         return reason
     # train.py validates at the training size, not the network's test size, with a centre crop.
     cfg = model.pretrained_cfg

@@ -1,4 +1,4 @@
-"""Reads and checks the folder of a model. Anybody may have written its config.json."""
+"""Reads and checks the folder of a model. Anybody may have written its config.json and its README.md."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import timm
+import yaml
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from timm.data import str_to_interp_mode
 from timm.models import PretrainedCfg
 
 from nfnet_timm.formats.safetensors_file import read_layout
+from nfnet_timm.formats.train_checkpoint import is_torch_file, read_checkpoint
 from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.state_dict import check_state_dict
@@ -23,10 +27,12 @@ __all__ = [
     "LABELS",
     "PRETRAINED_CFG",
     "Config",
+    "card_metadata",
     "check_preprocessing",
     "described_model",
     "is_ours",
     "load_folder",
+    "read_card",
     "read_config",
     "read_json",
 ]
@@ -43,18 +49,13 @@ _ARGUMENTS = {
 PRETRAINED_CFG = get_type_hints(PretrainedCfg)
 # Entries about the classes, with their types.
 LABELS = {"label_names": list[str] | None, "label_descriptions": dict[str, str] | None}
+# Entries of a card that check_folder requires, with their types.
+_CARD = {"license": str | None, "library_name": str | None, "pipeline_tag": str | None, "tags": list[str] | None}
 
 
 @dataclass(frozen=True)
 class Config:
-    """The content of a config.json in timm's schema, for a network of this package.
-
-    Args:
-        model_args: Arguments of ``create_model`` other than the name.
-        num_classes: Number of classes of the weights in the same folder.
-        label_names: Names of the classes, in the order of the outputs.
-        label_descriptions: A longer description for each name.
-    """
+    """The content of a config.json in timm's schema. The facts are those of ``Source`` in sources.py."""
 
     architecture: str
     model_args: dict[str, Any]
@@ -68,7 +69,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: If it is not UTF-8, not JSON, or not an object.
-        OSError: If it cannot be read.
     """
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
@@ -89,7 +89,6 @@ def read_config(path: Path) -> Config:
 
     Raises:
         ValueError: If it does not describe a network of this package, or if a value has another type.
-        OSError: If it cannot be read.
     Source: ``_parse_model_cfg`` in timm/models/_hub.py.
     """
     config = read_json(path)
@@ -100,9 +99,8 @@ def read_config(path: Path) -> Config:
         "pretrained_cfg", {k: v for k, v in config.items() if k not in ("num_features", *LABELS)}
     )
     arguments = config.get("model_args", {})
-    for name, value in (("pretrained_cfg", pretrained_cfg), ("model_args", arguments)):
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: {name} is {value!r}, expected an object")
+    objects = {"pretrained_cfg": pretrained_cfg, "model_args": arguments}
+    check_types(objects, dict.fromkeys(objects, dict), str(path))
     labels = {name: config.get(name, pretrained_cfg.get(name)) for name in LABELS}
     check_types({**config, **labels}, {"num_classes": int, **LABELS}, str(path))
     cfg = {k: v for k, v in pretrained_cfg.items() if k not in LABELS}
@@ -146,20 +144,26 @@ def described_model(architecture: str, arguments: Mapping[str, Any], where: str)
 def load_folder(folder: str | Path) -> Any:
     """Return the model in ``folder``, pretrained and in eval mode.
 
+    The weights are in model.safetensors, or in pytorch_model.bin, as timm's ``save_for_hf`` writes by default.
+
     Raises:
         ValueError: If config.json or the arrays are not those of a network of this package, or do not fit together.
-        OSError: If a file cannot be read.
     """
-    path = Path(folder) / "config.json"
+    path, weights, pickled = (Path(folder) / name for name in ("config.json", "model.safetensors", "pytorch_model.bin"))
     config = read_config(path)
     described = described_model(
         config.architecture, {**config.model_args, "num_classes": config.num_classes}, str(path)
     )
-    arrays = read_layout(Path(folder) / "model.safetensors")
+    if weights.is_file():
+        arrays: Any = read_layout(weights)
+    else:
+        weights, arrays = pickled, read_checkpoint(pickled) if is_torch_file(pickled) else None
+        if not isinstance(arrays, dict):
+            raise ValueError(f"{weights} is not a state dict of torch.save: write model.safetensors instead")
     try:
         check_state_dict(arrays, described, config.architecture, exact=True)
     except ValueError as error:
-        raise ValueError(f"{folder}: config.json and model.safetensors are of different networks: {error}") from None
+        raise ValueError(f"{folder}: config.json and {weights.name} are of different networks: {error}") from None
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
@@ -177,6 +181,43 @@ def check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
         str_to_interp_mode(cfg["interpolation"])
     except KeyError:
         raise ValueError(f"{where}: interpolation is {cfg['interpolation']!r}, expected bicubic or bilinear") from None
+
+
+def read_card(path: Path) -> str:
+    """Return the text of a README.md, with the line endings of the file.
+
+    Raises:
+        ValueError: If it is not UTF-8, or if ``card_metadata`` cannot read its metadata.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from None
+    card_metadata(text, str(path))
+    return text
+
+
+def card_metadata(text: str, where: str) -> dict[str, Any]:
+    """Return the metadata of a model card (the YAML block at its top), or {} if there are none.
+
+    Args:
+        where: The name of the card in messages.
+    Raises:
+        ValueError: If the block is not YAML, or has entries of other types than the Hub expects.
+    """
+    block = REGEX_YAML_BLOCK.search(text)
+    try:
+        metadata = (yaml.safe_load(block[2]) if block else None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
+            raise ValueError("expected a value for each name")
+        check_types(metadata, _CARD, "between them")
+        # Raises if the evaluation results are not in the Hub's form.
+        results: Any = {"model-index": metadata.get("model-index")}
+        ModelCardData(**results)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())  # YAML's message has several lines
+        raise ValueError(f"the metadata of {where}, between its two ---, cannot be read: {reason}") from None
+    return metadata
 
 
 def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
