@@ -1,8 +1,8 @@
 """Registers this package with timm, so that users need not import it.
 
-``import torch`` calls ``install`` (entry-point group ``torch.backends``, torch >= 2.5) before torch is completely
-imported. So this module must not import torch or timm. ``install`` registers a hook. After the import of timm, the hook
-loads the entry points of the groups ``timm.models`` and ``timm.optim``, also those of other packages.
+``import torch`` calls ``install`` (entry-point group ``torch.backends``) before torch is completely imported. So this
+module must not import torch or timm. ``install`` registers a hook. After the import of timm, the hook loads the entry
+points of the groups ``timm.models`` and ``timm.optim``, also those of other packages.
 
 ``NFNET_TIMM_AUTOLOAD=0`` switches this off; ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` switches off all plugins of torch.
 ``import nfnet_timm`` still registers everything.

@@ -20,9 +20,6 @@ SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 # memory in inference.
 PART = 1 << 18
 
-# torch 2.5 and 2.6 do not distinguish exporting from compiling.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return ``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` to the rounding of the dtype of ``x``.
@@ -31,7 +28,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """
     if is_eager_on_cpu(x) and x.dtype != torch.float64:
         return _GELUTanh.apply(x) if torch.is_grad_enabled() else by_sigmoid(x)
-    if x.is_cpu and torch.compiler.is_compiling() and not (_is_exporting() or x.dtype == torch.float64):
+    if x.is_cpu and torch.compiler.is_compiling() and not (torch.compiler.is_exporting() or x.dtype == torch.float64):
         y = x.float()
         return (y * torch.sigmoid(SLOPE * (y + CUBIC * y * y * y))).to(x.dtype)
     if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():

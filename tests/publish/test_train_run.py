@@ -143,12 +143,12 @@ def test_card_code_of_a_grey_network_runs_and_its_comments_are_right(publish_run
 
 def test_run_that_started_from_a_published_folder_is_published_while_the_folder_is_there(publish_run, refused):
     """Users fine-tune published models, by the prefixes ``local-dir:`` and ``hf-hub:``."""
-    publish_run("--out", "base", gp="max", input_size=[3, 64, 64])
+    publish_run("--out", "base", gp="catavgmax", input_size=[3, 64, 64])
     _, model = publish_run(model="local-dir:base", model_kwargs={}, num_classes=7, gp=None)
     loaded = timm.create_model(f"local-dir:{BUILT}", pretrained=True).eval()
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
-    assert loaded.head.global_pool.pool_type == "max"
+    assert loaded.head.global_pool.pool_type == "catavgmax"
     assert tuple(resolve_model_data_config(loaded)["input_size"]) == (3, 64, 64)
     Path("base/config.json").unlink()
     BUILT.rename("first")
