@@ -56,11 +56,22 @@ def compare_in_onnxruntime(path, model, sizes=SIZES):
     compare(lambda x: session.run(None, {session.get_inputs()[0].name: x.numpy()}), model, sizes)
 
 
+def traced(model):
+    return torch.jit.trace(model, torch.randn(2, 3, 75, 98), strict=False)
+
+
 @pytest.mark.filterwarnings("ignore:Encountering a list at the output of the tracer")  # caused by features_only
 @of("NF-ResNet", "NF-RegNet", "features_only")
 def test_a_traced_network_is_right_at_any_size(model):
     with torch.no_grad():
-        compare(torch.jit.trace(model, torch.randn(2, 3, 75, 98), strict=False), model)
+        compare(traced(model), model)
+
+
+@pytest.mark.parametrize(("model", "script"), [("NFNet", traced), ("NF-RegNet", torch.jit.script)], indirect=["model"])
+def test_torch_optimizes_for_inference(model, script):
+    """Activations go to oneDNN, which lacks the tanh form of GELU. Without our view, the process crashes."""
+    with torch.no_grad():
+        compare(torch.jit.optimize_for_inference(script(model)), model, [SIZES[0], *SIZES])
 
 
 @pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
@@ -73,6 +84,14 @@ def test_onnx_runtime_equals_torch_at_any_size_for_the_older_exporter(model, tmp
     x, path = torch.randn(2, 3, 64, 64), tmp_path / "model.onnx"
     torch.onnx.export(model, (x,), path, dynamo=False, dynamic_axes=axes, **names)
     compare_in_onnxruntime(path, model)
+
+
+@of("NFNet")
+def test_a_program_is_right_at_any_batch_size(model):
+    batch = Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+    x = torch.randn(5, 3, 64, 64)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
