@@ -3,8 +3,7 @@
 import pytest
 import timm
 import torch
-from families import families
-from torch import nn
+from families import as_trained, families
 from torch.export import Dim
 
 pytestmark = [
@@ -17,19 +16,16 @@ SIZES = [(64, 64), (75, 98), (33, 47)]
 
 FAMILIES = families(channels=(32, 32, 64, 64))
 FAMILIES["reparameterized"] = FAMILIES["NFNet"]
-FAMILIES["equal gains"] = FAMILIES["NFNet"]  # as newly initialised; the others have random gains, as after training
+FAMILIES["equal gains"] = FAMILIES["NFNet"]  # as newly initialised
 
 
 @pytest.fixture
 def model(request):
     """Build the network of a family."""
     name, kwargs = FAMILIES[request.param]
-    model = timm.create_model(name, **kwargs).eval()
-    for key, p in model.named_parameters():
-        if request.param != "equal gains" and key.endswith(("gain", "bias")):
-            nn.init.uniform_(p, 0.5, 1.5)
-        elif key.endswith("fc.weight"):  # in NF-RegNets it is 0, and the logits would not depend on the input
-            nn.init.normal_(p, std=0.1)
+    if request.param == "equal gains":
+        return timm.create_model(name, **kwargs).eval()
+    model = as_trained(name, **kwargs)
     return model.reparameterize() if request.param == "reparameterized" else model
 
 

@@ -250,21 +250,22 @@ def test_fx_gives_the_same_features(tiny):
     torch.testing.assert_close(traced, {"stage": stage, "map": model.forward_features(x)}, rtol=0, atol=0)
 
 
-def test_an_optimizer_trains_skip_gains_that_are_vectorized_after_it_is_built(tiny):
-    x, gains = torch.randn(2, 3, 32, 32), []
-    for vectorize in (False, True):
-        model = tiny(**DEPTH1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        if vectorize:
-            model.vectorize_skip_gains()
+def test_vectorized_skip_gains_load_either_shape_and_are_trained_by_an_optimizer_built_before(tiny):
+    model, vectorized, x = tiny(**DEPTH1), tiny(**DEPTH1), torch.randn(2, 3, 32, 32)
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (model, vectorized)]
+    assert vectorized.vectorize_skip_gains() is vectorized
+    assert torch.equal(vectorized(x), model(x))
+    vectorized.load_state_dict(model.state_dict())
+    model.load_state_dict(vectorized.state_dict())
+    for network, optimizer in zip((model, vectorized), optimizers, strict=True):
         for _ in range(2):
             optimizer.zero_grad()
-            model(x).square().sum().backward()
+            network(x).square().sum().backward()
             optimizer.step()
-        gains.append(model.stages[1][0].skipinit_gain.detach())
-    assert gains[1].shape == (1,)
-    assert gains[0] != 0.7
-    torch.testing.assert_close(gains[1][0], gains[0])
+    gain, of_shape_1 = (network.stages[1][0].skipinit_gain for network in (model, vectorized))
+    assert gain != 0.7
+    assert (gain.shape, of_shape_1.shape) == ((), (1,))
+    torch.testing.assert_close(of_shape_1[0], gain)
 
 
 # --- wrong arguments

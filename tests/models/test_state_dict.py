@@ -22,7 +22,7 @@ TIMMS = {**SMALL, "num_features": 192}  # the same sizes in timm's network
 
 
 @pytest.fixture(scope="module")
-def hub_cache(tmp_path_factory):
+def cached(tmp_path_factory):
     """Make a cache with timm/dm_nfnet_f0.dm_in1k: timm's network with random weights and gains of (O, 1, 1, 1)."""
     home = tmp_path_factory.mktemp("hf")
     torch.manual_seed(0)
@@ -30,15 +30,9 @@ def hub_cache(tmp_path_factory):
     for p in model.parameters():
         torch.nn.init.uniform_(p, -0.1, 0.1)
     fill_hub_cache(home, "dm_nfnet_f0.dm_in1k", model)
-    return home / "hub"
-
-
-@pytest.fixture
-def cached(hub_cache, monkeypatch):
-    """Use the cache in this process. The Hub's client is offline."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub_cache))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return hub_cache
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
+        yield home / "hub"
 
 
 @pytest.mark.parametrize(

@@ -41,17 +41,6 @@ def test_two_hosts_train_to_the_weights_of_one_process_with_fsdp2(tmp_path):
     assert_close(torch.load(tmp_path / "fsdp2.pt", weights_only=False)["parameters"], train_alone())
 
 
-def test_skip_gains_load_into_either_shape(tiny):
-    model = tiny()
-    prepared = tiny().vectorize_skip_gains()
-    assert prepared.stages[0][0].skipinit_gain.shape == (1,)
-    x = torch.randn(1, 3, 32, 32)
-    assert torch.equal(prepared(x), model(x))
-    prepared.load_state_dict(model.state_dict())
-    model.load_state_dict(prepared.state_dict())
-    assert model.stages[0][0].skipinit_gain.shape == ()
-
-
 @pytest.fixture
 def process_group():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
