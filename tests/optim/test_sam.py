@@ -122,55 +122,51 @@ def test_sam_works_around_timms_optimizers(name):
     assert losses[-1] < losses[0]
 
 
-def load(model, sam, saved):
+def momentum_sam(model):
+    return SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
+
+
+def by_state_dicts(model, sam):
+    saved = pickle.loads(pickle.dumps((model.state_dict(), sam.state_dict())))
+    model = linear(seed=5)
+    sam = momentum_sam(model)
     model.load_state_dict(saved[0])
     sam.load_state_dict(saved[1])
+    return model, sam
 
 
-def load_distributed(model, sam, saved):  # it makes a step without a closure, so it gets the optimizer inside
+def by_distributed_checkpoint(model, sam):  # it makes a step without a closure, so it gets the optimizer inside
+    saved = pickle.loads(pickle.dumps(get_state_dict(model, sam.optimizer)))
+    model = linear(seed=5)
+    sam = momentum_sam(model)
     set_state_dict(model, sam.optimizer, model_state_dict=saved[0], optim_state_dict=saved[1])
+    return model, sam
 
 
-@pytest.mark.parametrize(
-    ("save", "load"),
-    [
-        (lambda model, sam: (model.state_dict(), sam.state_dict()), load),
-        (lambda model, sam: get_state_dict(model, sam.optimizer), load_distributed),
-    ],
-)
-def test_a_resumed_sam_run_is_bit_identical(save, load):
-    (x, y), straight, broken = data(), linear(), linear()
+def by_copy(*pair):
+    return copy.deepcopy(pair)
 
-    def build(model):
-        return SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
 
-    sam = build(straight)
+def by_pickle(*pair):
+    return pickle.loads(pickle.dumps(pair))
+
+
+@pytest.mark.parametrize("moved", [by_state_dicts, by_distributed_checkpoint, by_copy, by_pickle])
+def test_a_resumed_or_copied_run_is_bit_identical(moved):
+    (x, y), straight, model = data(), linear(), linear()
+    sam = momentum_sam(straight)
     for step in range(6):
         sam.param_groups[0]["sam_rho"] = 0.3 / (1 + step // 3)
         sam.step(closure_of(straight, x, y))
-    sam = build(broken)
+    sam = momentum_sam(model)
     for _ in range(3):
-        sam.step(closure_of(broken, x, y))
+        sam.step(closure_of(model, x, y))
     sam.param_groups[0]["sam_rho"] = 0.15
-    saved = pickle.loads(pickle.dumps(save(broken, sam)))
-    resumed = linear(seed=5)
-    sam = build(resumed)
-    load(resumed, sam, saved)
+    model, sam = moved(model, sam)
     for _ in range(3):
-        sam.step(closure_of(resumed, x, y))
-    assert all(p.equal(q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_continue_as_the_original(duplicate):
-    model, (x, y) = linear(), data()
-    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
-    sam.step(closure_of(model, x, y))
-    model2, sam2 = duplicate((model, sam))
-    sam.step(closure_of(model, x, y))
-    sam2.step(closure_of(model2, x, y))
-    assert sam2.param_groups[0]["params"][0] is model2.weight
-    assert model.weight.equal(model2.weight)
+        sam.step(closure_of(model, x, y))
+    assert sam.param_groups[0]["params"][0] is model.weight
+    assert all(p.equal(q) for p, q in zip(straight.parameters(), model.parameters(), strict=True))
 
 
 def test_the_state_of_a_run_without_sam_loads():

@@ -90,9 +90,8 @@ def train_clipped(how: str, rank: int, mesh) -> tuple[nn.Module, list[int]]:
         wrapped = fully_shard(model, mesh=mesh)
         if how == "fsdp2-groups":
             optimizer = optim.create_optimizer(model, "sgd", lr=0.1, weight_decay=1e-4)
-        else:  # a wrapper hides the network from timm
-            network = nn.Sequential(model) if how == "fsdp2-wrapped" else model
-            optimizer = create_optimizer_v2(network, "agc-sgd", lr=0.1, weight_decay=1e-4)
+        else:
+            optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, weight_decay=1e-4)
     return model, train(wrapped, optimizer, rank, mesh.size())
 
 
