@@ -15,17 +15,18 @@ from nfnet_timm.kernels.clip.reference import clip_by_torch_
 from nfnet_timm.kernels.clip.settings import Clipping
 from nfnet_timm.kernels.standardize import operation as standardize_op
 from nfnet_timm.kernels.standardize.operation import backward_by_torch, standardize_by_torch
+from nfnet_timm.optim import create_optimizer
 
 pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
+from nfnet_timm.kernels.clip import triton as clip_triton
+from nfnet_timm.kernels.standardize import triton as standardize_triton
+
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     """Replace the kernels by torch's operations, which are right, and forget earlier comparisons."""
-    from nfnet_timm.kernels.clip import triton as clip_triton
-    from nfnet_timm.kernels.standardize import triton as standardize_triton
-
     monkeypatch.setattr(check, "_is_right", {})
     check.is_wanted.cache_clear()
     monkeypatch.delenv("NFNET_TIMM_TRITON", raising=False)
@@ -120,7 +121,6 @@ def test_without_kernels_nothing_is_compared_and_nothing_warns(kernels, monkeypa
 @pytest.mark.parametrize("name", check.KERNELS)
 def test_a_network_trains_correctly_if_a_kernel_is_broken(kernels, name, tiny, monkeypatch):
     """The CPU pretends to be a GPU here."""
-    from nfnet_timm.optim import create_optimizer
 
     def steps():
         model = tiny(depths=(1, 1, 1, 1)).train()

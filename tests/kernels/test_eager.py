@@ -29,13 +29,8 @@ def test_gpu_kernels_are_not_imported_for_a_network_on_a_cpu(tiny, monkeypatch):
     assert not kernels & sys.modules.keys()
 
 
-def test_meta_and_fake_tensors_are_not_eager():
-    assert not is_eager_on_cpu(torch.ones(2, device="meta"))
-    assert not is_eager_on_cpu(FakeTensorMode().from_tensor(torch.ones(2)))
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_traced_compiled_and_transformed_tensors_are_not_eager():
+def test_traced_compiled_transformed_meta_and_fake_tensors_are_not_eager():
     answers = []
 
     def ask(x):
@@ -48,5 +43,7 @@ def test_traced_compiled_and_transformed_tensors_are_not_eager():
     torch.jit.trace(ask, x, check_trace=False)
     torch.vmap(ask)(x)
     torch.func.grad(lambda x: ask(x).sum())(x)
-    assert answers == [False] * 4
+    ask(torch.ones(2, device="meta"))
+    ask(FakeTensorMode().from_tensor(x))
+    assert answers == [False] * 6
     assert torch.compile(lambda x: x + is_eager_on_cpu(x), backend="eager", fullgraph=True)(x).tolist() == [1, 1]

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from nfnet_timm.kernels.check import KERNELS, compare
 from nfnet_timm.kernels.clip.settings import Clipping
 from nfnet_timm.kernels.standardize.reference import standardize_formula
 from nfnet_timm.optim.agc import unitwise_norm
 
-triton = pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
+pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
+from nfnet_timm.kernels.clip import triton as clip_triton
+from nfnet_timm.kernels.standardize import triton as standardize_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -67,8 +70,6 @@ FAN_INS = [(9, torch.float32), (64, torch.bfloat16), (147, torch.float16), (4608
 @runs_kernels
 @pytest.mark.parametrize(("fan_in", "dtype"), FAN_INS)
 def test_weight_and_gradients_equal_the_formula_in_float64(fan_in, dtype):
-    from nfnet_timm.kernels.standardize import triton as standardize_triton
-
     weight, gain, grad = arrays((6, fan_in), dtype)
     exact = [x.double().requires_grad_() for x in (weight, gain)]
     expected = standardize_formula(*exact, 1.7, EPS)
@@ -93,8 +94,6 @@ SHAPES = [(5, 3, 3, 3), (4, 2000, 1, 1), (3, 1030), (1, 7), (7, 1), (2500,), (),
     ("dtypes", "scale"), [((torch.float32, torch.float32), 8.0), ((torch.float32, torch.bfloat16), None)]
 )
 def test_clipping_in_one_launch_equals_the_published_rule(dtypes, scale):
-    from nfnet_timm.kernels.clip import triton as clip_triton
-
     g = torch.Generator().manual_seed(0)
     weights = [torch.randn(shape, generator=g).to(DEVICE, dtypes[0]) for shape in SHAPES]
     weights[0] = weights[0].to(memory_format=torch.channels_last)
@@ -114,8 +113,6 @@ def test_clipping_in_one_launch_equals_the_published_rule(dtypes, scale):
 
 @runs_kernels
 def test_the_search_in_the_table_finds_each_tensor():
-    from nfnet_timm.kernels.clip import triton as clip_triton
-
     for count in (1, 2, 3, 16, 17):
         weights = [torch.full((i % 3 + 1, 5), float(i + 1), device=DEVICE) for i in range(count)]
         grads = [torch.full_like(w, 1e3) for w in weights]
@@ -126,8 +123,6 @@ def test_the_search_in_the_table_finds_each_tensor():
 
 @runs_kernels
 def test_the_first_use_finds_every_kernel_right():
-    from nfnet_timm.kernels.check import KERNELS, compare
-
     for name in KERNELS:
         result = compare(name, torch.device(DEVICE))
         assert result.is_right, f"{name}: {result}"

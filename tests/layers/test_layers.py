@@ -1,69 +1,64 @@
-"""The layers equal independent implementations of their formulas, and no activation overwrites its input."""
+"""Convolutions have torch's interface, squeeze-excite is the published one, and no activation overwrites its input."""
 
-import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 
-from nfnet_timm.layers.squeeze_excite import PixelConv2d, SqueezeExcite
-from nfnet_timm.layers.ws_conv import WSConv2d
+from nfnet_timm.layers import WSConv2d
+from nfnet_timm.layers.same_padding import Conv2dSame
+from nfnet_timm.layers.squeeze_excite import SqueezeExcite
+
+both = pytest.mark.parametrize("kind", [Conv2dSame, WSConv2d])
+FORMS = {
+    "reflecting, no bias": {"stride": 2, "bias": False, "padding_mode": "reflect"},
+    "oblong": {"kernel_size": (3, 5), "stride": (1, 2)},
+    "dilated in groups": {"dilation": 2, "groups": 2, "dtype": torch.float64},
+}
 
 
-def reference_weight(conv: WSConv2d) -> np.ndarray:
-    """Compute the formula of base.py in float64: (w - mean) * gain * rsqrt(max(var * fan_in, eps))."""
-    weight, gain = conv.weight.detach().double().numpy(), conv.gain.detach().double().numpy()
-    mean, var = weight.mean((1, 2, 3), keepdims=True), weight.var((1, 2, 3), keepdims=True)
-    scale = gain[:, None, None, None] / np.sqrt(np.maximum(var * weight[0].size, 1e-4))
-    return conv.scale * (weight - mean) * scale
+@both
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_convolution_built_from_the_attributes_of_another_gives_the_same(kind, form):
+    conv = kind(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3, **form})
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
+    arguments = {name: getattr(conv, name) for name in names}
+    arguments |= {"bias": conv.bias is not None, "padding_mode": conv.padding_mode, "device": conv.weight.device}
+    arguments |= {"dtype": conv.weight.dtype}
+    x = torch.randn(2, 4, 9, 10, dtype=conv.weight.dtype)
+    for again in (kind(**arguments), kind(*arguments.values())):
+        again.load_state_dict(conv.state_dict())
+        assert again(x).equal(conv(x))
+        assert repr(again) == repr(conv)
 
 
-@pytest.fixture
-def conv():
-    torch.manual_seed(0)
-    conv = WSConv2d(8, 12, 3, stride=2, groups=2, scale=1.7)
-    torch.nn.init.uniform_(conv.gain, 0.5, 1.5)
-    conv.weight.data[::5] *= 1e-3  # clamped by eps
-    conv.weight.data[1] = 3.25  # without variance
-    return conv
+@both
+def test_every_spelling_of_same_padding_is_taken(kind):
+    for padding in ("same", "SAME", 1, (1, 1), [1, 1]):
+        conv = kind(4, 6, 3, padding=padding)
+        conv.padding = padding
+        assert repr(conv) == repr(kind(4, 6, 3))
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_weight_and_gradients_equal_the_authors_formula_in_float64(conv, memory_format):
-    conv = conv.double().to(memory_format=memory_format)
-    actual = conv.standardized_weight().detach().numpy()
-    assert actual.dtype == np.float64
-    assert np.allclose(actual, reference_weight(conv), rtol=1e-12, atol=1e-13)
-    conv.weight.data[1] = torch.randn(4, 3, 3)
-    conv.weight.data[::5] *= 1e3
-
-    def standardized(weight, gain):
-        return torch.func.functional_call(conv, {"weight": weight, "gain": gain}, (x,))
-
-    x = torch.randn(1, 8, 3, 3, dtype=torch.float64)
-    inputs = conv.weight.detach().requires_grad_(), conv.gain.detach().requires_grad_()
-    assert torch.autograd.gradcheck(standardized, inputs)
+@both
+@pytest.mark.parametrize(
+    "form", [{"padding": 0}, {"padding": "valid"}, {"padding": (1, 0)}, {"padding": 1, "stride": 2}], ids=str
+)
+def test_another_padding_is_an_error_also_after_construction(kind, form):
+    conv = kind(4, 6, 3, stride=form.get("stride", 1))
+    for give in (lambda: kind(4, 6, 3, **form), lambda: setattr(conv, "padding", form["padding"])):
+        with pytest.raises(ValueError, match="padding=.*'same'") as error:
+            give()
+        assert repr(form["padding"]) in str(error.value)
 
 
 def test_squeeze_excite_has_plain_relu_and_a_factor_of_two():
-    torch.manual_seed(0)
     attn = SqueezeExcite(6, 0.1)
     assert attn.fc1.out_channels == 1  # at least
     x = torch.randn(2, 6, 4, 5)
-    pooled = x.mean((2, 3))
-    hidden = (pooled @ attn.fc1.weight.flatten(1).T + attn.fc1.bias).clamp(min=0)
-    expected = 2 * torch.sigmoid(hidden @ attn.fc2.weight.flatten(1).T + attn.fc2.bias)
-    assert torch.allclose(attn(x)[:, :, 0, 0], expected, atol=1e-6)
-
-
-def test_pixel_convolution_and_its_gradients_equal_torchs():
-    torch.manual_seed(0)
-    ours = PixelConv2d(6, 4, 1).double()
-    x = torch.randn(3, 6, 1, 1, dtype=torch.float64, requires_grad=True)
-    results = []
-    for y in (ours(x), F.conv2d(x, ours.weight, ours.bias)):
-        results.append([y, *torch.autograd.grad(y.square().sum(), (x, ours.weight, ours.bias))])
-    torch.testing.assert_close(*results)
+    hidden = F.conv2d(x.mean((2, 3), keepdim=True), attn.fc1.weight, attn.fc1.bias).clamp(min=0)
+    expected = 2 * torch.sigmoid(F.conv2d(hidden, attn.fc2.weight, attn.fc2.bias))
+    assert torch.allclose(attn(x), expected, atol=1e-6)
 
 
 def test_forward_hooks_see_what_a_convolution_computed():

@@ -1,26 +1,14 @@
 """torch.compile makes one graph for images of all sizes, after the first size, in inference and in training."""
 
 import pytest
-import timm
 import torch
-from families import families
+from families import as_trained, families
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 FAMILIES = families(channels=(16, 16, 32, 32))
 FAMILIES["recompute_acts"] = ("nfnet_f0", {**FAMILIES["NFNet"][1], "recompute_acts": True})
 SIZES = (64, 75, 96, 49, 33, 128)  # as height, and in reverse order as width
-
-
-def build(family):
-    name, kwargs = FAMILIES[family]
-    model = timm.create_model(name, **kwargs)
-    for key, p in model.named_parameters():
-        if key.endswith("gain"):
-            nn.init.uniform_(p, 0.5, 1.5)
-        elif key.endswith("fc.weight"):
-            nn.init.normal_(p, std=0.1)
-    return model
 
 
 def results(model, x, training):
@@ -50,7 +38,8 @@ def results(model, x, training):
     ],
 )
 def test_six_sizes_take_two_graphs(family, training, backend):
-    model = build(family).train(training)
+    name, kwargs = FAMILIES[family]
+    model = as_trained(name, **kwargs).train(training)
     if backend == "inductor":  # which takes minutes for a whole network
         model = nn.Sequential(model.stem.conv1, model.stages[1])
     elif family not in ("output_stride", "features_only"):

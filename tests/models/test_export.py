@@ -3,8 +3,7 @@
 import pytest
 import timm
 import torch
-from families import families
-from torch import nn
+from families import as_trained, families
 from torch.export import Dim
 
 pytestmark = [
@@ -17,19 +16,16 @@ SIZES = [(64, 64), (75, 98), (33, 47)]
 
 FAMILIES = families(channels=(32, 32, 64, 64))
 FAMILIES["reparameterized"] = FAMILIES["NFNet"]
-FAMILIES["equal gains"] = FAMILIES["NFNet"]  # as newly initialised; the others have random gains, as after training
+FAMILIES["equal gains"] = FAMILIES["NFNet"]  # as newly initialised
 
 
 @pytest.fixture
 def model(request):
     """Build the network of a family."""
     name, kwargs = FAMILIES[request.param]
-    model = timm.create_model(name, **kwargs).eval()
-    for key, p in model.named_parameters():
-        if request.param != "equal gains" and key.endswith(("gain", "bias")):
-            nn.init.uniform_(p, 0.5, 1.5)
-        elif key.endswith("fc.weight"):  # in NF-RegNets it is 0, and the logits would not depend on the input
-            nn.init.normal_(p, std=0.1)
+    if request.param == "equal gains":
+        return timm.create_model(name, **kwargs).eval()
+    model = as_trained(name, **kwargs)
     return model.reparameterize() if request.param == "reparameterized" else model
 
 
@@ -56,11 +52,22 @@ def compare_in_onnxruntime(path, model, sizes=SIZES):
     compare(lambda x: session.run(None, {session.get_inputs()[0].name: x.numpy()}), model, sizes)
 
 
+def traced(model):
+    return torch.jit.trace(model, torch.randn(2, 3, 75, 98), strict=False)
+
+
 @pytest.mark.filterwarnings("ignore:Encountering a list at the output of the tracer")  # caused by features_only
 @of("NF-ResNet", "NF-RegNet", "features_only")
 def test_a_traced_network_is_right_at_any_size(model):
     with torch.no_grad():
-        compare(torch.jit.trace(model, torch.randn(2, 3, 75, 98), strict=False), model)
+        compare(traced(model), model)
+
+
+@pytest.mark.parametrize(("model", "script"), [("NFNet", traced), ("NF-RegNet", torch.jit.script)], indirect=["model"])
+def test_torch_optimizes_for_inference(model, script):
+    """Activations go to oneDNN, which lacks the tanh form of GELU. Without our view, the process crashes."""
+    with torch.no_grad():
+        compare(torch.jit.optimize_for_inference(script(model)), model, [SIZES[0], *SIZES])
 
 
 @pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
@@ -73,6 +80,14 @@ def test_onnx_runtime_equals_torch_at_any_size_for_the_older_exporter(model, tmp
     x, path = torch.randn(2, 3, 64, 64), tmp_path / "model.onnx"
     torch.onnx.export(model, (x,), path, dynamo=False, dynamic_axes=axes, **names)
     compare_in_onnxruntime(path, model)
+
+
+@of("NFNet")
+def test_a_program_is_right_at_any_batch_size(model):
+    batch = Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+    x = torch.randn(5, 3, 64, 64)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import golden
 import pytest
 import timm
 import torch
+from families import as_trained
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame
 from torch import nn
 from torch.nn.utils import prune
@@ -26,12 +27,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_stay_the_same_and_nothing_is_standardized(name):
-    model = timm.create_model(name, **NETWORKS[name]).eval()
-    for key, p in model.named_parameters():
-        if key.endswith(("gain", "bias")):
-            nn.init.uniform_(p, 0.5, 1.5)
-        elif key.endswith("fc.weight"):  # of NF-RegNets it is 0
-            nn.init.normal_(p, std=0.1)
+    model = as_trained(name, **NETWORKS[name])
     found = [copy.deepcopy(model)]
     assert reparameterize(found[0]) is found[0]
     if type(model).__module__.startswith("nfnet_timm"):

@@ -22,7 +22,7 @@ TIMMS = {**SMALL, "num_features": 192}  # the same sizes in timm's network
 
 
 @pytest.fixture(scope="module")
-def hub_cache(tmp_path_factory):
+def cached(tmp_path_factory):
     """Make a cache with timm/dm_nfnet_f0.dm_in1k: timm's network with random weights and gains of (O, 1, 1, 1)."""
     home = tmp_path_factory.mktemp("hf")
     torch.manual_seed(0)
@@ -30,15 +30,9 @@ def hub_cache(tmp_path_factory):
     for p in model.parameters():
         torch.nn.init.uniform_(p, -0.1, 0.1)
     fill_hub_cache(home, "dm_nfnet_f0.dm_in1k", model)
-    return home / "hub"
-
-
-@pytest.fixture
-def cached(hub_cache, monkeypatch):
-    """Use the cache in this process. The Hub's client is offline."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub_cache))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return hub_cache
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
+        yield home / "hub"
 
 
 @pytest.mark.parametrize(
@@ -94,8 +88,10 @@ def saved(tiny, tmp_path):
     return model, path
 
 
-def load(path, **kwargs):
-    overlay = {"file": str(path), "num_classes": 10}
+def load(source, **kwargs):
+    """Build a tiny network with the weights of a file or a state dict."""
+    overlay = {"state_dict": source} if isinstance(source, dict) else {"file": str(source)}
+    overlay["num_classes"] = 10
     return timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **{**golden.TINY, **kwargs})
 
 
@@ -111,11 +107,8 @@ def test_a_loaded_file_may_be_overwritten(saved):
 def test_training_does_not_change_a_callers_state_dict(tiny):
     state_dict = tiny().state_dict()
     before = {k: v.clone() for k, v in state_dict.items()}
-    overlay = {"state_dict": state_dict, "num_classes": 10}
-    loaded = timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **golden.TINY)
-    with torch.no_grad():
-        for p in loaded.parameters():
-            p.add_(1)
+    for p in load(state_dict).parameters():
+        p.data.add_(1)
     assert all(torch.equal(state_dict[k], before[k]) for k in before)
 
 
@@ -143,13 +136,8 @@ def test_a_classifier_that_is_loaded_must_fit(saved):
 
 
 def test_the_first_convolution_of_an_authors_file_is_adapted():
-    overlay = {"file": str(golden.DATA / "nfnet_tiny_haiku_2021.npz")}
-    first, adapted = (
-        timm.create_model(
-            "nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=in_chans, **golden.TINY
-        ).stem.conv1.weight
-        for in_chans in (3, 1)
-    )
+    file = golden.DATA / "nfnet_tiny_haiku_2021.npz"
+    first, adapted = (load(file, in_chans=in_chans).stem.conv1.weight for in_chans in (3, 1))
     assert adapted.equal(timm.models.adapt_input_conv(1, first))
 
 
@@ -205,13 +193,7 @@ def test_arrays_missing_from_a_checkpoint_are_initialised(tiny, missing, monkeyp
     poisoned = lambda *args, **kwargs: empty_like(*args, **kwargs).fill_(float("nan"))  # noqa: E731
     monkeypatch.setattr("nfnet_timm.models.build.torch.empty_like", poisoned)
     state_dict = {key: torch.full_like(t, 0.25) for key, t in tiny().state_dict().items() if missing not in key}
-    model = timm.create_model(
-        "nfnet_f0",
-        pretrained=True,
-        pretrained_strict=False,
-        pretrained_cfg_overlay={"state_dict": state_dict or {"unrelated": torch.zeros(1)}, "num_classes": 10},
-        **golden.TINY,
-    )
+    model = load(state_dict or {"unrelated": torch.zeros(1)}, pretrained_strict=False)
     for name, p in model.named_parameters():
         if missing in name:
             assert fresh_values(name, p), name

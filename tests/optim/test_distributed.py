@@ -1,13 +1,9 @@
 """Several processes train to the parameters of one process on the same global batch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import distributed_worker
 import pytest
 import torch
-from distributed_worker import train_alone
+from distributed_worker import launch, train_alone
 from timm.optim import get_optimizer_class
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -17,10 +13,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from two_hosts import hosts, torchrun
 
 from nfnet_timm import adaptive_clip_grad_
-
-WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
-WAYS = ("ddp", "fsdp2", "fsdp2-groups", "fsdp2-wrapped")
-PROCESSES = 4
 
 
 def assert_close(parameters, alone):
@@ -32,19 +24,8 @@ def assert_close(parameters, alone):
 
 @pytest.mark.slow
 def test_three_steps_equal_those_of_one_process(tmp_path):
-    """All ways of training run in the same four processes, because their start takes most of the time."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", *launcher, WORKER, tmp_path, *WAYS],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
     alone = train_alone()
-    for how in WAYS:
-        result = torch.load(tmp_path / f"{how}.pt", weights_only=False)
+    for how, result in launch(tmp_path, "ddp", "fsdp2", "fsdp2-groups").items():
         assert_close(result["parameters"], alone)
         # Each process clips its own rows of kernels and matrices. All vectors together take one collective per step.
         assert result["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3), how
@@ -54,21 +35,10 @@ def test_three_steps_equal_those_of_one_process(tmp_path):
 def test_two_hosts_train_to_the_weights_of_one_process_with_fsdp2(tmp_path):
     """tests/compat/test_host_failure.py trains on two hosts with DDP."""
     with hosts():
-        runs = [torchrun(host, WORKER, tmp_path, "fsdp2") for host in (0, 1)]
+        runs = [torchrun(host, distributed_worker.__file__, tmp_path, "fsdp2") for host in (0, 1)]
         outputs = [run.communicate(timeout=240)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "\n".join(outputs)
     assert_close(torch.load(tmp_path / "fsdp2.pt", weights_only=False)["parameters"], train_alone())
-
-
-def test_skip_gains_load_into_either_shape(tiny):
-    model = tiny()
-    prepared = tiny().vectorize_skip_gains()
-    assert prepared.stages[0][0].skipinit_gain.shape == (1,)
-    x = torch.randn(1, 3, 32, 32)
-    assert torch.equal(prepared(x), model(x))
-    prepared.load_state_dict(model.state_dict())
-    model.load_state_dict(prepared.state_dict())
-    assert model.stages[0][0].skipinit_gain.shape == ()
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ import timm
 import timm.scheduler
 import torch
 import torch.nn.functional as F
+from distributed_worker import launch, sam_case
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -37,31 +35,43 @@ def data(n=8, dtype=torch.float64):
     return torch.randn(n, 5, dtype=dtype), torch.randn(n, 3, dtype=dtype)
 
 
+def train_by_the_formula(model, parts, lr, reduction):
+    """Take three steps with radius 0.3 and return the losses after each ascent.
+
+    ``parts`` contains (x, y) for the ascent and (x, y) for the step. Each part has its own ascent, as in a process of
+    its own, and the gradients of the step are averaged.
+    """
+    params, losses = list(model.parameters()), []
+    optimizer = torch.optim.SGD(params, lr=lr, momentum=0.9)
+    for _ in range(3):
+        before = [p.detach().clone() for p in params]
+        optimizer.zero_grad()
+        for (ascent_x, ascent_y), (x, y) in parts:
+            grads = torch.autograd.grad(F.mse_loss(model(ascent_x), ascent_y, reduction=reduction), params)
+            norm = sum(g.square().sum() for g in grads).sqrt()
+            for p, start, g in zip(params, before, grads, strict=True):
+                p.data.copy_(start + 0.3 * g / norm)
+            loss = F.mse_loss(model(x), y, reduction=reduction)
+            (loss / len(parts)).backward()
+            losses.append(loss.item())
+            for p, start in zip(params, before, strict=True):
+                p.data.copy_(start)
+        optimizer.step()
+    return losses
+
+
 @pytest.mark.parametrize("images", [8, 2])
-def test_three_steps_equal_the_formula_in_numpy(images):
+def test_three_steps_equal_the_formula(images):
     """The ascent uses the gradients of the first ``images`` rows."""
     model, (x, y) = linear(), data()
-    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    expected, frozen = copy.deepcopy(model), nn.Parameter(torch.ones(2), requires_grad=False)
     optimizer = SAM(torch.optim.SGD([*model.parameters(), frozen], lr=0.01, momentum=0.9), rho=0.3)
-    w, b = (p.detach().numpy().copy() for p in model.parameters())
-
-    def grads(w, b, xs, ys):
-        error = 2 * (xs @ w.T + b - ys)
-        return error.T @ xs, error.sum(0)
-
-    buffers = [np.zeros_like(w), np.zeros_like(b)]
-    xs, ys = x.numpy(), y.numpy()
-    for _ in range(3):
-        ascent = None if images == len(x) else closure_of(model, x[:images], y[:images])
-        loss = optimizer.step(closure_of(model, x, y), ascent)
-        g_w, g_b = grads(w, b, xs[:images], ys[:images])
-        norm = np.sqrt((g_w**2).sum() + (g_b**2).sum())
-        up_w, up_b = w + 0.3 * g_w / norm, b + 0.3 * g_b / norm
-        assert loss.item() == pytest.approx(((xs @ up_w.T + up_b - ys) ** 2).sum(), rel=1e-12)
-        buffers = [0.9 * m + g for m, g in zip(buffers, grads(up_w, up_b, xs, ys), strict=True)]
-        w, b = w - 0.01 * buffers[0], b - 0.01 * buffers[1]
-    np.testing.assert_allclose(model.weight.detach().numpy(), w, rtol=1e-12)
-    np.testing.assert_allclose(model.bias.detach().numpy(), b, rtol=1e-12)
+    ascent = None if images == len(x) else closure_of(model, x[:images], y[:images])
+    losses = [optimizer.step(closure_of(model, x, y), ascent).item() for _ in range(3)]
+    parts = [((x[:images], y[:images]), (x, y))]
+    assert losses == pytest.approx(train_by_the_formula(expected, parts, lr=0.01, reduction="sum"), rel=1e-12)
+    for p, other in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, other, rtol=1e-12, atol=0)
     assert frozen.tolist() == [1, 1]
 
 
@@ -112,55 +122,51 @@ def test_sam_works_around_timms_optimizers(name):
     assert losses[-1] < losses[0]
 
 
-def load(model, sam, saved):
+def momentum_sam(model):
+    return SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
+
+
+def by_state_dicts(model, sam):
+    saved = pickle.loads(pickle.dumps((model.state_dict(), sam.state_dict())))
+    model = linear(seed=5)
+    sam = momentum_sam(model)
     model.load_state_dict(saved[0])
     sam.load_state_dict(saved[1])
+    return model, sam
 
 
-def load_distributed(model, sam, saved):  # it makes a step without a closure, so it gets the optimizer inside
+def by_distributed_checkpoint(model, sam):  # it makes a step without a closure, so it gets the optimizer inside
+    saved = pickle.loads(pickle.dumps(get_state_dict(model, sam.optimizer)))
+    model = linear(seed=5)
+    sam = momentum_sam(model)
     set_state_dict(model, sam.optimizer, model_state_dict=saved[0], optim_state_dict=saved[1])
+    return model, sam
 
 
-@pytest.mark.parametrize(
-    ("save", "load"),
-    [
-        (lambda model, sam: (model.state_dict(), sam.state_dict()), load),
-        (lambda model, sam: get_state_dict(model, sam.optimizer), load_distributed),
-    ],
-)
-def test_a_resumed_sam_run_is_bit_identical(save, load):
-    (x, y), straight, broken = data(), linear(), linear()
+def by_copy(*pair):
+    return copy.deepcopy(pair)
 
-    def build(model):
-        return SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
 
-    sam = build(straight)
+def by_pickle(*pair):
+    return pickle.loads(pickle.dumps(pair))
+
+
+@pytest.mark.parametrize("moved", [by_state_dicts, by_distributed_checkpoint, by_copy, by_pickle])
+def test_a_resumed_or_copied_run_is_bit_identical(moved):
+    (x, y), straight, model = data(), linear(), linear()
+    sam = momentum_sam(straight)
     for step in range(6):
         sam.param_groups[0]["sam_rho"] = 0.3 / (1 + step // 3)
         sam.step(closure_of(straight, x, y))
-    sam = build(broken)
+    sam = momentum_sam(model)
     for _ in range(3):
-        sam.step(closure_of(broken, x, y))
+        sam.step(closure_of(model, x, y))
     sam.param_groups[0]["sam_rho"] = 0.15
-    saved = pickle.loads(pickle.dumps(save(broken, sam)))
-    resumed = linear(seed=5)
-    sam = build(resumed)
-    load(resumed, sam, saved)
+    model, sam = moved(model, sam)
     for _ in range(3):
-        sam.step(closure_of(resumed, x, y))
-    assert all(p.equal(q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_continue_as_the_original(duplicate):
-    model, (x, y) = linear(), data()
-    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), rho=0.3)
-    sam.step(closure_of(model, x, y))
-    model2, sam2 = duplicate((model, sam))
-    sam.step(closure_of(model, x, y))
-    sam2.step(closure_of(model2, x, y))
-    assert sam2.param_groups[0]["params"][0] is model2.weight
-    assert model.weight.equal(model2.weight)
+        sam.step(closure_of(model, x, y))
+    assert sam.param_groups[0]["params"][0] is model.weight
+    assert all(p.equal(q) for p, q in zip(straight.parameters(), model.parameters(), strict=True))
 
 
 def test_the_state_of_a_run_without_sam_loads():
@@ -275,78 +281,11 @@ def test_mistakes_are_reported_with_what_was_expected(build, message):
         build(list(linear().parameters()))
 
 
-PROCESSES = """
-    import os, sys, torch, torch.distributed as dist
-    from torch import nn
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor, Shard, distribute_module, init_device_mesh
-    from torch.nn.parallel import DistributedDataParallel
-    from nfnet_timm.optim import SAM
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
-    x, y = torch.randn(2, 4, 5)[rank], torch.randn(2, 4, 3)[rank]
-    if sys.argv[1] == "parts":  # each process has a part of the sum that is the gradient
-        mesh = init_device_mesh("cpu", (2,))
-        model = distribute_module(net, mesh)
-        x, y = (DTensor.from_local(t, mesh, [Shard(0)]) for t in (x, y))
-    else:
-        model = fully_shard(net) if sys.argv[1] == "fsdp" else DistributedDataParallel(net)
-    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.3)
-    def closure():
-        loss = (model(x) - y).square().sum() / y.numel()  # the mean; torch doubles the gradients of a DTensor's mean
-        loss.backward()
-        return loss
-    def ascent():
-        with model.no_sync():
-            closure()
-    for _ in range(3):
-        sam.step(closure, ascent if sys.argv[1] == "unsynchronised" else None)
-    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
-    gathered = [None, None]
-    dist.all_gather_object(gathered, torch.cat([p.detach().flatten() for p in weights]))
-    assert gathered[0].equal(gathered[1]), "the processes have different weights"
-    if rank == 0:
-        torch.save(gathered[0], sys.argv[2])
-    dist.barrier()
-    os._exit(0)  # gloo's threads end some processes with a crash
-"""
-
-
-def in_one_process(unsynchronised):
-    """Return the expected weights. Each half of the batch has its own ascent, or both have one together."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
-    x, y = torch.randn(2, 4, 5), torch.randn(2, 4, 3)
-    parts = list(zip(x, y, strict=True)) if unsynchronised else [(x.flatten(0, 1), y.flatten(0, 1))]
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    params = list(net.parameters())
-    for _ in range(3):
-        totals = [torch.zeros_like(p) for p in params]
-        for part in parts:
-            kept = [p.detach().clone() for p in params]
-            grads = torch.autograd.grad(F.mse_loss(net(part[0]), part[1]), params)
-            norm = torch.cat([g.flatten() for g in grads]).norm()
-            with torch.no_grad():
-                for p, g in zip(params, grads, strict=True):
-                    p += 0.3 * g / norm
-            descent = torch.autograd.grad(F.mse_loss(net(part[0]), part[1]), params)
-            for p, before, total, g in zip(params, kept, totals, descent, strict=True):
-                p.data.copy_(before)
-                total += g / len(parts)
-        for p, total in zip(params, totals, strict=True):
-            p.grad = total
-        optimizer.step()
-    return torch.cat([p.detach().flatten() for p in params])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["unsynchronised", "fsdp", "parts"])
-def test_two_processes_equal_one(mode, tmp_path):
-    script, out = tmp_path / "train.py", tmp_path / "weights.pt"
-    script.write_text(textwrap.dedent(PROCESSES))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, mode, out]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    torch.testing.assert_close(torch.load(out), in_one_process(mode == "unsynchronised"), rtol=1e-5, atol=1e-6)
+def test_several_processes_equal_one(tmp_path):
+    for how, result in launch(tmp_path, "sam-unsynchronised", "sam-fsdp2", "sam-parts").items():
+        model, x, y = sam_case()
+        whole = x.flatten(0, 1), y.flatten(0, 1)
+        parts = list(zip(x, y, strict=True)) if how == "sam-unsynchronised" else [whole]
+        train_by_the_formula(model, [(part, part) for part in parts], lr=0.1, reduction="mean")
+        torch.testing.assert_close(result["parameters"], dict(model.named_parameters()), rtol=1e-5, atol=1e-6)

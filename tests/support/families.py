@@ -1,8 +1,10 @@
 """Small networks of each family, and of the options that change feature maps, for tests of compilers and exporters."""
 
+import timm
 from golden import TINY
+from torch import nn
 
-__all__ = ["families"]
+__all__ = ["as_trained", "families"]
 
 
 def families(**shape):
@@ -16,3 +18,14 @@ def families(**shape):
         "output_stride": ("nfnet_f0", {**small, "output_stride": 16}),
         "features_only": ("nfnet_f0", {**without_head, "features_only": True}),
     }
+
+
+def as_trained(name, **kwargs):
+    """Build a network in eval mode with random gains, biases and classifier, which have equal values at first."""
+    model = timm.create_model(name, **kwargs).eval()
+    for key, p in model.named_parameters():
+        if key.endswith(("gain", "bias")):
+            nn.init.uniform_(p, 0.5, 1.5)
+        elif key.endswith("fc.weight"):  # in NF-RegNets it is 0, and the logits would not depend on the input
+            nn.init.normal_(p, std=0.1)
+    return model
