@@ -26,11 +26,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCKS = {page.name: re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.DOTALL) for page in PAGES}
 
 
-def anchors(page):
-    titles = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_link_targets_exist(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -40,7 +35,8 @@ def test_link_targets_exist(page):
         there = (page.parent / path).resolve() if path else page
         assert there.exists(), target
         if anchor and not re.fullmatch(r"L\d+", anchor):
-            assert anchor in anchors(there), target
+            titles = re.findall(r"^#+ (.+)$", there.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
 
 def test_lines_in_inside_md_are_in_the_linked_files():
