@@ -78,17 +78,17 @@ def hub(hub_server, tmp_path, monkeypatch):
 def run_python():
     """Return a function that runs code in a fresh interpreter and returns its output, including warnings."""
 
-    def run(code: str, check: bool = True, python: str = sys.executable, args: tuple[str, ...] = (), **env: str) -> str:
+    def run(code: str, python: str = sys.executable, **env: str) -> str:
         clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONWARNINGS", "PYTHONPATH")}
         result = subprocess.run(
-            [python, *args, "-c", code],
+            [python, "-c", code],
             env={**clean, "HF_HUB_OFFLINE": "1", **env},
             capture_output=True,
             text=True,
             timeout=300,
             cwd=Path(__file__).parent.parent.parent,  # not the project folder, so that the installed package is tested
         )
-        if check and result.returncode:
+        if result.returncode:
             pytest.fail(f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}")
         return result.stdout + result.stderr
 

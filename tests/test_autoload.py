@@ -1,9 +1,9 @@
 """timm finds the plugin in a fresh process. A plugin that is broken or switched off does not break timm."""
 
 import json
-import os
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -19,23 +19,19 @@ OFF = {"NFNET_TIMM_AUTOLOAD": "0"}
 OURS = "import timm; print(type(timm.create_model('nfnet_f0', device='meta')).__module__)"
 
 
-def lines(out: str) -> list[str]:
-    return out.strip().splitlines()
-
-
-FIRST_IMPORTS = [
-    "",
-    "import timm.optim",
-    "import timm.models.nfnet",
-    "import nfnet_timm.models.nfnet",
-    "from nfnet_timm import NormFreeNet",
-    "import timm, nfnet_timm; nfnet_timm.autoload.install(); nfnet_timm.autoload.install()",
-]
-
-
-@pytest.mark.parametrize("first", FIRST_IMPORTS)
+@pytest.mark.parametrize(
+    "first",
+    [
+        "",
+        "import timm.optim",
+        "import timm.models.nfnet",
+        "import nfnet_timm.models.nfnet",
+        "from nfnet_timm import NormFreeNet",
+        "import timm, nfnet_timm; nfnet_timm.autoload.install(); nfnet_timm.autoload.install()",
+    ],
+)
 def test_timm_has_our_networks_without_a_warning_for_any_import_order(first):
-    assert lines(run_fresh(f"{first}\n{OURS}", warnings="error")) == ["nfnet_timm.models.nfnet"]
+    assert run_fresh(f"{first}\n{OURS}", warnings="error") == "nfnet_timm.models.nfnet\n"
 
 
 def test_package_that_is_not_installed_registers_on_import():
@@ -46,13 +42,13 @@ def test_package_that_is_not_installed_registers_on_import():
     )
     optimizers = "from timm.optim import list_optimizers; print('agc-sgd' in list_optimizers())"
     out = run_fresh(f"{hidden}import nfnet_timm\n{OURS}\n{optimizers}", **OFF)
-    assert lines(out) == ["nfnet_timm.models.nfnet", "True"]
+    assert out == "nfnet_timm.models.nfnet\nTrue\n"
 
 
 def test_timm_has_its_own_networks_when_autoload_is_off_until_an_explicit_import():
     """Torch's own switch is tried in test_doctor.py."""
     out = run_fresh(f"{OURS}; print(timm.list_models('dm_nf_resnet*')); import nfnet_timm\n{OURS}", **OFF)
-    assert lines(out) == ["timm.models.nfnet", "[]", "nfnet_timm.models.nfnet"]
+    assert out == "timm.models.nfnet\n[]\nnfnet_timm.models.nfnet\n"
 
 
 LISTED = """
@@ -79,12 +75,12 @@ def test_only_our_model_names_change_and_other_models_of_timm_give_identical_out
 
 def test_importing_the_package_imports_neither_torch_nor_timm(run_python):
     code = "import sys, nfnet_timm, nfnet_timm.autoload; print([m for m in ('torch', 'timm') if m in sys.modules])"
-    assert lines(run_python(code)) == ["[]"]
+    assert run_python(code) == "[]\n"
 
 
 def test_importing_torch_does_not_import_timm_or_the_models():
     code = "print([m for m in ('timm', 'nfnet_timm', 'nfnet_timm.models.nfnet') if m in with_torch])"
-    assert lines(run_fresh(code)) == ["['nfnet_timm']"]
+    assert run_fresh(code) == "['nfnet_timm']\n"
 
 
 def plugin(folder: Path, name: str, code: str, group: str = "timm.models") -> None:
@@ -108,7 +104,7 @@ def test_other_packages_are_loaded_through_the_same_groups(tmp_path):
     plugin(tmp_path, "third_party", THIRD_PARTY)
     plugin(tmp_path, "third_party_optim", "print('loaded')", "timm.optim")
     code = f"{OURS}; print(timm.models.model_entrypoint('third_party_net')()); import timm.optim"
-    assert lines(run_fresh(code, [tmp_path])) == ["nfnet_timm.models.nfnet", "third party", "loaded"]
+    assert run_fresh(code, [tmp_path]) == "nfnet_timm.models.nfnet\nthird party\nloaded\n"
 
 
 @pytest.mark.parametrize(("broken", "warnings"), [("import no_such_module", None), ("syntax error", "error")])
@@ -137,7 +133,7 @@ def test_a_timm_of_an_old_or_unreadable_version_keeps_its_own_networks_with_a_wa
     out = run_fresh("import sys, timm.models, timm.optim; print('nfnet_timm.models' in sys.modules)", [tmp_path])
     assert out.count("RuntimeWarning") == warnings
     assert message in out
-    assert lines(out)[-1] == "False"
+    assert out.endswith("False\n")
 
 
 def test_oldest_timm_is_that_of_the_package_metadata():
@@ -153,14 +149,11 @@ def test_timm_has_our_networks_after_each_kind_of_install(run_python, tmp_path, 
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     python = venv / "bin" / "python"
     (site,) = venv.glob("lib/python*/site-packages")
-    import timm
-
-    (site / "outer.pth").write_text(str(Path(timm.__file__).parent.parent))
+    (site / "outer.pth").write_text(sysconfig.get_path("purelib"))
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
-    install += ["--no-build-isolation", "--force-reinstall", "--disable-pip-version-check"]
-    source = ["--editable", ROOT] if mode == "editable" else [ROOT]
-    subprocess.run([*install, *source], check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"})
+    install += ["--no-build-isolation", "--force-reinstall", "--disable-pip-version-check", "--root-user-action=ignore"]
+    subprocess.run([*install, *(["--editable"] if mode == "editable" else []), ROOT], check=True)
     out = run_python(f"{OURS}; import nfnet_timm; print(nfnet_timm.__file__)", python=str(python))
-    module, file = lines(out)
+    module, file = out.splitlines()
     assert module == "nfnet_timm.models.nfnet"
     assert Path(file).is_relative_to(ROOT if mode == "editable" else venv)

@@ -26,3 +26,15 @@ def test_package_exports_its_public_names_and_lists_them_for_a_wrong_name(packag
         AttributeError, match="nfnets" if package.endswith("layers") else f"'nfnets'.*{module.__all__[0]}"
     ):
         module.nfnets  # noqa: B018
+
+
+def test_only_privacy_imports_opacus_and_its_error_says_what_to_install():
+    code = (
+        "import sys, timm, nfnet_timm; timm.create_model('dm_nf_regnet_b0', device='meta')\n"
+        "print('opacus' in sys.modules); sys.modules['opacus'] = None\n"
+        "try:\n    import nfnet_timm.privacy\nexcept ImportError as error:\n    print(error)"
+    )
+    imported, error = run_fresh(code).splitlines()
+    assert imported == "False"
+    assert "nfnet_timm.privacy needs Opacus" in error
+    assert "pip install '.[privacy]'" in error

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from nfnet_timm.cli import main
 
-pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
+pytest.importorskip("accelerate")
 
 PROGRAM = ROOT / "examples" / "fine_tune.py"
 OPTIONS = ["--model", "dm_nf_regnet_b0", "--img-size", "32", "--workers", "0", "--cpu", "--lr", "0.05"]
@@ -39,6 +39,7 @@ def fine_tune(data, cwd, *args, launcher=(sys.executable,), code=0):
     command = [*launcher, PROGRAM, data, *OPTIONS, "--batch-size", 16, *args]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=cwd, timeout=500)
     assert result.returncode == code, result.stderr
+    assert code != 1 or "Traceback" not in result.stderr
     return result.stdout if code == 0 else result.stderr
 
 
@@ -99,7 +100,7 @@ def test_fine_tune_publishes_its_best_epoch_when_asked_to(digits, tmp_path, hub)
 @pytest.mark.library("datasets")
 def test_fine_tune_takes_a_dataset_of_the_hub(digits, tmp_path):
     """fine_tune.py takes a dataset of the Hub's library by its name, in bfloat16."""
-    pytest.importorskip("datasets", reason="scripts/ci/compat.sh has datasets")
+    pytest.importorskip("datasets")
     shutil.copytree(digits, tmp_path / "org" / "digits")  # by which datasets knows a name that is a folder, offline
     fine_tune("cache", tmp_path, "--dataset", "hfds/org/digits", "--epochs", 1, "--mixed-precision", "bf16")
     assert (tmp_path / "fine_tuned" / "class_names.txt").read_text().splitlines() == [f"digit {i}" for i in range(10)]
@@ -128,28 +129,19 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
     assert "Traceback" not in error
 
 
-def test_fine_tune_measures_no_accuracy_on_the_images_of_the_training(digits, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train").symlink_to(digits / "train")
-    error = fine_tune(tmp_path / "data", tmp_path, "--epochs", 1, code=1)
-    assert "--val-split validation" in error
-    assert "Traceback" not in error
-    assert not (tmp_path / "fine_tuned").exists()
-
-
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
+        (lambda data: shutil.rmtree(data / "val"), "--val-split validation"),
         (lambda data: (data / "val" / "digit 3").rename(data / "val" / "drei"), "val has images of drei"),
         (lambda data: shutil.copy(*data.glob("train/digit 3/3.png"), data / "train"), "images lie directly in"),
     ],
 )
-def test_fine_tune_explains_folders_that_are_no_classes(digits, tmp_path, mistake, message):
+def test_fine_tune_explains_folders_that_are_no_splits_or_no_classes(digits, tmp_path, mistake, message):
     data = shutil.copytree(digits, tmp_path / "data")
     mistake(data)
-    error = fine_tune(data, tmp_path, "--epochs", 1, code=1)
-    assert message in error
-    assert "Traceback" not in error
+    assert message in fine_tune(data, tmp_path, "--epochs", 1, code=1)
+    assert not (tmp_path / "fine_tuned").exists()
 
 
 def test_fine_tune_numbers_the_classes_of_validation_as_those_of_training(tmp_path):
@@ -163,6 +155,4 @@ def test_fine_tune_numbers_the_classes_of_validation_as_those_of_training(tmp_pa
 
 def test_fine_tune_explains_weights_that_do_not_exist_or_fit(trained, digits):
     for arguments in (["--pretrained"], ["--model", "dm_nf_regnet_b1", "--resume", "--output", "my run"]):
-        error = fine_tune(digits, trained[1], "--epochs", 1, *arguments, code=1)
-        assert "--model" in error
-        assert "Traceback" not in error
+        assert "--model" in fine_tune(digits, trained[1], "--epochs", 1, *arguments, code=1)

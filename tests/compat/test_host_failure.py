@@ -7,7 +7,7 @@ import torch
 from test_fine_tune import OPTIONS, PROGRAM, digits  # noqa: F401  # a fixture
 from two_hosts import hosts, kill, torchrun
 
-pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
+pytest.importorskip("accelerate")
 
 
 def fine_tune(host, data, out, restarts=0):

@@ -15,50 +15,45 @@ import nfnet_timm
 from nfnet_timm.optim import create_optimizer
 
 
-@pytest.mark.library("segmentation-models-pytorch")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_segmentation_models_train_on_its_feature_maps():
-    """segmentation_models_pytorch has the networks as encoders, `tu-nfnet_f0`, and trains a U-Net on them."""
-    smp = pytest.importorskip(
-        "segmentation_models_pytorch", reason="scripts/ci/compat.sh has segmentation_models_pytorch"
-    )
-    torch.manual_seed(0)
-    model = smp.Unet("tu-dm_nf_regnet_b0", encoder_weights=None, classes=1).train()
-    assert type(model.encoder.model).__module__.startswith(("nfnet_timm", "timm.models._features"))
-    x, _ = images_and_labels(4, size=64)
-    masks = (x[:, :1] > 0.5).float()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+def trained(model, loss_of, steps, lr):
+    """Return the loss at the first and at the last step."""
+    optimizer = torch.optim.AdamW([p for p in model.train().parameters() if p.requires_grad], lr=lr)
     losses = []
-    for _ in range(6):
-        loss = F.binary_cross_entropy_with_logits(model(x), masks)
+    for _ in range(steps):
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    return losses[0], losses[-1]
+
+
+@pytest.mark.library("segmentation-models-pytorch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_segmentation_models_train_on_its_feature_maps():
+    """segmentation_models_pytorch has the networks as encoders, `tu-nfnet_f0`, and trains a U-Net on them."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.Unet("tu-dm_nf_regnet_b0", encoder_weights=None, classes=1)
+    assert type(model.encoder.model).__module__.startswith(("nfnet_timm", "timm.models._features"))
+    x, _ = images_and_labels(4, size=64)
+    masks = (x[:, :1] > 0.5).float()
+    first, last = trained(model, lambda: F.binary_cross_entropy_with_logits(model(x), masks), 6, lr=1e-3)
+    assert last < 0.8 * first
 
 
 @pytest.mark.library("peft")
 def test_low_rank_adapters_train_and_merge(tiny):
     """peft's LoRA on the convolutions of a reparameterized network trains, and merges within 1e-5."""
-    peft = pytest.importorskip("peft", reason="scripts/ci/compat.sh has peft")
-    x, y = images_and_labels(32, size=32)
+    peft = pytest.importorskip("peft")
+    x, y = images_and_labels(32)
     model = tiny(num_classes=10)
     plain = copy.deepcopy(model)
     folded = reparameterize_model(model)
     targets = [name for name, m in folded.named_modules() if type(m) is nn.Conv2d and m.groups == 1]
     assert {name.split(".")[-1] for name in targets} >= {"conv1", "conv3", "conv"}
     adapted = peft.get_peft_model(folded, peft.LoraConfig(r=4, target_modules=targets))
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
-    adapted.train()
-    losses = []
-    for _ in range(8):
-        loss = F.cross_entropy(adapted(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    first, last = trained(adapted, lambda: F.cross_entropy(adapted(x), y), 8, lr=1e-2)
+    assert last < first
     adapted.eval()
     with torch.no_grad():
         logits = adapted(x)
@@ -70,8 +65,8 @@ def test_low_rank_adapters_train_and_merge(tiny):
 @pytest.mark.library("torchao")
 def test_int8_agrees_on_the_class(tiny):
     """torchao quantizes only the classifier to int8, no convolution; over 99 % of new digits keep their class."""
-    torchao = pytest.importorskip("torchao", reason="scripts/ci/compat.sh has torchao")
-    x, y = images_and_labels(1200, size=32)
+    torchao = pytest.importorskip("torchao")
+    x, y = images_and_labels(1200)
     model = tiny(depths=(1, 1, 1, 1)).train()
     optimizer = create_optimizer(model, "sgd", lr=0.1, momentum=0.9, clip_factor=0.05)
     for _ in range(6):
@@ -101,7 +96,7 @@ def test_int8_agrees_on_the_class(tiny):
 )
 def test_openvino_takes_any_size(name, kwargs, source, tmp_path):
     """OpenVINO runs a network that was traced or exported at one size at every other, odd or even, within 1e-5."""
-    openvino = pytest.importorskip("openvino", reason="scripts/ci/compat.sh has OpenVINO")
+    openvino = pytest.importorskip("openvino")
     model = timm.create_model(name, depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), num_classes=10, **kwargs).eval()
     for key, p in model.named_parameters():
         if key.endswith(("gain", "bias")):
@@ -128,7 +123,7 @@ def test_openvino_takes_any_size(name, kwargs, source, tmp_path):
 @pytest.mark.library("torchvision")
 def test_torchvision_cannot_trace_them_and_timm_can(tiny):
     """create_feature_extractor does NOT take them, nor timm's own; timm's `features_only=True` is for that."""
-    extraction = pytest.importorskip("torchvision.models.feature_extraction", reason="timm brings torchvision")
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
     for model in (tiny(), timm.create_model("dm_nfnet_f0", device="meta")):
         with pytest.raises(Exception, match=r"."):
             extraction.create_feature_extractor(model, ["stages.1"])

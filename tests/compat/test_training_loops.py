@@ -5,26 +5,18 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from compat_table import images_and_labels, plain_training, same_weights
-
-from nfnet_timm.optim import create_optimizer
-
-BATCH = 8
-
-
-def optimizer_of(model):
-    return create_optimizer(model, "sgd", lr=0.05, momentum=0.9, clip_factor=0.02)
+from compat_table import BATCH, assert_weights_of_a_plain_loop, images_and_labels, optimizer_of
 
 
 def loader():
-    data = torch.utils.data.TensorDataset(*images_and_labels(24, size=32))
+    data = torch.utils.data.TensorDataset(*images_and_labels(24))
     return torch.utils.data.DataLoader(data, batch_size=BATCH)
 
 
 @pytest.mark.library("accelerate")
 def test_accelerate_ends_in_the_weights_of_a_plain_loop(tiny):
     """Accelerate with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
-    accelerate = pytest.importorskip("accelerate", reason="scripts/ci/compat.sh has Accelerate")
+    accelerate = pytest.importorskip("accelerate")
     model = tiny(num_classes=10).train()
     plain = copy.deepcopy(model)
     accelerator = accelerate.Accelerator(cpu=True)
@@ -33,7 +25,7 @@ def test_accelerate_ends_in_the_weights_of_a_plain_loop(tiny):
         accelerator.backward(F.cross_entropy(model(images), labels))
         optimizer.step()
         optimizer.zero_grad()
-    same_weights(accelerator.unwrap_model(model), plain_training(plain, *images_and_labels(24, 32), BATCH))
+    assert_weights_of_a_plain_loop(accelerator.unwrap_model(model), plain)
 
 
 @pytest.mark.library("lightning")
@@ -43,7 +35,7 @@ def test_accelerate_ends_in_the_weights_of_a_plain_loop(tiny):
 @pytest.mark.filterwarnings("ignore:.*treespec")
 def test_lightning_ends_in_the_weights_of_a_plain_loop(tiny, tmp_path):
     """Lightning with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
-    lightning = pytest.importorskip("lightning", reason="scripts/ci/compat.sh has Lightning")
+    lightning = pytest.importorskip("lightning")
 
     class Module(lightning.LightningModule):
         def __init__(self, model):
@@ -70,14 +62,14 @@ def test_lightning_ends_in_the_weights_of_a_plain_loop(tiny, tmp_path):
         default_root_dir=tmp_path,
     )
     trainer.fit(Module(model), loader())
-    same_weights(model, plain_training(plain, *images_and_labels(24, 32), BATCH))
+    assert_weights_of_a_plain_loop(model, plain)
 
 
 @pytest.mark.library("fastai")
 @pytest.mark.filterwarnings("ignore")  # fastai's, of NumPy's, torch's and IPython's older names
 def test_fastai_ends_in_the_weights_of_a_plain_loop(tiny):
     """fastai with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
-    learner = pytest.importorskip("fastai.learner", reason="scripts/ci/compat.sh has fastai")
+    learner = pytest.importorskip("fastai.learner")
     from fastai.data.core import DataLoaders
     from fastai.optimizer import OptimWrapper
 
@@ -90,4 +82,4 @@ def test_fastai_ends_in_the_weights_of_a_plain_loop(tiny):
         opt_func=lambda params, **_: OptimWrapper(opt=optimizer_of(model)),
     )
     learn.fit(1, lr=0.05)
-    same_weights(model, plain_training(plain, *images_and_labels(24, 32), BATCH))
+    assert_weights_of_a_plain_loop(model, plain)

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from compat_table import images_and_labels, plain_training, same_weights
+from compat_table import BATCH, assert_weights_of_a_plain_loop, images_and_labels, optimizer_of
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from nfnet_timm.cli import main
-from nfnet_timm.optim import create_optimizer
 from nfnet_timm.publish.folder import save_folder
 
-transformers = pytest.importorskip("transformers", reason="scripts/ci/compat.sh has transformers")
+transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.library("transformers")
 
 WIDTHS = {"depths": (1, 1, 1, 1), "channels": (32, 64, 96, 96), "group_size": 8}
@@ -148,13 +147,11 @@ def test_lines_of_the_card_run(hub, tmp_path, monkeypatch):
 def test_trainer_ends_in_the_weights_of_a_plain_loop(tmp_path):
     """Trainer with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
     _, folder = written(tmp_path / "model", num_classes=10)
-    x, y = images_and_labels(24, size=32)
     model = transformers.AutoModelForImageClassification.from_pretrained(folder)
-    optimizer = create_optimizer(model.timm_model, "sgd", lr=0.05, momentum=0.9, clip_factor=0.02)
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path / "run"),
         num_train_epochs=1,
-        per_device_train_batch_size=8,
+        per_device_train_batch_size=BATCH,
         max_grad_norm=0,
         lr_scheduler_type="constant",
         use_cpu=True,
@@ -163,7 +160,7 @@ def test_trainer_ends_in_the_weights_of_a_plain_loop(tmp_path):
         disable_tqdm=True,
         train_sampling_strategy="sequential",
     )
-    data = [{"pixel_values": image, "labels": label} for image, label in zip(x, y, strict=True)]
-    transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None)).train()
-    plain = plain_training(timm.create_model(f"local-dir:{folder}", pretrained=True), x, y, batch=8)
-    same_weights(model.timm_model, plain)
+    data = [{"pixel_values": image, "labels": label} for image, label in zip(*images_and_labels(24), strict=True)]
+    optimizers = (optimizer_of(model.timm_model), None)
+    transformers.Trainer(model, arguments, train_dataset=data, optimizers=optimizers).train()
+    assert_weights_of_a_plain_loop(model.timm_model, timm.create_model(f"local-dir:{folder}", pretrained=True))

@@ -17,25 +17,22 @@ from nfnet_timm.formats.haiku_writer import write_tree
 TREE = golden.tree("nfnet_tiny_train")
 
 
-@pytest.mark.parametrize(
-    "tree",
-    [TREE, {}, {"m": {}}, {"m": {"w": np.zeros((0, 3), np.float32)}}],
-    ids=["network", "empty", "module", "array"],
-)
+W = np.arange(6, dtype=np.float32).reshape(2, 3)
+TREES = {
+    "network": TREE,
+    "empty": {},
+    "empty module": {"m": {}},
+    "empty array": {"m": {"w": np.zeros((0, 3), np.float32)}},
+    "orders of memory and bytes": {"m": {"fortran": np.asfortranarray(W), "big": W.astype(">f4"), "part": W[:, ::2]}},
+}
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 def test_pickle_and_read_tree_read_the_file_exactly(tmp_path, tree):
     write_tree(tree, tmp_path / "out.npz")
-    golden.assert_same_tree(pickle.loads((tmp_path / "out.npz").read_bytes()), tree)
-    golden.assert_same_tree(read_tree(tmp_path / "out.npz"), tree)
-
-
-def test_any_memory_order_and_byte_order_is_written(tmp_path):
-    w = np.arange(6, dtype=np.float32).reshape(2, 3)
-    write_tree(
-        {"m": {"fortran": np.asfortranarray(w), "big": w.astype(">f4"), "part": w[:, ::2]}}, tmp_path / "out.npz"
-    )
-    golden.assert_same_tree(
-        pickle.loads((tmp_path / "out.npz").read_bytes()), {"m": {"fortran": w, "big": w, "part": w[:, ::2]}}
-    )
+    expected = {m: {p: array.astype("<f4") for p, array in params.items()} for m, params in tree.items()}
+    golden.assert_same_tree(pickle.loads((tmp_path / "out.npz").read_bytes()), expected)
+    golden.assert_same_tree(read_tree(tmp_path / "out.npz"), expected)
 
 
 def test_file_has_the_names_and_the_protocol_of_the_authors_versions(tmp_path):

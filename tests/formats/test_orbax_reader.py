@@ -8,16 +8,16 @@ import sys
 import tarfile
 from pathlib import Path
 
+import fsspec
 import golden
 import numpy as np
 import pytest
 import timm
-import torch
 from huggingface_hub import ModelCard
 
 from nfnet_timm.cli import main
 from nfnet_timm.formats.haiku_names import to_haiku
-from nfnet_timm.formats.orbax_reader import is_orbax, read_orbax
+from nfnet_timm.formats.orbax_reader import is_orbax
 
 MINI = {"depths": (1, 1, 1, 1), "channels": (8, 16, 24, 24), "group_size": 4, "num_classes": 5}
 ARCHIVES = sorted((golden.DATA / "orbax").glob("*.tar.gz"))
@@ -29,16 +29,12 @@ def mini_tree():
 
 
 def write_to(path, tree, ocdbt=True):
-    ocp = pytest.importorskip("orbax.checkpoint", reason="needs the extra orbax")
+    """Write {"params": ..., "state": ...} with the installed Orbax."""
+    import orbax.checkpoint as ocp  # takes seconds
+
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)) as checkpointer:
         checkpointer.save(path, tree)
     return path
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Return a function that writes {"params": ..., "state": ...} with the installed Orbax."""
-    return lambda tree, name: write_to(tmp_path / name, tree)
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +44,22 @@ def plain_checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name)
-def test_checkpoints_of_2023_and_2024_are_read_exactly(archive, tmp_path):
-    pytest.importorskip("orbax.checkpoint", reason="needs the extra orbax")
+def test_checkpoints_of_2023_and_2024_load_exactly_from_a_path_and_from_a_url(archive, tmp_path):
     with tarfile.open(archive) as file:
         file.extractall(tmp_path / "checkpoint", filter="data")
-    assert is_orbax(tmp_path / "checkpoint")
-    golden.assert_same_tree(read_orbax(tmp_path / "checkpoint"), mini_tree())
+    fsspec.filesystem("memory").put(str(tmp_path / "checkpoint"), f"/{archive.name}", recursive=True)
+    for source in (str(tmp_path / "checkpoint"), f"memory://{archive.name}"):
+        model = timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay={"file": source}, **MINI)
+        golden.assert_same_tree(to_haiku(model.state_dict()), mini_tree())
 
 
-def test_checkpoint_of_the_installed_orbax_converts_to_a_folder_and_a_file(write, tmp_path, capsys, monkeypatch):
+def test_checkpoint_of_the_installed_orbax_converts_to_a_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write({"params": mini_tree(), "state": {}}, "mini")
+    write_to(tmp_path / "mini", {"params": mini_tree(), "state": {}})
     assert main(["convert", "mini", "--out", "out"]) == 0
     assert "weights of your own: no hash identifies mini as a released checkpoint" in capsys.readouterr().out
     model = timm.create_model("local-dir:out", pretrained=True)
     golden.assert_same_tree(to_haiku(model.state_dict()), mini_tree())
-    assert main(["convert", "out", "--out", "back.npz"]) == 0
 
 
 def test_only_orbax_directories_are_recognised_as_orbax(tmp_path):
@@ -81,43 +77,30 @@ def test_only_orbax_directories_are_recognised_as_orbax(tmp_path):
         ({"params": {"m": {"w": np.zeros(2)}}}, "m/w is float64: expected float32"),
     ],
 )
-def test_checkpoint_with_another_tree_gives_a_one_line_error(write, capsys, tmp_path, monkeypatch, tree, message):
-    monkeypatch.chdir(tmp_path)
-    write(tree, "other")
-    assert main(["convert", "other", "--out", "out"]) == 1
-    error = capsys.readouterr().err
-    assert re.search(message, error)
-    assert error.splitlines()[-1].startswith("nfnet-timm: error: other")
-    assert not (tmp_path / "out").exists()
+def test_checkpoint_with_another_tree_gives_a_one_line_error(tmp_path, refused, tree, message):
+    write_to(tmp_path / "other", tree)
+    assert re.fullmatch(f"nfnet-timm: error: other.*{message}.*", refused("other").splitlines()[-1])
 
 
-def test_error_for_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_error_for_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "jax", None)
     (tmp_path / "_METADATA").touch()
-    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert "pip install '.[orbax]'" in capsys.readouterr().err
+    assert "pip install '.[orbax]'" in refused(".")
 
 
 @pytest.mark.slow
-def test_card_of_f0_with_21_thousand_classes_says_what_is_known_and_unknown(write, tmp_path, monkeypatch):
+def test_card_of_f0_with_21_thousand_classes_says_what_is_known_and_unknown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
     model = timm.create_model("nfnet_f0", num_classes=21841)
-    write({"params": to_haiku(model.state_dict()), "state": {}}, "nfnet_f0_im21k")
+    write_to(tmp_path / "nfnet_f0_im21k", {"params": to_haiku(model.state_dict()), "state": {}})
     options = ["--checkpoint", "nfnet_f0.dm_im21k", "--dry-run", "--out", "out"]
     assert main(["publish", "nfnet_f0_im21k", "org/f0", *options]) == 0
     card = ModelCard.load("out/README.md")
     assert (card.data.license, card.data.datasets, card.data.eval_results) == ("cc-by-4.0", ["imagenet-21k"], None)
     text = " ".join(card.text.split())
-    for part in (
-        "21,841 classes of ImageNet-21k",
-        "No published accuracy of this checkpoint is known",
-        "google-deepmind/jax_privacy up to commit e3741d2",
-        "The publisher of this page states that it is",
-        "The recipe, the image size and the preprocessing are not known",
-        "CC BY 4.0, as the README of google-deepmind/jax_privacy says of its model parameters",
-    ):
-        assert part in text
+    assert "21,841 classes of ImageNet-21k" in text
+    assert "No published accuracy of this checkpoint is known" in text
+    assert "The publisher of this page states that it is" in text
     assert '"license": "cc-by-4.0"' in Path("out/config.json").read_text()
     loaded = timm.create_model("local-dir:out", pretrained=True)
     assert loaded.head.fc.weight.equal(model.head.fc.weight)
@@ -151,11 +134,6 @@ def with_a_pipe(checkpoint):
         lambda checkpoint: [file.write_bytes(b"\xff") for file in checkpoint.rglob(".zarray")],
     ],
 )
-def test_hostile_orbax_checkpoint_gives_a_one_line_error_soon(plain_checkpoint, capsys, tmp_path, monkeypatch, damage):
-    monkeypatch.chdir(tmp_path)
+def test_hostile_orbax_checkpoint_gives_a_one_line_error_soon(plain_checkpoint, tmp_path, refused, damage):
     damage(shutil.copytree(plain_checkpoint, tmp_path / "mini"))
-    assert main(["convert", "mini", "--out", "out"]) == 1
-    error = capsys.readouterr().err
-    assert error.splitlines()[-1].startswith("nfnet-timm: error: mini")
-    assert "Traceback" not in error
-    assert not (tmp_path / "out").exists()
+    assert refused("mini").splitlines()[-1].startswith("nfnet-timm: error: mini")

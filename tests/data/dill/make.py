@@ -21,7 +21,7 @@ SHAPES = {
 
 
 def parameter(module, name, shape):
-    """Return values that tests/test_haiku_reader.py makes again."""
+    """Return values that tests/formats/test_haiku_reader.py makes again."""
     r = np.random.RandomState(zlib.crc32("{}/{}".format(module, name).encode()))  # noqa: UP032
     return np.asarray(r.randn(*shape), dtype=np.float32)
 

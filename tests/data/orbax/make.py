@@ -1,11 +1,11 @@
-"""Writes the mini NFNet of tests/test_orbax_reader.py with the Orbax of the Python that runs this.
+"""Writes the mini NFNet of tests/formats/test_orbax_reader.py with the Orbax of the Python that runs this.
 
     python make.py MINI.npz OUT ocdbt|plain
 
 The archives beside this were made by CPython 3.10 with NumPy 1.26.4 and
     orbax-checkpoint 0.4.8 (December 2023), jax 0.4.23
     orbax-checkpoint 0.5.20 (June 2024), jax 0.4.30
-MINI.npz: `numpy.savez` of {"MODULE::NAME": array}, from `mini_tree()` in tests/test_orbax_reader.py.
+MINI.npz: `numpy.savez` of {"MODULE::NAME": array}, from `mini_tree()` in tests/formats/test_orbax_reader.py.
 """
 
 import os
