@@ -5,13 +5,13 @@ import math
 import re
 import threading
 import types
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
 from huggingface_hub import ModelCard
-from safetensors import safe_open
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +19,7 @@ from torch.nn.utils import prune
 
 import nfnet_timm
 from nfnet_timm.cli import main
+from nfnet_timm.formats.safetensors_file import read_header
 from nfnet_timm.publish.fingerprints import logits_of
 
 REPO = "org/tiny"
@@ -157,18 +158,6 @@ def test_a_folder_is_named_on_the_card_without_its_path(hub, tiny, dataset, name
     assert "Users" not in text
 
 
-def test_the_header_has_a_hash_and_logits_and_no_made_up_source(hub, tiny, tmp_path):
-    push(tiny(), private=True, metrics={"top1": 50.0})
-    assert hub.repos[REPO].private
-    (tmp_path / "w.safetensors").write_bytes(hub.files(REPO)["model.safetensors"])
-    with safe_open(tmp_path / "w.safetensors", "pt") as weights:
-        assert {"arrays_sha256", "logits", "format"} == set(weights.metadata())
-    found, text = card(hub)
-    assert "network in memory" in text
-    assert found.data.eval_results[0].dataset_name == "images of the owner"
-    assert found.data.datasets is None
-
-
 def test_the_same_network_again_makes_no_commit_and_another_one_needs_force(hub, tiny):
     model = tiny()
     commit = push(model).commit
@@ -181,16 +170,20 @@ def test_the_same_network_again_makes_no_commit_and_another_one_needs_force(hub,
     assert push(model, force=True).commit == hub.repos[REPO].branches["main"] != commit
 
 
-def test_a_downloaded_folder_is_published_by_the_command_with_the_same_bytes(hub, tiny, tmp_path, monkeypatch):
+def test_a_private_repo_has_no_made_up_source_and_the_command_publishes_its_download_with_the_same_bytes(
+    hub, tiny, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    push(tiny())
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    files = {name: hub.files(REPO)[name] for name in ("README.md", "config.json", "model.safetensors")}
+    push(tiny(), private=True)
+    assert hub.repos[REPO].private
+    assert "network in memory" in card(hub)[1]
+    files = {name: content for name, content in hub.files(REPO).items() if name != ".gitattributes"}
+    Path("mine").mkdir()
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        Path("mine", name).write_bytes(content)
+    assert set(read_header(Path("mine/model.safetensors"))) == {"arrays_sha256", "logits", "format"}
     assert main(["publish", "mine", REPO]) == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "hub-repos" / "tiny").iterdir()} == files
+    assert {path.name: path.read_bytes() for path in Path("hub-repos/tiny").iterdir()} == files
 
 
 def replaced(model, name, module):
