@@ -31,29 +31,49 @@ def test_convert_to_a_folder_and_back(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("source", "out", "message"),
+    ("arguments", "message"),
     [
-        ("missing.npz", "out", "missing.npz does not exist: expected one of the authors' files"),
-        ("", "out", "'' does not exist: expected one of the authors' files"),
-        ("empty.npz", "out", "empty.npz is empty"),
-        ("pipe.npz", "out", "pipe.npz is not a regular file"),
-        (SOURCE, "out.npz", "cannot convert"),
-        ("folder", "out.npz", "has no model.safetensors"),
-        ("damaged", "out.npz", "damaged/model.safetensors is damaged, or is not a safetensors file"),
-        (SOURCE, "link", "link is a link to something that does not exist: expected a folder"),
-        (SOURCE, "empty.npz/out", "cannot write empty.npz/out"),
+        (["convert", "missing.npz", "--out", "out"], "missing.npz does not exist: expected one of the authors' files"),
+        (["convert", "", "--out", "out"], "'' does not exist: expected one of the authors' files"),
+        (["convert", "empty.npz", "--out", "out"], "empty.npz is empty"),
+        (["convert", "pipe.npz", "--out", "out"], "pipe.npz is not a regular file"),
+        (["convert", SOURCE, "--out", "out.npz"], "cannot convert"),
+        (["convert", "folder", "--out", "out.npz"], "has no model.safetensors"),
+        (["convert", "damaged", "--out", "out.npz"], "model.safetensors is damaged, or is not a safetensors file"),
+        (["convert", SOURCE, "--out", "link"], "link is a link to something that does not exist: expected a folder"),
+        (["convert", SOURCE, "--out", "empty.npz/out"], "cannot write empty.npz/out"),
+        (["demo", "--out", "link"], "link is a link to something that does not exist: expected a folder"),
+        (["demo", "--out", "empty.npz"], "empty.npz is a file: expected a folder"),
+        (["download", "f7"], "'f7': expected one of f0, f1, f2, f3, f4, f5, f6"),
+        (["download", "f0", "--to", "empty.npz"], "empty.npz is a file: expected a folder"),
+        (["publish", "missing.npz", "org/tiny"], "missing.npz does not exist: expected one of the authors' files"),
+        (["publish", "text.npz", "org/tiny"], "is not a pickle"),
+        (["publish", ".", "org/tiny"], "has no config.json"),
+        (["publish", SOURCE, "just-a-name"], "expected ORGANIZATION/NAME"),
+        (["publish", SOURCE, "org/bad name"], "org/bad name"),
+        (["publish", SOURCE, "org/tiny", "--revision", "a b"], "'a b' cannot be the name of a branch"),
+        (["publish", SOURCE, "org/tiny", "--tag", "x..y"], "'x..y' cannot be the name of a tag"),
+        (
+            ["publish", SOURCE, "org/tiny", "--class-names", "no.txt"],
+            "no.txt cannot be read (No such file or directory)",
+        ),
+        (["publish", SOURCE, "org/tiny", "--license", "mit", "--out", "link"], "link is a link to something that does"),
+        (["verify", "bad name"], "bad name"),
+        (["verify", "org/tiny", "--revision", ""], "the revision is empty: expected a branch, a tag or a commit"),
     ],
 )
-def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, out, message):
+def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+    """The client of the Hub is offline, so these errors need no network."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.npz").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to("unmounted")
-    os.mkfifo(tmp_path / "pipe.npz")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "model.safetensors").write_text("hello")
+    Path("empty.npz").touch()
+    Path("folder").mkdir()
+    Path("link").symlink_to("unmounted")
+    os.mkfifo("pipe.npz")
+    Path("text.npz").write_text("hello")
+    Path("damaged").mkdir()
+    Path("damaged/model.safetensors").write_text("hello")
     before = sorted(tmp_path.rglob("*"))
-    assert main(["convert", source, "--out", out]) == 1
+    assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("nfnet-timm: error: ")
     assert error.count("\n") == 1

@@ -184,30 +184,6 @@ def test_a_card_of_another_model_or_repo_is_replaced_only_with_overwrite(publish
     assert b"Mine." not in contents(built)["README.md"]
 
 
-@pytest.mark.parametrize(
-    ("source", "repo", "options", "message"),
-    [
-        ("missing.npz", "org/tiny", [], "missing.npz does not exist: expected one of the authors' files"),
-        ("text.npz", "org/tiny", [], "is not a pickle"),
-        (".", "org/tiny", [], "has no config.json"),
-        (SOURCE, "just-a-name", [], "expected ORGANIZATION/NAME"),
-        (SOURCE, "org/bad name", [], "org/bad name"),
-        (SOURCE, "org/tiny", ["--revision", "a b"], "'a b' cannot be the name of a branch"),
-        (SOURCE, "org/tiny", ["--tag", "x..y"], "'x..y' cannot be the name of a tag"),
-        (SOURCE, "org/tiny", ["--class-names", "no.txt"], "no.txt cannot be read (No such file or directory): expe"),
-        (SOURCE, "org/tiny", ["--out", "link"], "link is a link to something that does not exist: expected a folder"),
-    ],
-)
-def test_user_error_gives_a_one_line_error_and_sends_nothing(hub, publish, source, repo, options, message):
-    Path("text.npz").write_text("hello")
-    Path("link").symlink_to("unmounted")
-    status, _, error = publish(source, *options, repo=repo)
-    assert status == 1
-    assert message in error
-    assert error.count("\n") == 1
-    assert hub.log == []
-
-
 def test_a_secret_in_the_card_is_found(tmp_path):
     source = open_model(SOURCE)
     source.metadata["source"] = "hf_" + "a1B2" * 8

@@ -175,26 +175,34 @@ def test_the_average_is_published_if_there_is_one(publish_run):
 # --- accuracies
 
 
+TOP1 = "Top-1 accuracy in percent at 192 pixels, measured in training"
 FIGURES = {
-    "zero": ({"metric": 0.0}, "Top-1 accuracy in percent at 192 pixels, measured in training"),
-    "the average": (
-        {"ema": True, "eval_metric": "top5", "input_size": [3, 64, 64]},
+    "zero": ({"metric": 0.0, "data_dir": "{here}/data/"}, TOP1, "data"),
+    "the current folder": ({"data_dir": "."}, TOP1, "a folder of images"),
+    "the average, by a dataset of the Hub": (
+        {"ema": True, "eval_metric": "top5", "input_size": [3, 64, 64], "dataset": "hfds/org/birds"},
         "Top-5 accuracy in percent at 64 pixels, measured in training",
+        "org/birds",
     ),
-    "the average on the CPU": ({"ema": True, "model_ema": True, "model_ema_force_cpu": True}, None),
+    "the average on the CPU": ({"ema": True, "model_ema": True, "model_ema_force_cpu": True}, None, None),
 }
 
 
-@pytest.mark.parametrize(("options", "name"), FIGURES.values(), ids=FIGURES)
-def test_card_has_an_accuracy_only_if_it_was_measured_on_unseen_images_with_these_weights(publish_run, options, name):
-    images("data/train")
-    images("data/val")
-    out, _ = publish_run(**{"data_dir": "data", **options})
+@pytest.mark.parametrize(("options", "name", "dataset"), FIGURES.values(), ids=FIGURES)
+def test_card_has_an_accuracy_only_if_it_was_measured_on_unseen_images_with_these_weights(
+    publish_run, tmp_path, options, name, dataset
+):
+    for folder in ("data/train", "data/val", "train", "val"):
+        images(folder)
+    options = {"data_dir": "data", **options}
+    out, _ = publish_run(**{**options, "data_dir": options["data_dir"].format(here=tmp_path)})
     assert ("no accuracy on the card: " in out) == (name is None)
     card = ModelCard.load(BUILT / "README.md")
     results = card.data.eval_results or []
-    assert [result.metric_name for result in results] == ([name] if name else [])
+    assert [(result.metric_name, result.dataset_name) for result in results] == ([(name, dataset)] if name else [])
     assert ("Their accuracy on images that training did not see is not known" in card.text) == (name is None)
+    assert card.data.datasets == (["org/birds"] if dataset == "org/birds" else None)
+    assert str(tmp_path) not in str(card)
     if name:
         value, pixels = options.get("metric", 87.5), int(re.search(r"at (\d+) pixels", name)[1])
         assert results[0].dataset_args == {"resolution": pixels, "crop_pct": 0.9}
@@ -408,25 +416,6 @@ def test_dataset_has_its_name_on_the_hub_or_that_of_its_folder(here, options, na
     Path("downloads/birds").mkdir(parents=True)
     args = {**DEFAULTS, **options}
     assert (dataset_name(args), hub_dataset(args)) == (name, on_the_hub)
-
-
-@pytest.mark.parametrize(
-    ("options", "name", "on_the_hub"),
-    [
-        ({"dataset": "hfds/org/birds"}, "org/birds", ["org/birds"]),
-        ({"data_dir": "{here}/birds/"}, "birds", None),
-        ({"data_dir": "."}, "a folder of images", None),
-    ],
-)
-def test_card_has_the_dataset_of_the_run_without_its_path(publish_run, tmp_path, options, name, on_the_hub):
-    for root in ("birds", "."):
-        images(f"{root}/train")
-        images(f"{root}/validation")
-    publish_run(**{key: value.format(here=tmp_path) for key, value in options.items()})
-    card = ModelCard.load(BUILT / "README.md")
-    assert card.data.eval_results[0].dataset_name == name
-    assert card.data.datasets == on_the_hub
-    assert str(tmp_path) not in str(card)
 
 
 # --- text that another person may have written
