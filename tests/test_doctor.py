@@ -110,6 +110,16 @@ def test_a_wrong_setting_of_the_hub_is_reported(capsys, monkeypatch, tmp_path, n
     assert "1 thing is wrong" in error
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_package_that_cannot_be_imported_is_named(capsys, monkeypatch):
+    def broken(name):
+        raise ImportError("no luck")
+
+    monkeypatch.setattr("nfnet_timm.doctor.import_module", broken)
+    assert main(["doctor"]) == 1
+    assert "import timm.models: ImportError: no luck\n    WRONG." in capsys.readouterr().out
+
+
 def test_missing_package_is_reported_with_the_command_to_run(run_in):
     status, out, error = run_in(without=["torch"])
     assert status == 1
