@@ -31,29 +31,49 @@ def test_convert_to_a_folder_and_back(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("source", "out", "message"),
+    ("arguments", "message"),
     [
-        ("missing.npz", "out", "missing.npz does not exist: expected one of the authors' files"),
-        ("", "out", "'' does not exist: expected one of the authors' files"),
-        ("empty.npz", "out", "empty.npz is empty"),
-        ("pipe.npz", "out", "pipe.npz is not a regular file"),
-        (SOURCE, "out.npz", "cannot convert"),
-        ("folder", "out.npz", "has no model.safetensors"),
-        ("damaged", "out.npz", "damaged/model.safetensors is damaged, or is not a safetensors file"),
-        (SOURCE, "link", "link is a link to something that does not exist: expected a folder"),
-        (SOURCE, "empty.npz/out", "cannot write empty.npz/out"),
+        (["convert", "missing.npz", "--out", "out"], "missing.npz does not exist: expected one of the authors' files"),
+        (["convert", "", "--out", "out"], "'' does not exist: expected one of the authors' files"),
+        (["convert", "empty.npz", "--out", "out"], "empty.npz is empty"),
+        (["convert", "pipe.npz", "--out", "out"], "pipe.npz is not a regular file"),
+        (["convert", SOURCE, "--out", "out.npz"], "cannot convert"),
+        (["convert", "folder", "--out", "out.npz"], "has no model.safetensors"),
+        (["convert", "damaged", "--out", "out.npz"], "model.safetensors is damaged, or is not a safetensors file"),
+        (["convert", SOURCE, "--out", "link"], "link is a link to something that does not exist: expected a folder"),
+        (["convert", SOURCE, "--out", "empty.npz/out"], "cannot write empty.npz/out"),
+        (["demo", "--out", "link"], "link is a link to something that does not exist: expected a folder"),
+        (["demo", "--out", "empty.npz"], "empty.npz is a file: expected a folder"),
+        (["download", "f7"], "'f7': expected one of f0, f1, f2, f3, f4, f5, f6"),
+        (["download", "f0", "--to", "empty.npz"], "empty.npz is a file: expected a folder"),
+        (["publish", "missing.npz", "org/tiny"], "missing.npz does not exist: expected one of the authors' files"),
+        (["publish", "text.npz", "org/tiny"], "is not a pickle"),
+        (["publish", ".", "org/tiny"], "has no config.json"),
+        (["publish", SOURCE, "just-a-name"], "expected ORGANIZATION/NAME"),
+        (["publish", SOURCE, "org/bad name"], "org/bad name"),
+        (["publish", SOURCE, "org/tiny", "--revision", "a b"], "'a b' cannot be the name of a branch"),
+        (["publish", SOURCE, "org/tiny", "--tag", "x..y"], "'x..y' cannot be the name of a tag"),
+        (
+            ["publish", SOURCE, "org/tiny", "--class-names", "no.txt"],
+            "no.txt cannot be read (No such file or directory)",
+        ),
+        (["publish", SOURCE, "org/tiny", "--license", "mit", "--out", "link"], "link is a link to something that does"),
+        (["verify", "bad name"], "bad name"),
+        (["verify", "org/tiny", "--revision", ""], "the revision is empty: expected a branch, a tag or a commit"),
     ],
 )
-def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, out, message):
+def test_user_error_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+    """The client of the Hub is offline, so these errors need no network."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.npz").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to("unmounted")
-    os.mkfifo(tmp_path / "pipe.npz")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "model.safetensors").write_text("hello")
+    Path("empty.npz").touch()
+    Path("folder").mkdir()
+    Path("link").symlink_to("unmounted")
+    os.mkfifo("pipe.npz")
+    Path("text.npz").write_text("hello")
+    Path("damaged").mkdir()
+    Path("damaged/model.safetensors").write_text("hello")
     before = sorted(tmp_path.rglob("*"))
-    assert main(["convert", source, "--out", out]) == 1
+    assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("nfnet-timm: error: ")
     assert error.count("\n") == 1
@@ -174,26 +194,16 @@ def test_missing_extra_is_reported_with_the_command_to_install_it(monkeypatch, c
     assert "the demo needs `pip install '.[demo]'`" in capsys.readouterr().err
 
 
-INTERRUPTED = """
-import sys
-
-class Finder:
-    def find_spec(self, name, *_):
-        if name == "nfnet_timm.recipes":
-            raise KeyboardInterrupt
-
-sys.meta_path.insert(0, Finder())
-sys.argv = ["nfnet-timm", "recipe", "nfnet_f0"]
-from nfnet_timm.cli import main
-sys.exit(main())
-"""
+class Interrupted:
+    def find_spec(self, *_):
+        raise KeyboardInterrupt
 
 
-def test_ctrl_c_during_an_import_shows_no_traceback():
-    """The lines after the class are those of the console script."""
-    result = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
-    assert result.returncode == 130
-    assert result.stderr == "nfnet-timm: interrupted; run the same command again\n"
+def test_ctrl_c_during_an_import_shows_no_traceback(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "nfnet_timm.recipes", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted()])
+    assert main(["recipe", "nfnet_f0"]) == 130
+    assert capsys.readouterr().err == "nfnet-timm: interrupted; run the same command again\n"
 
 
 def test_closed_output_pipe_is_not_an_error():
@@ -227,15 +237,19 @@ def test_names_that_the_output_cannot_encode_are_written_as_escapes(tmp_path):
         [],
         ["demo", "--epochs", "0"],
         ["demo", "--out", ""],
-        ["publish", "", "org/name"],
+        ["publish", "--out", ""],
+        ["publish", "w.pth", "org/name", "--model-kwargs", "depths"],
+        ["publish", "w.pth", "org/name", "--model-kwargs", "a b=1"],
         ["convert", "F0_haiku.npz", "--out", "s3://bucket/nfnet_f0"],
     ],
 )
-def test_wrong_usage_ends_with_2_and_no_traceback(capsys, arguments):
+def test_wrong_usage_ends_with_2_names_the_value_and_shows_no_traceback(capsys, arguments):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
-    assert "usage: nfnet-timm" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "usage: nfnet-timm" in error
+    assert (repr(arguments[-1]) if arguments else "COMMAND") in error
 
 
 @pytest.mark.parametrize(

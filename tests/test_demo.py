@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from matplotlib.figure import Figure
 
 from nfnet_timm import demo
@@ -36,12 +35,3 @@ def test_ctrl_c_leaves_nothing_and_results_are_replaced_only_with_overwrite(tmp_
     assert out == ""  # nothing is trained
     assert "model would be replaced: pass --overwrite" in error
     assert main(["demo", "--epochs", "1", "--overwrite"]) == 0
-
-
-@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("unmounted")])
-def test_file_or_broken_link_in_place_of_the_folder_gives_a_one_line_error(tmp_path, capsys, make):
-    make(tmp_path / "out")
-    assert main(["demo", "--out", str(tmp_path / "out")]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"nfnet-timm: error: {tmp_path / 'out'} is a ")
-    assert error.count("\n") == 1

@@ -20,10 +20,10 @@ CODE = "import sys; from nfnet_timm.cli import main; sys.exit(main(['doctor']))"
 
 
 @pytest.fixture
-def environment(tmp_path):
-    """Create an environment without some of the installed packages, and return a function that runs doctor in it."""
+def run_in(tmp_path):
+    """Return a function that runs doctor in a new environment, which lacks some of the installed packages."""
 
-    def make(without=(), files=None):
+    def run(without=(), files=None, **variables):
         python = tmp_path / "venv" / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
         site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
@@ -33,16 +33,11 @@ def environment(tmp_path):
         for name, text in (files or {}).items():
             (site / name).parent.mkdir(parents=True, exist_ok=True)
             (site / name).write_text(text)
+        env = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **variables}
+        result = subprocess.run([python, "-c", CODE], capture_output=True, text=True, env=env, cwd=tmp_path)
+        return result.returncode, result.stdout, result.stderr
 
-        def run(**variables):
-            clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-            command = [python, "-c", CODE]
-            result = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, cwd=tmp_path)
-            return result.returncode, result.stdout, result.stderr
-
-        return run
-
-    return make
+    return run
 
 
 @pytest.fixture
@@ -125,8 +120,8 @@ def test_a_package_that_cannot_be_imported_is_named(capsys, monkeypatch):
     assert "import timm.models: ImportError: no luck\n    WRONG." in capsys.readouterr().out
 
 
-def test_missing_package_is_reported_with_the_command_to_run(environment):
-    status, out, error = environment(without=["torch"])()
+def test_missing_package_is_reported_with_the_command_to_run(run_in):
+    status, out, error = run_in(without=["torch"])
     assert status == 1
     assert "\ntorch: missing\n    WRONG. To do: pip install --upgrade 'torch>=" in out
     assert "import timm.models: ModuleNotFoundError" in out
@@ -134,14 +129,14 @@ def test_missing_package_is_reported_with_the_command_to_run(environment):
     assert error.startswith("nfnet-timm: error: ")
 
 
-def test_old_timm_is_reported_with_the_required_version(environment):
+def test_old_timm_is_reported_with_the_required_version(run_in):
     files = {
         "timm-1.0.9.dist-info/METADATA": "Metadata-Version: 2.1\nName: timm\nVersion: 1.0.9\n",
         "timm/__init__.py": "from timm import models",
         "timm/models.py": "def model_entrypoint(name): return print",
         "timm/optim.py": "",
     }
-    status, out, error = environment(without=["timm"], files=files)()
+    status, out, error = run_in(without=["timm"], files=files)
     assert status == 1
     assert "timm: 1.0.9\n    WRONG. To do: expected >=1.0.21: pip install --upgrade" in out
     assert "plugin nfnet_timm of timm.models: nfnet-timm: " in out
@@ -150,21 +145,21 @@ def test_old_timm_is_reported_with_the_required_version(environment):
 
 
 @pytest.mark.slow
-def test_a_wrong_variable_of_the_hubs_client_is_named(environment):
-    status, out, error = environment()(HF_HUB_ETAG_TIMEOUT="abc")
+def test_a_wrong_variable_of_the_hubs_client_is_named(run_in):
+    status, out, error = run_in(HF_HUB_ETAG_TIMEOUT="abc")
     assert status == 1
     assert "HF_HUB_ETAG_TIMEOUT" in out
     assert "Traceback" not in error
 
 
 @pytest.mark.slow
-def test_another_plugin_that_fails_is_named(environment):
+def test_another_plugin_that_fails_is_named(run_in):
     files = {
         "broken-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n",
         "broken-1.0.dist-info/entry_points.txt": "[timm.models]\nbroken = broken_plugin\n",
         "broken_plugin.py": "raise RuntimeError('no luck')",
     }
-    status, out, _ = environment(files=files)()
+    status, out, _ = run_in(files=files)
     assert status == 1
     assert "plugin broken of timm.models: broken: RuntimeError: no luck\n    WRONG." in out
     assert "timm's nfnet_f0: ours" in out

@@ -83,7 +83,7 @@ def test_the_code_of_a_card_runs_on_what_was_published(hub, tmp_path, monkeypatc
     assert "torch.Size([2, 3072])" in outputs[2]
     hub.log.clear()
     assert timm.create_model("hf-hub:org/nfnet_f0", pretrained=True).num_features == 3072
-    assert not any(method == "GET" and "model.safetensors" in path for method, path in hub.log)
+    assert not any(method == "GET" and "model.safetensors" in path for method, path, _ in hub.log)
 
 
 @pytest.mark.parametrize("arguments", [{"depths": (1, 1, 1, 1)}, {"num_classes": 0}])

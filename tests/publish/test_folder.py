@@ -1,5 +1,6 @@
 """A saved folder is complete or unchanged, has no pickle, and has the same bytes every time."""
 
+import itertools
 import json
 import os
 import re
@@ -96,10 +97,20 @@ def test_a_failed_write_changes_nothing(tiny, other, tmp_path, monkeypatch, erro
     assert (sorted(tmp_path.rglob("*")), contents(tmp_path)) == before
 
 
-def save_with(replace, model, folder, monkeypatch):
-    """Save ``model`` to ``folder`` while ``replace`` stands for ``os.replace``."""
+def save_with(events, model, folder, monkeypatch):
+    """Save ``model`` to ``folder``. ``events`` has errors and signals by the number of the move that they precede."""
+    replace, numbers = os.replace, itertools.count()
+
+    def eventful(a, b):
+        event = events.get(next(numbers))
+        if isinstance(event, BaseException):
+            raise event
+        if event is not None:
+            os.kill(os.getpid(), event)
+        replace(a, b)
+
     with monkeypatch.context() as patch:
-        patch.setattr("nfnet_timm.publish.staging.os.replace", replace)
+        patch.setattr("nfnet_timm.publish.staging.os.replace", eventful)
         save_folder(model, folder, golden.TINY, card="another", overwrite=True)
 
 
@@ -113,16 +124,8 @@ def test_error_while_files_are_moved_leaves_the_folder_unchanged(
     if existing:
         save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
     before = contents(tmp_path)
-    replace, calls = os.replace, []
-
-    def failing(a, b):
-        calls.append(a)
-        if len(calls) == at + 1:
-            raise error
-        replace(a, b)
-
     try:
-        save_with(failing, other, tmp_path / "out", monkeypatch)
+        save_with({at: error}, other, tmp_path / "out", monkeypatch)
     except (OSError, KeyboardInterrupt):
         assert contents(tmp_path) == before
     else:
@@ -131,26 +134,14 @@ def test_error_while_files_are_moved_leaves_the_folder_unchanged(
 
 
 @pytest.mark.parametrize("at", range(1, 7))
-@pytest.mark.parametrize("second", ["Ctrl-C", "error"])
+@pytest.mark.parametrize("second", [signal.SIGINT, OSError(5, "Input/output error")])
 def test_second_ctrl_c_or_error_while_files_are_put_back_loses_no_files(tiny, other, tmp_path, monkeypatch, at, second):
     """After an error of the disk, the next run puts them back."""
     save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
     before = contents(tmp_path)
-    replace, calls = os.replace, []
-
-    def failing(a, b):
-        calls.append(a)
-        if len(calls) == at + 1:
-            raise KeyboardInterrupt
-        if len(calls) == at + 2:
-            if second == "error":
-                raise OSError(5, "Input/output error")
-            os.kill(os.getpid(), signal.SIGINT)
-        replace(a, b)
-
     with pytest.raises((OSError, KeyboardInterrupt)) as raised:
-        save_with(failing, other, tmp_path / "out", monkeypatch)
-    if second == "error":
+        save_with({at: KeyboardInterrupt(), at + 1: second}, other, tmp_path / "out", monkeypatch)
+    if isinstance(second, OSError):
         assert any(Path(re.search(r"moved to (\S+):", str(raised.value))[1]).iterdir())
         save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine")
     assert contents(tmp_path) == before

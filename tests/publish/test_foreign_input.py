@@ -1,4 +1,7 @@
-"""Invalid, damaged or hostile input files give a one-line error, and nothing is published."""
+"""Files of other programs are published with the same network, or refused.
+
+An invalid, damaged or hostile file gives a one-line error, and nothing is published.
+"""
 
 import argparse
 import io
@@ -17,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nfnet_timm.cli import main
+from nfnet_timm.publish.fingerprints import logits_of
 from nfnet_timm.publish.folder import save_folder
 
 HEAD = "---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- timm\n---\n# Mine\n"
@@ -41,7 +45,22 @@ class Hostile:
         return open, ("owned", "w")
 
 
+def assert_publishes(publish, source, *options, model):
+    """Publish a source, and compare the logits of the result with those of ``model``."""
+    status, _, error = publish(source, "--dry-run", *options)
+    assert status == 0, error
+    loaded = timm.create_model("local-dir:hub-repos/tiny", pretrained=True).eval()
+    torch.testing.assert_close(logits_of(loaded), logits_of(model))
+
+
 # --- a folder
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_a_folder_of_timms_save_for_hf_is_published(publish, tiny, safe):
+    model = tiny()
+    timm.models.save_for_hf(model, "mine", model_args=golden.TINY, safe_serialization=safe)
+    assert_publishes(publish, "mine", model=model)
 
 
 def entry(name, value):
@@ -282,6 +301,35 @@ def test_other_file_is_refused(refused, save):
 
 def prefixed(state_dict, prefix):
     return {prefix + name: tensor for name, tensor in state_dict.items()}
+
+
+FILES = {
+    "before torch 1.6": lambda sd: torch.save(sd, "w", _use_new_zipfile_serialization=False),
+    "under model": lambda sd: torch.save({"model": sd, "optimizer": {}}, "w"),
+    "of Lightning": lambda sd: torch.save(
+        {
+            "state_dict": prefixed(sd, "net._orig_mod."),
+            "pytorch-lightning_version": "2.5.0",
+            "hyper_parameters": {"lr": 0.1},
+            "optimizer_states": [{"state": {}, "param_groups": []}],
+        },
+        "w",
+    ),
+    "with an average": lambda sd: torch.save({"state_dict": {}, "state_dict_ema": sd}, "w"),
+    "safetensors of DDP": lambda sd: save_file(prefixed(sd, "module."), "w.safetensors"),
+    "half": lambda sd: save_file({k: v.half() for k, v in sd.items()}, "w.safetensors"),
+}
+
+
+@pytest.mark.parametrize("save", FILES.values(), ids=FILES)
+def test_a_state_dict_of_a_named_network_is_published(publish, tiny, save):
+    model = tiny(num_classes=3, in_chans=1)
+    save(model.state_dict())
+    (file,) = Path().glob("w*")
+    assert_publishes(publish, file, *NAMED, model=model.half().float() if save is FILES["half"] else model)
+    config = json.loads(Path("hub-repos/tiny/config.json").read_text())
+    assert (config["num_classes"], config["model_args"]["in_chans"]) == (3, 1)
+    assert config["pretrained_cfg"]["input_size"][0] == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ one, and other values. Where the size does not matter, a small network is record
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import authors_file
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from nfnet_timm.cli import main
 from nfnet_timm.formats.haiku_reader import read_tree
 from nfnet_timm.publish.checkpoints import load_published
+from nfnet_timm.publish.fingerprints import identify
 from nfnet_timm.publish.folder import save_folder
 from nfnet_timm.recipes import recipe
 
@@ -117,6 +120,17 @@ def test_folder_is_identified_by_its_header_until_an_array_is_changed(small_file
     assert publish("b0", "--dry-run", "--out", "other")[0] == 0
     assert "83.6" not in Path("other/README.md").read_text()
     assert "B0_haiku" not in Path("other/README.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="GNU coreutils has the tool whose list this is")
+def test_hash_of_a_directory_is_that_of_the_output_of_sha256sum(tmp_path):
+    folder = tmp_path / "a"
+    (folder / "b").mkdir(parents=True)
+    (folder / "one").write_bytes(b"1")
+    (folder / "b" / "two").write_bytes(b"22")
+    listing = subprocess.run(["sha256sum", "b/two", "one"], cwd=folder, capture_output=True, check=True).stdout
+    sha256 = hashlib.sha256(listing).hexdigest()
+    assert identify(folder) == {"source": "a", "source_bytes": "3", "source_sha256": sha256}
 
 
 CLAIM = {"source": "F0_haiku.npz", "source_bytes": "285976842", "source_sha256": "0" * 64, "source_md5": "a" * 32}

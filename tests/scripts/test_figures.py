@@ -15,10 +15,7 @@ PICTURES = sorted((ROOT / "docs" / "pictures").glob("*.png"))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "small"),
-    [
-        ("clipped_layers", ["--epochs", "1"]),
-        ("signal_controls", ["--batch", "1", "--pixels", "32"]),
-    ],
+    [("clipped_layers", ["--epochs", "1"]), ("signal_controls", ["--batch", "1", "--pixels", "32"])],
 )
 def test_a_run_writes_its_results_and_draws_them(run_script, name, small, tmp_path):
     assert run_script(FOLDER / f"{name}.py", *small, "--out", tmp_path / "new")[0] == 0
@@ -52,19 +49,3 @@ def test_ctrl_c_ends_a_run_with_one_line_and_writes_nothing(run_script, monkeypa
     status, _, error = run_script(FOLDER / "signal_controls.py", "--out", tmp_path / "out")
     assert (status, error.splitlines()[-1]) == (1, "stopped; nothing was written")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
-        ("signal_controls", ["--from-json", "--out", "nowhere"], "nowhere/signal_controls.json"),
-        ("signal_controls", ["--batch", "0"], "--batch 0"),
-        ("clipped_layers", ["--out", __file__], __file__),
-    ],
-)
-def test_a_mistake_is_one_line(run_script, monkeypatch, tmp_path, name, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    status, out, error = run_script(FOLDER / f"{name}.py", *arguments)
-    assert (status, out) == (2, "")
-    assert message in error.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
