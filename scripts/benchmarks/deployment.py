@@ -25,9 +25,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from networks import same_weights
+from networks import same_weights, with_skip_gains
 from results import RESULTS, new_file, positive, run, table, write_json
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -59,13 +58,8 @@ def main() -> None:
 def networks_of(name: str) -> dict[str, nn.Module]:
     """Return our network and, for F0, timm's with the same weights."""
     if name == "F0":
-        return dict(zip(("this package", "timm"), same_weights("f0"), strict=True))
-    torch.manual_seed(0)
-    ours = timm.create_model("dm_nf_resnet50")
-    for key, p in ours.named_parameters():
-        if key.endswith("skipinit_gain"):
-            nn.init.constant_(p, 0.5)
-    return {"this package": ours}
+        return dict(zip(("this package", "timm"), same_weights(), strict=True))
+    return {"this package": with_skip_gains("dm_nf_resnet50")}
 
 
 def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
