@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Any
 
 import figures
@@ -24,6 +24,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from timm.optim import create_optimizer_v2
 from tqdm import tqdm
 
@@ -153,10 +154,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes.set_title(
         f"Further left is faster to train for its accuracy ({record['machine']}, {record['dtype']})", fontsize=11
     )
-    times = [median(row["milliseconds"]) for row in record["rows"]]
-    ticks = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
-    ticks = [tick for tick in ticks if min(times) / 2 < tick < max(times) * 2]
-    axes.set_xticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
     axes.legend(frameon=False, loc="lower right")
     axes.margins(x=0.12)

@@ -6,8 +6,7 @@
 A small NF-ResNet on scikit-learn's handwritten digits, without and with adaptive clipping, and the same network with
 batch norm (``nfnet_timm.with_batch_norm``). All train by SGD with Nesterov momentum, at learning rates proportional to
 the batch, as in both papers. The best of ten proportions counts. All runs have the same number of epochs, but at
-least a fixed number of updates, because a large batch would otherwise get too few. The digits are used because no
-maintained package contains a small set of natural images.
+least a fixed number of updates, because a large batch would otherwise get too few.
 """
 
 from __future__ import annotations
