@@ -132,29 +132,27 @@ def clipping(args: argparse.Namespace) -> dict[str, Any]:
     params = list(timm.create_model("nfnet_f0", device=args.device).parameters())
     grads = []
     for p in (p.detach() for p in params):
-        grad = torch.randn_like(p)
-        target = unitwise_norm(p).clamp(min=1e-3) * 0.01 * torch.exp2(4 * torch.rand_like(unitwise_norm(p)) - 2)
+        grad, norm = torch.randn_like(p), unitwise_norm(p)
+        target = norm.clamp(min=1e-3) * 0.01 * torch.exp2(4 * torch.rand_like(norm) - 2)
         grads.append(grad / unitwise_norm(grad) * target)
-    functions: dict[str, Any] = {"nfnet_timm": adaptive_clip_grad_, "timm": adaptive_clip_grad, "floor": read_and_scale}
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    results: dict[str, list[torch.Tensor]] = {}
-    peaks: dict[str, dict[str, float]] = {}
-    for i in range(args.repeat + 2):  # the first is a warm-up; the last measures memory
-        for name, clip in functions.items():
-            for p, grad in zip(params, grads, strict=True):
-                p.grad = grad.clone()
-            if i > args.repeat:
-                peaks[name] = peak_memory(partial(clip, params, 0.01), args.device)
-                continue
+
+    def set_grads() -> None:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad.clone()
+
+    clips: dict[str, Any] = {"nfnet_timm": adaptive_clip_grad_, "timm": adaptive_clip_grad, "floor": read_and_scale}
+    rows: list[dict[str, Any]] = [{"case": "", "network": name, "milliseconds": []} for name in clips]
+    for turn in range(args.repeat + 1):
+        for row, clip in zip(rows, clips.values(), strict=True):
+            set_grads()
             start = now(args.device)
             clip(params, 0.01)
-            if i:
-                times[name].append(1000 * (now(args.device) - start))
-            results[name] = [p.grad for p in params if p.grad is not None]
-    pairs = zip(results["nfnet_timm"], results["timm"], strict=True)
-    difference = max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs)
-    what = f"Adaptive clipping of all of F0's gradients; results differ by at most {difference:.0e}"
-    rows = [{"case": "", "network": name, "milliseconds": times[name], **peaks[name]} for name in functions]
+            if turn:  # the first is the warm-up
+                row["milliseconds"].append(1000 * (now(args.device) - start))
+    for row, clip in zip(rows, clips.values(), strict=True):
+        set_grads()
+        row.update(peak_memory(partial(clip, params, 0.01), args.device))
+    what = "Adaptive clipping of all of F0's gradients"
     settings = f"f0, {args.device}"
     return {"benchmark": "agc", "what": what, "machine": machine(args.device), "settings": settings, "rows": rows}
 
