@@ -62,10 +62,10 @@ def main() -> None:
     for name, p in model.named_parameters():
         if name.endswith("skipinit_gain"):
             nn.init.ones_(p)
-    criterion = nn.CrossEntropyLoss()
+    criterion: Any = nn.CrossEntropyLoss()
     engine = PrivacyEngine()
     try:
-        private, optimizer, *criteria, loader = engine.make_private_with_epsilon(
+        private, optimizer, *wrapped, loader = engine.make_private_with_epsilon(
             module=model,
             optimizer=torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.0),
             data_loader=DataLoader(train, args.batch_size),
@@ -78,27 +78,21 @@ def main() -> None:
         )
     except ValueError as error:  # for example, no noise is enough for this epsilon
         parser.error(f"--epsilon {args.epsilon}: {error}")
-    train_privately(private, optimizer, criteria[0] if criteria else criterion, loader, test, test_classes, args.epochs)
+    criterion = wrapped[0] if wrapped else criterion  # ghost clipping has a second backward pass
+    for epoch in range(args.epochs):
+        private.train()
+        for images, classes in tqdm(loader, desc=f"epoch {epoch + 1} of {args.epochs}", unit="step", leave=False):
+            optimizer.zero_grad()
+            criterion(private(images), classes).backward()
+            optimizer.step()
+        private.eval()
+        with torch.no_grad():
+            accuracy = (private(test).argmax(1) == test_classes).float().mean().item()
+        print(f"epoch {epoch + 1}: {accuracy:.1%} of the test images are classified correctly")
     spent = engine.get_epsilon(delta)
     print(
         f"spent: epsilon {spent:.2f} at delta {delta:.1e}, with a noise multiplier of {optimizer.noise_multiplier:.2f}"
     )
-
-
-def train_privately(
-    model: Any, optimizer: Any, criterion: Any, loader: Any, test: Tensor, test_classes: Tensor, epochs: int
-) -> None:
-    """Train, and print the accuracy after each epoch."""
-    for epoch in range(epochs):
-        model.train()
-        for images, classes in tqdm(loader, desc=f"epoch {epoch + 1} of {epochs}", unit="step", leave=False):
-            optimizer.zero_grad()
-            criterion(model(images), classes).backward()
-            optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            accuracy = (model(test).argmax(1) == test_classes).float().mean().item()
-        print(f"epoch {epoch + 1}: {accuracy:.1%} of the test images are classified correctly")
 
 
 def digits(data: Any) -> tuple[TensorDataset, Tensor, Tensor]:

@@ -47,22 +47,21 @@ for size in map(int, sizes):
 def main() -> None:
     """Measure each network in inference and in training, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", type=positive, nargs="+", default=SIZES, help="pixels, in this order (%(default)s)")
     parser.add_argument("--limit", type=positive, default=600, help="seconds for each network and mode (%(default)s)")
     parser.add_argument("--json", type=new_file, default=RESULTS / "compile.json", help="(%(default)s)")
     args = parser.parse_args()
-    rows = [measure(mode, label, args) for mode in ("inference", "train") for label in NETWORKS]
-    result = {"sizes": list(args.sizes), "limit": args.limit, "rows": rows}
+    rows = [measure(mode, label, args.limit) for mode in ("inference", "train") for label in NETWORKS]
+    result = {"sizes": SIZES, "limit": args.limit, "rows": rows}
     print(compile_table(result))
     write_json(args.json, result)
 
 
-def measure(mode: str, label: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure(mode: str, label: str, limit: int) -> dict[str, Any]:
     """Return the seconds of the first pass of each size; fewer where the limit was reached."""
-    command = [sys.executable, "-c", PROGRAM, NETWORKS[label], mode, *map(str, args.sizes)]
+    command = [sys.executable, "-c", PROGRAM, NETWORKS[label], mode, *map(str, SIZES)]
     environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     try:
-        out = subprocess.run(command, stdout=subprocess.PIPE, env=environment, timeout=args.limit, check=True).stdout
+        out = subprocess.run(command, stdout=subprocess.PIPE, env=environment, timeout=limit, check=True).stdout
     except subprocess.TimeoutExpired as error:
         out = error.stdout or b""
     found = [json.loads(line) for line in out.splitlines()]

@@ -4,11 +4,11 @@
     python scripts/benchmarks/deployment.py              a quarter of an hour on two cores
     python scripts/benchmarks/deployment.py --compile    also torch.compile, which takes half an hour more
 
-F0 has the same weights in both packages. timm has no NF-ResNet-50 as published. A form whose library is not installed
-is left out. int8 is ONNX Runtime's static quantization of convolutions, calibrated on random images. Repetitions
-alternate between the forms. Prints a Markdown table of medians, ms per image, and the difference of the logits from
-eager mode, relative to their norm. The weights are random, so int8 is also tried on a network that `nfnet-timm demo`
-trains on digits: how many of its test images keep their class.
+F0 has the same weights in both packages. timm has no NF-ResNet-50 as published. int8 is ONNX Runtime's static
+quantization of convolutions, calibrated on random images. Repetitions alternate between the forms. Prints a Markdown
+table of medians, ms per image, and the difference of the logits from eager mode, relative to their norm. The weights
+are random, so int8 is also tried on a network that `nfnet-timm demo` trains on digits: how many of its test images keep
+their class.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from networks import same_weights
+from networks import same_weights, with_skip_gains
 from results import RESULTS, new_file, positive, run, table, write_json
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from nfnet_timm import demo
 
 Form = Callable[[Tensor], Any]
 PIXELS = {"F0": 192, "NF-ResNet-50": 224}
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 def main() -> None:
@@ -46,26 +46,22 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also torch.compile, for the first batch size")
     parser.add_argument("--json", type=new_file, default=RESULTS / "deployment.json", help="(%(default)s)")
     args = parser.parse_args()
+    if missing := [name for name in LIBRARIES if not importlib.util.find_spec(name)]:
+        parser.error(f"{missing[0]} is not installed: pip install {' '.join(LIBRARIES)}")
     warnings.simplefilter("ignore")  # of the exporters
     rows = [row for name in PIXELS for batch in args.batch for row in measured(name, batch, args)]
-    result = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
     print(deployment_table(rows))
-    if has_onnx():
-        result["int8_same_classes"], result["int8_images"] = same_classes_in_int8()
-        print(f"\n{result['int8_same_classes']} of {result['int8_images']} digits keep their class in int8")
-    write_json(args.json, result)
+    same, images = same_classes_in_int8()
+    print(f"\n{same} of {images} digits keep their class in int8")
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    write_json(args.json, {**machine, "rows": rows, "int8_same_classes": same, "int8_images": images})
 
 
 def networks_of(name: str) -> dict[str, nn.Module]:
     """Return our network and, for F0, timm's with the same weights."""
     if name == "F0":
-        return dict(zip(("this package", "timm"), same_weights("f0"), strict=True))
-    torch.manual_seed(0)
-    ours = timm.create_model("dm_nf_resnet50")
-    for key, p in ours.named_parameters():
-        if key.endswith("skipinit_gain"):
-            nn.init.constant_(p, 0.5)
-    return {"this package": ours}
+        return dict(zip(("this package", "timm"), same_weights(), strict=True))
+    return {"this package": with_skip_gains("dm_nf_resnet50")}
 
 
 def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -79,14 +75,8 @@ def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, 
             for form, function in forms(network, x, Path(folder), args.compile and batch == args.batch[0]):
                 print(f"{name}, batch {batch}, {package}, {form}", file=sys.stderr)
                 difference = float((torch.as_tensor(np.asarray(function(x))) - expected).norm() / expected.norm())
-                row: dict[str, Any] = {
-                    "network": f"{name}, {package}",
-                    "batch": batch,
-                    "form": form,
-                    "difference": difference,
-                    "milliseconds": [],
-                }
-                rows.append(row)
+                facts = {"network": f"{name}, {package}", "batch": batch, "form": form, "difference": difference}
+                rows.append({**facts, "milliseconds": []})
                 functions.append(function)
         for i in range(args.repeat + 2):  # the first two are not counted
             for row, function in zip(rows, functions, strict=True):
@@ -99,29 +89,21 @@ def measured(name: str, batch: int, args: argparse.Namespace) -> list[dict[str, 
 
 
 def forms(network: Any, x: Tensor, folder: Path, compiled: bool) -> Iterator[tuple[str, Form]]:
-    """Yield each form that the installed libraries can make of ``network``, with a function that runs it."""
+    """Yield each form of ``network`` with a function that runs it."""
     yield "eager", network
     if compiled:
         yield "torch.compile", torch.compile(network)
     if not hasattr(network, "reparameterize"):  # timm's
-        if has_onnx():
-            yield "ONNX Runtime", onnx_runtime(exported(network, x, folder / "timm.onnx"))
+        yield "ONNX Runtime", onnx_runtime(exported(network, x, folder / "timm.onnx"))
         return
     plain = reparameterize_model(network)
     yield "reparameterized", plain
     if compiled:
         yield "reparameterized, torch.compile with freezing", torch.compile(plain, options={"freezing": True})
-    if has_onnx():
-        path = exported(plain, x, folder / "model.onnx")
-        yield "reparameterized, ONNX Runtime", onnx_runtime(path)
-        yield "reparameterized, ONNX Runtime, int8", onnx_runtime(quantized(path, [torch.randn_like(x)] * 4))
-    if importlib.util.find_spec("openvino"):
-        yield "reparameterized, OpenVINO", openvino(plain, x)
-
-
-def has_onnx() -> bool:
-    """Return whether the libraries are installed that export a network to ONNX and run it."""
-    return all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    path = exported(plain, x, folder / "model.onnx")
+    yield "reparameterized, ONNX Runtime", onnx_runtime(path)
+    yield "reparameterized, ONNX Runtime, int8", onnx_runtime(quantized(path, [torch.randn_like(x)] * 4))
+    yield "reparameterized, OpenVINO", openvino(plain, x)
 
 
 def exported(network: nn.Module, x: Tensor, path: Path) -> Path:

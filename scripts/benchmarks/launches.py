@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import argparse
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import timm
 import torch
-from results import new_file, positive, run, table, write_json
+from results import new_file, run, table, write_json
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.optim.agc import adaptive_clip_grad_
+
+BATCH, PIXELS = 8, 192
 
 # Operations that launch nothing although they are no views.
 NOTHING = {
@@ -54,16 +55,6 @@ class Launches(TorchDispatchMode):
             self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors)
         return out
 
-    @property
-    def total(self) -> int:
-        """Number of operations."""
-        return self.names.total()
-
-    @property
-    def host_reads(self) -> int:
-        """Number of those for which the host waits."""
-        return sum(self.names[name] for name in HOST_READS)
-
 
 @contextmanager
 def on_a_gpu(model: nn.Module, bfloat16: bool) -> Iterator[str]:
@@ -83,12 +74,12 @@ def on_a_gpu(model: nn.Module, bfloat16: bool) -> Iterator[str]:
         yield "cpu"
 
 
-def step(name: str, clip: Any, batch: int, pixels: int, bfloat16: bool) -> dict[str, Launches]:
-    """Return what the forward, the backward pass and the clipping of one training step of ``name`` launch."""
+def count(name: str, clip: Callable[[Any], Any], bfloat16: bool) -> dict[str, dict[str, Any]]:
+    """Return operations, bytes and host reads of the parts of one training step of ``name``."""
     counted = {part: Launches() for part in ("forward", "backward", "clipping")}
-    model: nn.Module = timm.create_model(name, device="meta").train()
+    model = timm.create_model(name, device="meta").train()
     with on_a_gpu(model, bfloat16) as device:
-        images = torch.empty(batch, 3, pixels, pixels, device=device)
+        images = torch.empty(BATCH, 3, PIXELS, PIXELS, device=device)
         with counted["forward"], torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             logits = model(images)
         grad = torch.empty_like(logits)
@@ -97,26 +88,14 @@ def step(name: str, clip: Any, batch: int, pixels: int, bfloat16: bool) -> dict[
         clipped = [p for key, p in model.named_parameters() if not key.startswith("head.fc")]
         with counted["clipping"]:
             clip(clipped)
-    return counted
-
-
-def count(size: str, batch: int, pixels: int, bfloat16: bool) -> dict[str, dict[str, Any]]:
-    """Return operations, bytes and host reads of each part of a step, for our network and timm's."""
-    networks = {
-        "this package": step(f"nfnet_{size}", adaptive_clip_grad_, batch, pixels, bfloat16),
-        "timm": step(f"dm_nfnet_{size}", adaptive_clip_grad, batch, pixels, bfloat16),
-    }
     return {
-        network: {
-            part: {
-                "operations": counted.total,
-                "bytes": counted.bytes.total(),
-                "host_reads": counted.host_reads,
-                "by_name": {name: [n, counted.bytes[name]] for name, n in counted.names.most_common()},
-            }
-            for part, counted in parts.items()
+        part: {
+            "operations": launches.names.total(),
+            "bytes": launches.bytes.total(),
+            "host_reads": sum(launches.names[name] for name in HOST_READS),
+            "by_name": {name: [n, launches.bytes[name]] for name, n in launches.names.most_common()},
         }
-        for network, parts in networks.items()
+        for part, launches in counted.items()
     }
 
 
@@ -133,15 +112,15 @@ def launches_table(counted: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     """Count, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", default="f0", choices=[f"f{i}" for i in range(7)], help="(%(default)s)")
-    parser.add_argument("--batch", type=positive, default=8, help="images (%(default)s)")
-    parser.add_argument("--pixels", type=positive, help="height and width of the images (those of training)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     parser.add_argument("--json", type=new_file, help="file to write the counts to")
     args = parser.parse_args()
-    pixels = args.pixels or VARIANTS[f"nfnet_{args.size}"].train_size
-    counted = count(args.size, args.batch, pixels, args.dtype == "bfloat16")
-    print(f"Operations of a training step: {args.size.upper()}, batch {args.batch}, {pixels} pixels, {args.dtype}.")
+    bfloat16 = args.dtype == "bfloat16"
+    counted = {
+        "this package": count("nfnet_f0", adaptive_clip_grad_, bfloat16),
+        "timm": count("dm_nfnet_f0", adaptive_clip_grad, bfloat16),
+    }
+    print(f"Operations of a training step: F0, batch {BATCH}, {PIXELS} pixels, {args.dtype}.")
     print("Views are not counted; bytes are those of arguments and results.\n")
     print(launches_table(counted))
     if args.json:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import weakref
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from launches import on_a_gpu
-from results import RESULTS, new_file, positive, run, table, write_json
+from results import RESULTS, new_file, positive, run, write_json
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +24,6 @@ from torch.utils._pytree import tree_leaves
 
 from nfnet_timm.models.variants import VARIANTS
 
-GIB = 2**30
 WAYS = ("as it is", "recompute_acts", "set_grad_checkpointing")
 
 
@@ -60,14 +58,13 @@ class Peak(TorchDispatchMode):
         return out
 
 
-def training_peak(name: str, way: str, batch: int, pixels: int, bfloat16: bool, ema: bool = False) -> int:
+def training_peak(name: str, way: str, batch: int, pixels: int, bfloat16: bool) -> int:
     """Return the bytes of a step of SGD with momentum and clipping: parameters, gradients, momentum and maps."""
     model = _model(name, way)
     with on_a_gpu(model, bfloat16) as device, Peak() as peak:
         for p in model.parameters():
             peak.add(p)
-        opt = "agc-sgd" if name in VARIANTS else "sgd"
-        optimizer = create_optimizer_v2(model, opt, lr=0.1, momentum=0.9)
+        optimizer = create_optimizer_v2(model, "agc-sgd", lr=0.1, momentum=0.9)
         images = torch.empty(batch, 3, pixels, pixels, device=device)
         for _ in range(2):  # the first has no momentum yet
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -76,7 +73,7 @@ def training_peak(name: str, way: str, batch: int, pixels: int, bfloat16: bool, 
             del logits
             optimizer.step()
             optimizer.zero_grad()
-    return peak.peak + ema * sum(p.nbytes for p in model.parameters())
+    return peak.peak
 
 
 def inference_peak(name: str, batch: int, pixels: int, bfloat16: bool) -> int:
@@ -97,70 +94,46 @@ def footprint(name: str, way: str) -> dict[str, float]:
     ``state``: three float32 of each parameter: itself, its momentum and average (gradients take the place of maps);
     ``fixed``: all that does not grow with the batch, the state included; ``each``: of one image.
     """
-    pixels = VARIANTS[name].train_size
-    small, large = (training_peak(name, way, batch, pixels, True, ema=True) for batch in (128, 256))
-    state = 12 * sum(p.numel() for p in _model(name, way).parameters())
-    return {"state": state, "fixed": small - (large - small), "each": (large - small) / 128}
+    small, large = (training_peak(name, way, batch, VARIANTS[name].train_size, True) for batch in (128, 256))
+    weights = sum(p.nbytes for p in _model(name, way).parameters())
+    return {"state": 3 * weights, "fixed": small + weights - (large - small), "each": (large - small) / 128}
 
 
 def _model(name: str, way: str) -> nn.Module:
-    options = {"recompute_acts": True} if way == "recompute_acts" else {}
-    model: Any = timm.create_model(name, device="meta", **options)  # type: ignore[arg-type]
-    model.train()
-    if way == "set_grad_checkpointing":
-        model.set_grad_checkpointing()
+    model: Any = timm.create_model(name, device="meta", recompute_acts=way == "recompute_acts")
+    model.train().set_grad_checkpointing(way == "set_grad_checkpointing")
     return model
 
 
-def peaks(name: str, batch: int, pixels: int, bfloat16: bool) -> dict[str, int]:
-    """Return the bytes of a training step in each way that the network has, and of inference."""
-    ways = [way for way in WAYS if way != "recompute_acts" or name in VARIANTS]  # timm's networks lack this option
-    found = {f"training step, {way}": training_peak(name, way, batch, pixels, bfloat16) for way in ways}
-    return {**found, "inference": inference_peak(name, batch, pixels, bfloat16)}
-
-
 def main() -> None:
-    """Predict one network beside timm's, or each NFNet for the table in docs."""
+    """Predict one network, or each NFNet for the table in docs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--all", action="store_true", help="each NFNet: bytes of a step, and of each image more")
     parser.add_argument("--name", default="nfnet_f0", help="a network of this package (%(default)s)")
     parser.add_argument("--batch", type=positive, default=8, help="images (%(default)s)")
     parser.add_argument("--pixels", type=positive, help="height and width of the images (those of training)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
-    parser.add_argument(
-        "--json", type=new_file, help="file to write the bytes to (--all: benchmarks/results/memory.json)"
-    )
+    parser.add_argument("--json", type=new_file, help="file for the bytes (--all: benchmarks/results/memory.json)")
     args = parser.parse_args()
     if args.name not in VARIANTS:
         parser.error(f"--name {args.name}: expected one of {', '.join(VARIANTS)}")
+    found: dict[str, Any] = {}
     if args.all:
-        predict_all(args.json or RESULTS / "memory.json")
+        for name in (f"nfnet_f{i}" for i in range(8)):
+            for way in WAYS[:2]:
+                found[f"{name}, {way}"] = footprint(name, way)
+                print(f"{name}, {way}", found[f"{name}, {way}"], flush=True)
+        write_json(args.json or RESULTS / "memory.json", found)
         return
-    pixels = args.pixels or VARIANTS[args.name].train_size
-    settings = args.batch, pixels, args.dtype == "bfloat16"
-    ours = peaks(args.name, *settings)
-    timms = f"dm_{args.name}"
-    theirs = peaks(timms, *settings) if timms in timm.list_models("dm_nfnet_*") else {}
-    print(f"Peak memory in GiB: {args.name}, batch {args.batch}, {pixels} pixels, {args.dtype}.")
-    print("Training is by SGD with momentum and clipping.\n")
-    rows = [
-        [label, f"{size / GIB:.2f}", f"{theirs[label] / GIB:.2f}" if label in theirs else ""]
-        for label, size in ours.items()
-    ]
-    print(table(["", "this package:", "timm:"], rows))
+    settings = args.batch, args.pixels or VARIANTS[args.name].train_size, args.dtype == "bfloat16"
+    for way in WAYS:
+        found[f"training step, {way}"] = training_peak(args.name, way, *settings)
+    found["inference"] = inference_peak(args.name, *settings)
+    print(f"Peak memory: {args.name}, batch {args.batch}, {settings[1]} pixels, {args.dtype}; SGD with momentum")
+    for label, size in found.items():
+        print(f"{label:37} {size / 2**30:6.2f} GiB")
     if args.json:
-        write_json(args.json, ours)
-
-
-def predict_all(path: Path) -> None:
-    """Predict each NFNet, and write the results."""
-    found = {}
-    for i in range(8):
-        for way in WAYS[:2]:
-            label = f"nfnet_f{i}, {way}"
-            found[label] = footprint(f"nfnet_f{i}", way)
-            print(label, found[label], flush=True)
-    write_json(path, found)
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from nfnet_timm.kernels.standardize import standardize
 
 def inference(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each batch size and network: ours as trained and reparameterized, timm's, and the floor."""
-    ours, theirs = same_weights(args.size)
+    ours, theirs = same_weights()
     networks = {"nfnet_timm": ours, "nfnet_timm, reparameterized": reparameterize_model(ours), "timm": theirs}
     networks["floor"] = floor_of(theirs)
 
@@ -41,45 +41,44 @@ def training(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     timm's clips as its train.py does. The rate is low, as the labels are random.
     """
-    ours, theirs = same_weights(args.size)
-    again = timm.create_model(f"nfnet_{args.size}", recompute_acts=True)
+    ours, theirs = same_weights()
+    again = timm.create_model("nfnet_f0", recompute_acts=True)
     again.load_state_dict(ours.state_dict())
     networks = {"nfnet_timm": ours, "nfnet_timm, recompute_acts": again, "timm": theirs, "floor": floor_of(theirs)}
-    steps: dict[str, Callable[[Tensor, Tensor], None]] = {}
-    for name, network in networks.items():
-        opt = "agc-sgd" if name.startswith("nfnet_timm") else "sgd"
-        optimizer = create_optimizer_v2(network.to(args.device), opt, lr=1e-4, momentum=0.9, weight_decay=2e-5)
-        steps[name] = step_of(placed(network.train(), args), network, optimizer, name == "timm", args)
-    return measured(steps, args)
 
-
-def step_of(
-    network: Any, parameters: nn.Module, optimizer: torch.optim.Optimizer, timms_clipping: bool, args: Any
-) -> Callable[[Tensor, Tensor], None]:
-    """Return a function of images and labels that takes one training step."""
-
-    def step(x: Tensor, y: Tensor) -> None:
+    def step(name: str, network: Any, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
         with autocast(args):
             loss = F.cross_entropy(network(x), y)
         with record_function("end of forward"):
             loss = loss.clone()
         loss.backward()
-        if timms_clipping:
-            dispatch_clip_grad(model_parameters(parameters, exclude_head=True), 0.01, "agc")
+        if name == "timm":
+            dispatch_clip_grad(model_parameters(networks[name], exclude_head=True), 0.01, "agc")
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    steps: dict[str, Callable[[Tensor, Tensor], None]] = {}
+    for name, network in networks.items():
+        opt = "agc-sgd" if name.startswith("nfnet_timm") else "sgd"
+        optimizer = create_optimizer_v2(network.to(args.device), opt, lr=1e-4, momentum=0.9, weight_decay=2e-5)
+        steps[name] = partial(step, name, placed(network.train(), args), optimizer)
+    return measured(steps, args)
 
 
-def same_weights(size: str) -> tuple[nn.Module, nn.Module]:
-    """Return our network and timm's with the same random weights, and skip gains that are not zero."""
+def with_skip_gains(name: str, gain: float = 0.5, **kwargs: Any) -> nn.Module:
+    """Return a network with random weights whose skip gains are not zero, so that its branches reach the output."""
     torch.manual_seed(0)
-    ours = timm.create_model(f"nfnet_{size}")
-    for name, p in ours.named_parameters():
-        if name.endswith("skipinit_gain"):
-            nn.init.constant_(p, 0.5)
-    theirs = timm.create_model(f"dm_nfnet_{size}")
+    model: nn.Module = timm.create_model(name, **kwargs)
+    for key, p in model.named_parameters():
+        if key.endswith("skipinit_gain"):
+            nn.init.constant_(p, gain)
+    return model
+
+
+def same_weights() -> tuple[nn.Module, nn.Module]:
+    """Return our F0 and timm's with the same random weights."""
+    ours = with_skip_gains("nfnet_f0")
+    theirs = timm.create_model("dm_nfnet_f0")
     theirs.load_state_dict({k: v.view(-1, 1, 1, 1) if k.endswith(".gain") else v for k, v in ours.state_dict().items()})
     return ours, theirs
 

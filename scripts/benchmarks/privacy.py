@@ -20,16 +20,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from networks import peak_memory
+from networks import peak_memory, with_skip_gains
 from results import add_record, positive, records_file, run
 from torch import nn
 
 from nfnet_timm.installation import to_install
 from nfnet_timm.layers.squeeze_excite import PixelConv2d
 from nfnet_timm.layers.ws_conv import WSConv2d
+from nfnet_timm.models.variants import VARIANTS
 
 try:
     from opacus import GradSampleModule
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=positive, default=21, help="repetitions of each (%(default)s)")
     parser.add_argument("--json", type=records_file, help="file to add the results to")
     args = parser.parse_args()
-    if not args.name.startswith(("nfnet_", "dm_nf_")) or not timm.is_model(args.name):
-        parser.error(f"--name {args.name}: expected a network of this package, such as nfnet_f0 or dm_nf_resnet50")
+    if args.name not in VARIANTS:
+        parser.error(f"--name {args.name}: expected one of {', '.join(VARIANTS)}")
     what = {key: value for key, value in vars(args).items() if key != "json"}
     record: dict[str, Any] = {"what": what, "ratios": ratios(args), "growth": growth(args)}
     for label, (median, low, high) in record["ratios"].items():
@@ -66,17 +66,12 @@ def main() -> None:
 
 def ratios(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
     """Return how many times as long as with plain convolutions each takes: median, least, most."""
-    steps = {
-        "plain": step_of(GradSampleModule(plain_network(args.name))),
-        "per-sample gradients": step_of(GradSampleModule(network(args.name))),
-        "ghost clipping's norms": step_of(GradSampleModuleFastGradientClipping(network(args.name))),
-        "without privacy": step_of(network(args.name)),
-    }
+    steps = {"plain": step_of(GradSampleModule(plain_network(args.name)), args.pixels), **steps_of(args)}
     seconds: dict[str, list[float]] = {label: [] for label in steps}
     for turn in range(args.repeat + 1):
         for label, step in steps.items():
             start = time.perf_counter()
-            step(args.batch, args.pixels)
+            step(args.batch)
             if turn:  # the first is the warm-up
                 seconds[label].append(time.perf_counter() - start)
     base = seconds.pop("plain")
@@ -86,30 +81,27 @@ def ratios(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
 
 def growth(args: argparse.Namespace) -> dict[str, float]:
     """Return how many MiB the peak grows by with each image more, from one to two batches of ``args.batch``."""
-    models: dict[str, Any] = {
-        "without privacy": network(args.name),
-        "ghost clipping's norms": GradSampleModuleFastGradientClipping(network(args.name)),
-        "per-sample gradients": GradSampleModule(network(args.name)),
-    }
     found = {}
-    for label, model in models.items():
-        step = step_of(model)
-        step(1, args.pixels)
-        once, twice = (
-            peak_memory(partial(step, n, args.pixels), "cpu")["peak_mib"] for n in (args.batch, 2 * args.batch)
-        )
+    for label, step in steps_of(args).items():
+        step(1)
+        once, twice = (peak_memory(partial(step, n), "cpu")["peak_mib"] for n in (args.batch, 2 * args.batch))
         found[label] = (twice - once) / args.batch
     return found
 
 
+def steps_of(args: argparse.Namespace) -> dict[str, Callable[[int], None]]:
+    """Return a step of the network for each way to compute gradients."""
+    ways: dict[str, Callable[[nn.Module], Any]] = {
+        "without privacy": lambda model: model,
+        "ghost clipping's norms": GradSampleModuleFastGradientClipping,
+        "per-sample gradients": GradSampleModule,
+    }
+    return {label: step_of(way(network(args.name)), args.pixels) for label, way in ways.items()}
+
+
 def network(name: str) -> nn.Module:
     """Return a network in training mode whose residual branches are switched on."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10).train()
-    for key, p in model.named_parameters():
-        if key.endswith("skipinit_gain"):
-            nn.init.constant_(p, 0.3)
-    return model
+    return with_skip_gains(name, 0.3, num_classes=10).train()
 
 
 def plain_network(name: str) -> nn.Module:
@@ -126,10 +118,10 @@ def plain_network(name: str) -> nn.Module:
     return model
 
 
-def step_of(model: Any) -> Callable[[int, int], None]:
-    """Return a function of a batch size and an image size that computes gradients."""
+def step_of(model: Any, pixels: int) -> Callable[[int], None]:
+    """Return a function of a batch size that computes gradients."""
 
-    def step(batch: int, pixels: int) -> None:
+    def step(batch: int) -> None:
         torch.manual_seed(0)
         x, y = torch.randn(batch, 3, pixels, pixels), torch.randint(0, 10, (batch,))
         F.cross_entropy(model(x), y).backward()

@@ -13,7 +13,6 @@ import functools
 import json
 import statistics
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,59 +69,30 @@ def parity_table(errors: dict[str, float]) -> str:
     return table(["network of the authors", "image", "relative error:"], rows)
 
 
-TIMES = ["this package, ms:", "timm, ms:", "floor, ms:", "timm's time over ours:"]
-MEMORY = ["memory, MiB:", "timm's memory, MiB:"]
-
-
-def speed_table(records: list[dict[str, Any]]) -> str:
-    """Return the table of times in float32, contiguous and eager: ours beside timm's and the floor."""
+def speed_table(records: list[dict[str, Any]], on_gpu: bool, with_memory: bool = True) -> str:
+    """Return the table of times: ours beside timm's and the floor; of a GPU with the dtype and the range of ratios."""
     rows = []
-    others = ("bfloat16", "channels-last", "compiled")
-    chosen = [r for r in records if not any(word in r["settings"] for word in others)]
-    for record in sorted(chosen, key=lambda r: list(BENCHMARKS).index(r["benchmark"])):
-        title = f"{record['settings'][:2].upper()}, {BENCHMARKS[record['benchmark']]}"
-        for row, peers in compared(record):
-            name = ", ".join(filter(None, [title, row["case"], variant_of(row)]))
-            ratio = f"{statistics.median(ratios(peers['timm'], row)):.2f}"
-            rows.append([name, *medians(row, peers, ".0f"), ratio, *memory(row, peers)])
-    return table(["", *TIMES, *MEMORY], rows)
-
-
-def gpu_table(records: list[dict[str, Any]], alone: bool) -> str:
-    """Return the table of times per image on a GPU, ``alone`` or as Python calls it: ours, timm's and the floor."""
-    rows = []
-    for record in (r for r in records if ("CUDA graph" in r["settings"]) == alone):
-        ways = [way for way in ("float32", "compiled") if way in record["settings"]]
-        for row, peers in compared(record):
-            name = ", ".join(filter(None, [BENCHMARKS[record["benchmark"]], row["case"], *ways, variant_of(row)]))
-            ratio = spread(ratios(peers["timm"], row), ".2f")
-            rows.append([name, *medians(row, peers, ".3f"), ratio, *([] if alone else memory(row, peers))])
-    return table(["", *TIMES, *([] if alone else MEMORY)], rows)
-
-
-def compared(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each row of this package in ``record``, with the rows of all networks in the same case, by name."""
-    for row in record["rows"]:
-        if row["network"] not in ("timm", "floor"):
-            yield row, {peer["network"]: peer for peer in record["rows"] if peer["case"] == row["case"]}
-
-
-def variant_of(row: dict[str, Any]) -> str:
-    """Return the form of the network, such as "reparameterized", or "" for the usual one."""
-    return str(row["network"].removeprefix("nfnet_timm").removeprefix(", "))
-
-
-def medians(row: dict[str, Any], peers: dict[str, Any], digits: str) -> list[str]:
-    """Return the median times of ours, timm's and the floor's, if there is one."""
-    return [
-        f"{statistics.median(peer['milliseconds']):{digits}}" if peer else ""
-        for peer in (row, peers["timm"], peers.get("floor"))
-    ]
-
-
-def memory(row: dict[str, Any], peers: dict[str, Any]) -> list[str]:
-    """Return the memory of ours and timm's in MiB: what a training step keeps, else the peak."""
-    return [f"{peer.get('kept_mib', peer['peak_mib']):.0f}" for peer in (row, peers["timm"])]
+    for record in records:
+        title = [BENCHMARKS[record["benchmark"]]]
+        title = title if on_gpu else [record["settings"][:2].upper(), *title]
+        ways = [way for way in ("float32", "compiled") if on_gpu and way in record["settings"]]
+        for row in record["rows"]:
+            if row["network"] in ("timm", "floor"):
+                continue
+            peers = {peer["network"]: peer for peer in record["rows"] if peer["case"] == row["case"]}
+            variant = row["network"].removeprefix("nfnet_timm").removeprefix(", ")  # such as "reparameterized"
+            name = ", ".join(filter(None, [*title, row["case"], *ways, variant]))
+            times = [
+                f"{statistics.median(peer['milliseconds']):{'.3f' if on_gpu else '.0f'}}" if peer else ""
+                for peer in (row, peers["timm"], peers.get("floor"))
+            ]
+            each = ratios(peers["timm"], row)
+            ratio = spread(each, ".2f") if on_gpu else f"{statistics.median(each):.2f}"
+            # What a training step keeps, else the peak.
+            memory = [f"{peer.get('kept_mib', peer['peak_mib']):.0f}" for peer in (row, peers["timm"])]
+            rows.append([name, *times, ratio, *(memory if with_memory else [])])
+    columns = ["", "this package, ms:", "timm, ms:", "floor, ms:", "timm's time over ours:"]
+    return table([*columns, *(["memory, MiB:", "timm's memory, MiB:"] if with_memory else [])], rows)
 
 
 def insert(text: str, name: str, content: str) -> str:
@@ -134,20 +104,15 @@ def insert(text: str, name: str, content: str) -> str:
     return head + begin + content + end + rest.split(end)[1]
 
 
-def largest_batch(bytes_of: dict[str, float], gib: float, shards: int = 1) -> int:
-    """Return the largest batch that fits into ``gib`` GiB; FSDP2 spreads the state over ``shards`` processes."""
-    fixed = bytes_of["fixed"] - bytes_of["state"] * (1 - 1 / shards)
-    return max(int((gib * 2**30 - fixed) // bytes_of["each"]), 0)
-
-
 def batches_table(footprints: dict[str, dict[str, float]]) -> str:
     """Return the table of the largest batches, from what memory.py predicted."""
     rows = []
     for name, bytes_of in footprints.items():
         network, way = name.split(", ")
-        size = VARIANTS[network].train_size
-        fits = [str(largest_batch(bytes_of, gib)) for gib in (24, 40, 80)]
-        rows.append([f"`{network}`, {way}", str(size), *fits, str(largest_batch(bytes_of, 80, shards=8))])
+        elsewhere_of_8 = bytes_of["state"] * 7 / 8  # FSDP2 spreads the state over the processes
+        memory = [(24, 0.0), (40, 0.0), (80, 0.0), (80, elsewhere_of_8)]
+        fits = [int((gib * 2**30 + elsewhere - bytes_of["fixed"]) // bytes_of["each"]) for gib, elsewhere in memory]
+        rows.append([f"`{network}`, {way}", str(VARIANTS[network].train_size), *map(str, fits)])
     return table(["", "train px:", "24 GB:", "40 GB:", "80 GB:", "80 GB, each of 8 with FSDP2:"], rows)
 
 
@@ -171,16 +136,20 @@ def privacy_table(records: list[dict[str, Any]]) -> str:
 
 def render() -> dict[Path, str]:
     """Return the text of every file that is rendered."""
+    others = ("bfloat16", "channels-last", "compiled")
+    cpu = [record for record in recorded("cpu") if not any(word in record["settings"] for word in others)]
+    cpu.sort(key=lambda record: list(BENCHMARKS).index(record["benchmark"]))
+    gpu = recorded("cuda")
     tables = {
         "README.md": {"weights": networks_table(published=True)},
         "docs/networks.md": {"networks": networks_table(published=False)},
         "docs/privacy.md": {"privacy": privacy_table(recorded("privacy"))},
         "docs/compat.md": {"compat": compat_table(recorded("compat"))},
         "docs/speed.md": {
-            "speed": speed_table(recorded("cpu")),
+            "speed": speed_table(cpu, on_gpu=False),
             "deployment": deployment_table(recorded("deployment")["rows"]),
-            "gpu": gpu_table(recorded("cuda"), alone=False),
-            "gpu alone": gpu_table(recorded("cuda"), alone=True),
+            "gpu": speed_table([r for r in gpu if "CUDA graph" not in r["settings"]], on_gpu=True),
+            "gpu alone": speed_table([r for r in gpu if "CUDA graph" in r["settings"]], on_gpu=True, with_memory=False),
             "compile": compile_table(recorded("compile")),
             "launches": launches_table(recorded("launches")),
             "batches": batches_table(recorded("memory")),

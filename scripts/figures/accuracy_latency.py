@@ -1,14 +1,12 @@
 """Draws ImageNet accuracy against the time of a training step, the figure of arXiv 2102.06171.
 
-    python scripts/figures/accuracy_latency.py           a quarter of an hour on two cores: eight networks
-    python scripts/figures/accuracy_latency.py --all     NFNet-F0 to F6, EfficientNet-B0 to B7 and others: an hour
+    python scripts/figures/accuracy_latency.py                     twenty minutes on two cores: eight networks
+    python scripts/figures/accuracy_latency.py --all --repeat 5    an hour: all NFNets and EfficientNets, three others
     python scripts/figures/accuracy_latency.py --all --device cuda --dtype bfloat16 --batch 32
 
-Measures a training step of each network at its own image size, by SGD, of NFNets with adaptive clipping. Steps are
-repeated until the middle half of the times of each network is within a tenth of their median, at most four times as
-often as --repeat says. Accuracies are published ones or those that timm measured (hub/checkpoints.toml and PEERS).
-Prints how many times as long as NFNet-F1 EfficientNet-B7 takes, which has the same published top-1: 8.7 on TPUv3 in
-the paper.
+Measures a training step of each network at its own image size, by SGD, of NFNets with adaptive clipping. Accuracies are
+published ones or those that timm measured (hub/checkpoints.toml and PEERS). Prints how many times as long as NFNet-F1
+EfficientNet-B7 takes, which has the same published top-1: 8.7 on TPUv3 in the paper.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Any
 
 import figures
@@ -26,6 +24,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from timm.optim import create_optimizer_v2
 from tqdm import tqdm
 
@@ -62,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--all", action="store_true", help="all networks, not eight of them")
     parser.add_argument("--batch", type=int, default=4, help="images in a step (%(default)s)")
-    parser.add_argument("--repeat", type=int, default=5, help="steps of each, in turns, at least (%(default)s)")
+    parser.add_argument("--repeat", type=int, default=17, help="steps of each, in turns (%(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     rows = {row["name"]: row for row in figures.run(parser, "accuracy_latency", measure, draw)["rows"]}
@@ -74,28 +73,22 @@ def main() -> None:
     )
 
 
-def contenders() -> list[dict[str, Any]]:
-    """Return the family, image size and top-1 of each network, and who measured the top-1."""
-    released = load_published()["checkpoints"].items()
-    nfnets = [
-        (name, "NFNet", VARIANTS[name.split(".")[0]].train_size, facts["top1"], "published") for name, facts in released
-    ]
-    keys = ("name", "family", "pixels", "top1", "by")
-    return [dict(zip(keys, (name.split(".")[0], *facts), strict=True)) for name, *facts in [*nfnets, *PEERS]]
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return each network with the milliseconds per image of its steps."""
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda: torch finds no GPU here; leave it out to measure on the CPU")
-    rows = [{**row, "milliseconds": []} for row in contenders() if args.all or row["name"] in QUICK]
-    with tqdm(unit="step") as progress:
+    checkpoints = {name.split(".")[0]: facts for name, facts in load_published()["checkpoints"].items()}
+    nfnets = [(name, "NFNet", VARIANTS[name].train_size, of["top1"], "published") for name, of in checkpoints.items()]
+    rows: list[dict[str, Any]] = [
+        {"name": name.split(".")[0], "family": family, "pixels": pixels, "top1": top1, "by": by, "milliseconds": []}
+        for name, family, pixels, top1, by in [*nfnets, *PEERS]
+        if args.all or name.split(".")[0] in QUICK
+    ]
+    with tqdm(total=len(rows) * (args.repeat + 1), unit="step") as progress:
         # Eight at a time, because all of them do not fit into memory. Networks that are compared are in the same eight.
         for some in (rows[i : i + 8] for i in range(0, len(rows), 8)):
             steps = [step_of(row["name"], row["pixels"], args) for row in some]
-            for turn in range(4 * args.repeat + 1):
-                if turn > args.repeat and all(is_settled(row["milliseconds"]) for row in some):
-                    break
+            for turn in range(args.repeat + 1):
                 for row, step in zip(some, steps, strict=True):
                     progress.set_description(row["name"])
                     milliseconds = step()
@@ -135,12 +128,6 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def is_settled(times: list[float]) -> bool:
-    """Return whether the middle half of ``times`` is within a tenth of the median."""
-    low, middle, high = quartiles(times)
-    return high - low < 0.1 * middle
-
-
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draw top-1 over milliseconds per image, a line for each family."""
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -167,10 +154,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes.set_title(
         f"Further left is faster to train for its accuracy ({record['machine']}, {record['dtype']})", fontsize=11
     )
-    times = [median(row["milliseconds"]) for row in record["rows"]]
-    ticks = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
-    ticks = [tick for tick in ticks if min(times) / 2 < tick < max(times) * 2]
-    axes.set_xticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
     axes.legend(frameon=False, loc="lower right")
     axes.margins(x=0.12)

@@ -20,7 +20,7 @@ from typing import Any
 import figures
 import timm
 import torch
-from digits_training import accuracy_after_training, batches_of, best, by_rate, draw_seeds
+from digits_training import accuracies_of, accuracy_after_training, batches_of, best, by_rate, draw_seeds
 from matplotlib.figure import Figure
 
 from nfnet_timm.demo import load_images
@@ -65,8 +65,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for lr in lrs
         for seed in range(3 if args.full else 1)
     ]
-    found = figures.in_processes(train, settings, args.processes)
-    runs = [{**setting, "accuracy": accuracy} for setting, accuracy in zip(settings, found, strict=True)]
+    runs = accuracies_of(train, settings, args.processes)
     return {"epochs": EPOCHS, "updates": UPDATES, "runs": runs}
 
 

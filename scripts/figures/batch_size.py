@@ -6,8 +6,7 @@
 A small NF-ResNet on scikit-learn's handwritten digits, without and with adaptive clipping, and the same network with
 batch norm (``nfnet_timm.with_batch_norm``). All train by SGD with Nesterov momentum, at learning rates proportional to
 the batch, as in both papers. The best of ten proportions counts. All runs have the same number of epochs, but at
-least a fixed number of updates, because a large batch would otherwise get too few. The digits are used because no
-maintained package contains a small set of natural images.
+least a fixed number of updates, because a large batch would otherwise get too few.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import figures
 import timm
 import torch
-from digits_training import accuracy_after_training, batches_of, best, draw_seeds
+from digits_training import accuracies_of, accuracy_after_training, batches_of, best, draw_seeds
 from matplotlib.figure import Figure
 
 from nfnet_timm import with_batch_norm
@@ -53,8 +52,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for lr in (2.0**i for i in (range(-6, 4) if args.full else (-1,)))
         for seed in range(3 if args.full else 1)
     ]
-    found = figures.in_processes(train, settings, args.processes)
-    runs = [{**setting, "accuracy": accuracy} for setting, accuracy in zip(settings, found, strict=True)]
+    runs = accuracies_of(train, settings, args.processes)
     return {"images": IMAGES, "epochs": EPOCHS, "updates": UPDATES, "runs": runs}
 
 

@@ -52,27 +52,17 @@ def train(epochs: int) -> dict[str, Any]:
 
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draw a row for each parameter and a column for each step, by kind of parameter."""
-    kinds = {
-        "kernels and matrices": lambda name: name.endswith("weight"),
-        "gains and skip gains": lambda name: name.endswith("gain"),
-        "biases": lambda name: name.endswith("bias"),
-    }
+    kinds = {"kernels and matrices": "weight", "gains and skip gains": "gain", "biases": "bias"}
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     figure.suptitle(
         "Clipped are stem, shortcuts, skip gains and most biases; hardly the inside of branches\n"
         f"(clip factor {record['clip_factor']}, learning rate {record['lr']}, batch {record['batch']})",
         fontweight="bold",
     )
-    for axis, (kind, belongs) in zip(figure.subplots(1, 3), kinds.items(), strict=True):
-        names = [name for name in record["clipped"] if belongs(name)]
-        image = axis.imshow(
-            [record["clipped"][name] for name in names],
-            aspect="auto",
-            cmap="viridis",
-            vmin=0,
-            vmax=1,
-            interpolation="nearest",
-        )
+    for axis, (kind, ending) in zip(figure.subplots(1, 3), kinds.items(), strict=True):
+        names = [name for name in record["clipped"] if name.endswith(ending)]
+        shares = [record["clipped"][name] for name in names]
+        image = axis.imshow(shares, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
         axis.set(title=kind, xlabel="step")
         axis.set_yticks(range(len(names)), [name.removesuffix(".weight") for name in names], fontsize=5)
     figure.colorbar(image, ax=figure.axes, label="share of the units whose gradient is scaled down")

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable
 from statistics import mean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.scheduler import create_scheduler_v2
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from nfnet_timm.demo import Digits
 
-__all__ = ["accuracy_after_training", "batches_of", "best", "by_rate", "draw_seeds"]
+__all__ = ["accuracies_of", "accuracy_after_training", "batches_of", "best", "by_rate", "draw_seeds"]
+
+Record = dict[str, Any]
+
+
+def accuracies_of(train: Callable[[Record], float], settings: list[Record], processes: int) -> list[Record]:
+    """Return each setting with the accuracy of its run: ``processes`` at a time, one thread each, a progress bar."""
+    with multiprocessing.get_context("spawn").Pool(processes, _alone) as pool:  # an exception ends them
+        found = tqdm(pool.imap(train, settings), total=len(settings), unit="run")
+        return [{**setting, "accuracy": accuracy} for setting, accuracy in zip(settings, found, strict=True)]
+
+
+def _alone() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
+    torch.set_num_threads(1)
 
 
 def accuracy_after_training(
@@ -32,7 +49,7 @@ def accuracy_after_training(
     Training ends after ``epochs``, or later, after ``updates``. The learning rate rises for one epoch and then falls by
     a cosine. Images have 16 x 16 pixels, which is twice the size of the original digits.
     """
-    x, y = half_size(digits.train[:images]), digits.train_classes[:images]
+    x, y = F.avg_pool2d(digits.train[:images], 2), digits.train_classes[:images]
     steps = math.ceil(images / batch)
     epochs = max(epochs, math.ceil(updates / steps))
     schedule, _ = create_scheduler_v2(
@@ -52,26 +69,21 @@ def accuracy_after_training(
             step += 1
     model.eval()
     with torch.no_grad():
-        return float((model(half_size(digits.test)).argmax(1) == digits.test_classes).float().mean())
+        return float((model(F.avg_pool2d(digits.test, 2)).argmax(1) == digits.test_classes).float().mean())
 
 
-def half_size(images: Tensor) -> Tensor:
-    """Return images of half the height and width."""
-    return F.avg_pool2d(images, 2)
-
-
-def batches_of(record: dict[str, Any]) -> list[int]:
+def batches_of(record: Record) -> list[int]:
     """Return the batch sizes of the runs in ``record``."""
     return sorted({run["batch"] for run in record["runs"]})
 
 
-def by_rate(record: dict[str, Any], **setting: Any) -> dict[float, list[float]]:
+def by_rate(record: Record, **setting: Any) -> dict[float, list[float]]:
     """Return the accuracies of all seeds at each learning rate, of the runs in ``record`` with this setting."""
     runs = [run for run in record["runs"] if setting.items() <= run.items()]
     return {lr: [run["accuracy"] for run in runs if run["lr"] == lr] for lr in sorted({run["lr"] for run in runs})}
 
 
-def best(record: dict[str, Any], **setting: Any) -> tuple[float, list[float]]:
+def best(record: Record, **setting: Any) -> tuple[float, list[float]]:
     """Return the learning rate with the best mean accuracy, and the accuracies of all seeds there."""
     return max(by_rate(record, **setting).items(), key=lambda point: mean(point[1]))
 

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from nfnet_timm.installation import to_install
 
 try:
     import matplotlib
     import sklearn  # noqa: F401  # the digits
+    import tqdm  # noqa: F401
     from matplotlib.axes import Axes
-    from tqdm import tqdm
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: {to_install('demo')}")
 
-__all__ = ["clean", "in_processes", "run"]
+__all__ = ["clean", "run"]
 
 Record = dict[str, Any]
 
@@ -41,9 +37,11 @@ def run(
     All numbers among the options of ``parser`` must be positive. With --from-json nothing is measured. Ctrl-C ends the
     measurement, and nothing is written then.
     """
-    parser.add_argument("--out", type=_folder, default=Path(name.replace("_", "-")), help="folder (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(name.replace("_", "-")), help="folder (%(default)s)")
     parser.add_argument("--from-json", action="store_true", help="draw again from the results of an earlier run")
     args = parser.parse_args()
+    if args.out.is_file():
+        parser.error(f"--out {args.out} is a file: expected a folder")
     for option, value in vars(args).items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             parser.error(f"--{option} {value}: expected a number above 0")
@@ -62,24 +60,6 @@ def run(
     draw(record, picture)
     print(f"results: {results}\npicture: {picture}")
     return record
-
-
-def _folder(text: str) -> Path:
-    path = Path(text)
-    if path.is_file():
-        raise argparse.ArgumentTypeError(f"{path} is a file: expected a folder")
-    return path
-
-
-def in_processes(function: Callable[[Record], float], settings: list[Record], processes: int) -> list[float]:
-    """Return the result of ``function`` for each setting: ``processes`` at a time, one thread each, a progress bar."""
-    with multiprocessing.get_context("spawn").Pool(processes, _alone) as pool:  # an exception ends them
-        return list(tqdm(pool.imap(function, settings), total=len(settings), unit="run"))
-
-
-def _alone() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
-    torch.set_num_threads(1)
 
 
 def clean(axes: Axes) -> None:
