@@ -59,7 +59,8 @@ def main() -> None:
         known = images[args.train_split].reader
         check_folders(known, images[args.val_split].reader, args)
         # timm numbers the classes of each split by themselves: a class without images would shift the others.
-        images[args.val_split] = create_dataset("", args.data_dir, args.val_split, class_map=known.class_to_idx)
+        args.class_map = known.class_to_idx
+        images[args.val_split] = create_dataset("", args.data_dir, args.val_split, class_map=args.class_map)
     names = class_names(images[args.train_split])
     # `nfnet-timm publish` reads these options for the card.
     args.num_classes, args.model_ema, args.script = len(names), True, "examples/fine_tune.py of nfnet_timm"

@@ -75,12 +75,12 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
     if shared := seen & unseen:
         return f"train.py reads {min(shared)} for training and for validation: {splits}"
     if ours.is_dir() and theirs.is_dir() and (is_image_folder or not args.get("class_map")):
-        trained, validated = (set(class_index(root, args)) for root in (ours, theirs))
-        if different := sorted(trained ^ validated):
-            place = ours if different[0] in trained else theirs
+        trained, validated = (class_index(root, args) for root in (ours, theirs))
+        if moved := [name for name, number in validated.items() if trained.get(name) != number]:
             return (
-                f"train.py may have numbered the classes of {ours} and {theirs} differently: only {place} has "
-                f"images of {different[0]!r}. Give both folders the same classes, or train with --class-map"
+                f"class {moved[0]!r} has the number {validated[moved[0]]} in {theirs}, and {trained.get(moved[0])} in "
+                f"{ours}, because train.py numbers the folders of each split. Give both splits the same classes, or "
+                "train with --class-map"
             )
     return None
 
@@ -88,9 +88,11 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
 def class_index(folder: Path, args: Mapping[str, Any]) -> dict[str, int]:
     """Return the number that train.py gives to each class of a folder of images if there is no class map.
 
-    Source: ``find_images_and_targets`` in timm/data/readers/reader_image_folder.py.
+    Source: ``find_images_and_targets`` in timm/data/readers/reader_image_folder.py, ``find_classes`` in torchvision.
     """
-    return find_images_and_targets(str(folder), image_types(args), sort=False)[1]
+    index = find_images_and_targets(str(folder), image_types(args), sort=False)[1]
+    # timm sorts "2" before "10", torchvision does not.
+    return {name: i for i, name in enumerate(sorted(index))} if library_of(args)[0] == "torch" else index
 
 
 def image_types(args: Mapping[str, Any]) -> set[str]:
