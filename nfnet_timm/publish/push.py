@@ -219,12 +219,12 @@ def push(
             )
         return commit.oid, True
     except BaseException as error:
+        is_lost = isinstance(error, OSError)  # the Hub may have made the commit, and only its answer was lost
         with suppress(Exception):
-            now = str(api.model_info(repo_id, revision=revision).sha)
+            now = str(api.model_info(repo_id, revision=revision).sha) if is_lost or is_new_branch else head
             if now == head and is_new_branch:
                 api.delete_branch(repo_id, branch=revision)
-            # Even if its answer was lost, the Hub may have made the commit.
-            if now != head and isinstance(error, OSError) and not _different(api, repo_id, now, folder):
+            if now != head and is_lost and not _different(api, repo_id, now, folder):
                 return now, True
         raise
 

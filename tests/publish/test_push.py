@@ -191,9 +191,10 @@ def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(
     monkeypatch.chdir(tmp_path)
     command = ["publish", str(golden.DATA / "nfnet_tiny_haiku_2021.npz"), "org/tiny", "--license", "mit"]
     process = subprocess.Popen([COMMAND, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    answer = threading.Event()
+    answer, requests = threading.Event(), []
 
     def interrupt():
+        requests.extend(hub.log)
         process.send_signal(signal.SIGINT)
         answer.wait(20)  # the request is on its way until the client is gone
 
@@ -203,6 +204,7 @@ def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(
     assert process.returncode == 130
     assert "nfnet-timm: interrupted; run the same command again" in out
     assert "Traceback" not in out
+    assert hub.log == requests  # it ends at once, and does not try again after a timeout
     if "org/tiny" in hub.repos:
         names = set(hub.files("org/tiny")) - {".gitattributes"}
         assert names in (set(), FILES)
