@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
@@ -55,6 +56,8 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
             to_do = "ask for access on the page of the repo, and log in with `hf auth login`"
         elif isinstance(cause, RepositoryNotFoundError):
             to_do = _ADVICE[404]  # the Hub's status is 401 if there is no access token
+        elif isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            to_do = "make room on this disk, or set TMPDIR to a folder on another one, then run the same command again"
         elif isinstance(cause, OfflineModeIsEnabled):
             to_do = "offline mode is on: unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the command again"
         reason = " ".join(str(cause).split()) or type(cause).__name__
