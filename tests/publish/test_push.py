@@ -81,6 +81,19 @@ def test_a_tag_is_never_moved_and_is_checked_before_the_push(hub, built_once):
     assert hub.repos["org/tiny"].tags == {"v1": commit}
 
 
+@pytest.mark.parametrize(
+    "names", [{"revision": "v1"}, {"tag": "main"}, {"tag": "dev"}, {"revision": "v2", "tag": "v2"}]
+)
+def test_no_name_becomes_both_a_branch_and_a_tag(hub, built_once, names):
+    commit, _ = push(built_once, "org/tiny")
+    push(built_once, "org/tiny", revision="dev")
+    tag_commit("org/tiny", "v1", commit)
+    with pytest.raises(ValueError, match="would be a branch and a tag of org/tiny.*Nothing was pushed"):
+        push(built_once, "org/tiny", **names)
+    assert hub.repos["org/tiny"].branches == {"main": commit, "dev": commit}
+    assert hub.repos["org/tiny"].tags == {"v1": commit}
+
+
 def test_option_private_makes_a_private_repo_and_refuses_a_public_one(hub, built_once, monkeypatch):
     push(built_once, "org/tiny", private=True)
     assert hub.repos["org/tiny"].private
