@@ -14,6 +14,8 @@ __all__ = ["hub_errors_explained"]
 
 # The client's versions use the HTTP libraries httpx, httpx2 or requests. Errors of requests are OSErrors.
 _LIBRARIES = ("httpx", "httpx2", "httpcore", "huggingface_hub")
+# From the client if a proxy has answered, or if the answer is incomplete.
+_Unreadable = JSONDecodeError | KeyError | TypeError | AttributeError
 _ADVICE = {
     401: "the Hub does not accept the access token: log in again with `hf auth login`, or set HF_TOKEN",
     403: "the access token has no write access there: create one with write access, and log in with `hf auth login`",
@@ -46,7 +48,7 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
                 "in with `hf auth login`, or set HF_TOKEN"
             ) from None
         library = type(cause).__module__.split(".")[0]
-        if not isinstance(cause, OSError | JSONDecodeError) and library not in _LIBRARIES:
+        if not isinstance(cause, OSError | _Unreadable) and library not in _LIBRARIES:
             raise
         status = getattr(getattr(cause, "response", None), "status_code", None)
         retry = "run the same command again; data that has arrived is not sent again"
@@ -61,8 +63,8 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
         elif isinstance(cause, OfflineModeIsEnabled):
             to_do = "offline mode is on: unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the command again"
         reason = " ".join(str(cause).split()) or type(cause).__name__
-        if isinstance(cause, JSONDecodeError):  # from a proxy, or the answer is incomplete
-            reason = f"the answer is not JSON: {reason}"
+        if isinstance(cause, _Unreadable):
+            reason = f"the answer cannot be read: {type(cause).__name__} {reason}"
         if token:
             reason = reason.replace(token, "***")
         raise OSError(f"{doing} failed: {reason[:300].rstrip('.')}. To do: {to_do}") from None

@@ -357,7 +357,9 @@ def test_missing_damaged_or_hostile_repo_gives_a_one_line_error(hub, built, caps
         (401, "RepoNotFound", "To do: the repo or revision does not exist"),  # without an access token
         (401, "GatedRepo", "To do: ask for access on the page of the repo"),
         (403, "GatedRepo", "To do: ask for access on the page of the repo"),
-        (b"<html>", "", "the answer is not JSON: .*To do: run the same command"),
+        (b"<html>", "", "the answer cannot be read: JSONDecodeError .*To do: run the same command"),
+        (b"{}", "", "the answer cannot be read: KeyError .*To do: run the same command"),
+        (b"null", "", "the answer cannot be read: TypeError .*To do: run the same command"),
     ],
 )
 def test_error_for_an_answer_of_the_hub_says_what_to_do(hub, built_once, action, code, message):
