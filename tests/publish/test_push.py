@@ -351,6 +351,15 @@ def test_missing_damaged_or_hostile_repo_gives_a_one_line_error(hub, built, caps
     assert error.count("\n") == 1
 
 
+def test_names_of_a_hostile_repo_do_not_control_the_terminal(hub, built_once, capsys):
+    push(built_once, "org/tiny")
+    hub.push("org/tiny", "a\x1b[2J\n  logits as recorded.json", b"{}")
+    assert main(["verify", "org/tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("\n") == 3
+
+
 @pytest.mark.parametrize(
     ("action", "code", "message"),
     [
