@@ -49,16 +49,16 @@ def main(argv: list[str] | None = None) -> int:
             print("nfnet-timm: interrupted; run the same command again", file=sys.stderr)
         return exit_status(error)
     except (ValueError, OSError, ImportError, SafetensorError) as error:
-        print(f"nfnet-timm: error: {_one_line(error)}", file=sys.stderr)
+        print(f"nfnet-timm: error: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 
 
-def _one_line(error: Exception) -> str:
-    """Return the message of an error, without line breaks, colours and other terminal codes."""
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
+def _one_line(text: str) -> str:
+    """Return a text without line breaks, colours and other terminal codes."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     text = " ".join(line.strip() for line in text.splitlines() if line.strip())
-    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -294,7 +294,7 @@ def _verify(args: argparse.Namespace) -> None:
     print(f"{args.repo} at commit {report.commit}")
     _report(report)
     for path in report.bad_cached:
-        print(f"DAMAGED in your cache: {path}. Its hash is not the one that the Hub records")
+        print(f"DAMAGED in your cache: {_one_line(str(path))}. Its hash is not the one that the Hub records")
         if args.remove or _ask("Remove it, so that it is downloaded again? [y/N] "):
             path.resolve().unlink(missing_ok=True)  # the file that the path in the cache is a link to
             path.unlink(missing_ok=True)
@@ -328,7 +328,7 @@ def _ask(question: str) -> bool:
 
 
 def _report(report: Report) -> None:
-    print(f"  {', '.join(report.files)}: hashes as recorded by the Hub")
+    print(f"  {_one_line(', '.join(report.files))}: hashes as recorded by the Hub")
     if report.difference is None:
         print("  no recorded logits to compare with")
     else:

@@ -136,9 +136,10 @@ def _embedding_shape(model: Any, size: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of the embeddings of two images."""
     parameter = next(model.parameters())
     stride = model.feature_info[-1]["reduction"]
-    features = parameter.new_empty((2, model.num_features, *(math.ceil(pixels / stride) for pixels in size)))
     with torch.no_grad():
-        return tuple(model.forward_head(features, pre_logits=True).shape)
+        shape = model.forward_head(parameter.new_empty((2, model.num_features, 1, 1)), pre_logits=True).shape
+    positions = [math.ceil(pixels / stride) for pixels in size]
+    return (*shape[:2], *positions[: len(shape) - 2])  # without pooling there are four dimensions
 
 
 def _published(sources: dict[str, str], released: dict[str, Any], size: Sequence[int]) -> list[EvalResult]:

@@ -13,6 +13,7 @@ from nfnet_timm.publish.checkpoints import load_published
 from nfnet_timm.publish.fingerprints import identify
 from nfnet_timm.publish.hub_errors import hub_errors_explained
 from nfnet_timm.publish.locks import locked
+from nfnet_timm.publish.staging import refuse_directory
 
 __all__ = ["download"]
 
@@ -41,12 +42,14 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
         raise ValueError(f"no file was released for {name!r}: expected one of {', '.join(files)}")
     released = files[_short(name.lower())]
     path, md5 = folder / released["file"], released["md5"]
+    partial = path.with_name(f"{path.name}.part")
+    for file in (path, partial):
+        refuse_directory(file)
     if _is_there(path, md5):
         return path, False
     with locked(folder, path.name):
         if _is_there(path, md5):  # another run has downloaded it while this one waited
             return path, False
-        partial = path.with_name(f"{path.name}.part")
         resumed = partial.exists()
         _fetch(released, partial)
         if resumed and _md5(partial) != md5:  # the old .part file may be the start of another file
@@ -79,7 +82,7 @@ def _is_there(path: Path, md5: str) -> bool:
 
 
 def _fetch(released: dict[str, Any], partial: Path) -> None:
-    with hub_errors_explained(f"downloading {released['url']}", _ADVICE), partial.open("ab") as file:
+    with partial.open("ab") as file, hub_errors_explained(f"downloading {released['url']}", _ADVICE):
         there = file.tell()
         try:
             http_get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
@@ -13,6 +14,8 @@ __all__ = ["hub_errors_explained"]
 
 # The client's versions use the HTTP libraries httpx, httpx2 or requests. Errors of requests are OSErrors.
 _LIBRARIES = ("httpx", "httpx2", "httpcore", "huggingface_hub")
+# From the client if a proxy has answered, or if the answer is incomplete.
+_Unreadable = JSONDecodeError | KeyError | TypeError | AttributeError
 _ADVICE = {
     401: "the Hub does not accept the access token: log in again with `hf auth login`, or set HF_TOKEN",
     403: "the access token has no write access there: create one with write access, and log in with `hf auth login`",
@@ -45,7 +48,7 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
                 "in with `hf auth login`, or set HF_TOKEN"
             ) from None
         library = type(cause).__module__.split(".")[0]
-        if not isinstance(cause, OSError | JSONDecodeError) and library not in _LIBRARIES:
+        if not isinstance(cause, OSError | _Unreadable) and library not in _LIBRARIES:
             raise
         status = getattr(getattr(cause, "response", None), "status_code", None)
         retry = "run the same command again; data that has arrived is not sent again"
@@ -55,11 +58,13 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
             to_do = "ask for access on the page of the repo, and log in with `hf auth login`"
         elif isinstance(cause, RepositoryNotFoundError):
             to_do = _ADVICE[404]  # the Hub's status is 401 if there is no access token
+        elif isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            to_do = "make room on this disk, or set TMPDIR to a folder on another one, then run the same command again"
         elif isinstance(cause, OfflineModeIsEnabled):
             to_do = "offline mode is on: unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the command again"
         reason = " ".join(str(cause).split()) or type(cause).__name__
-        if isinstance(cause, JSONDecodeError):  # from a proxy, or the answer is incomplete
-            reason = f"the answer is not JSON: {reason}"
+        if isinstance(cause, _Unreadable):
+            reason = f"the answer cannot be read: {type(cause).__name__} {reason}"
         if token:
             reason = reason.replace(token, "***")
         raise OSError(f"{doing} failed: {reason[:300].rstrip('.')}. To do: {to_do}") from None

@@ -170,7 +170,8 @@ def push(
         tag: The tag that ``tag_commit`` will create. No other commit may have it.
     Raises:
         ValueError: If there is no access token, if the branch has other content and ``force`` is not set, if another
-            commit has the tag, or if the repo is public and ``private`` is set.
+            commit has the tag, if a branch and a tag would have the same name, or if the repo is public and
+            ``private`` is set.
         OSError: If the Hub cannot be reached or refuses.
     """
     if not get_token():
@@ -181,7 +182,9 @@ def push(
         api.create_repo(repo_id, private=private or None, exist_ok=True)
     with hub_errors_explained(f"reading {repo_id}"):
         refs = api.list_repo_refs(repo_id)
-        is_new_branch = revision not in {"main", *(ref.name for ref in refs.branches)}
+        branches = {"main", *(ref.name for ref in refs.branches)}
+        tags = {ref.name: ref.target_commit for ref in refs.tags}
+        is_new_branch = revision not in branches
         info = api.model_info(repo_id, revision="main" if is_new_branch else revision)
         head = str(info.sha)
         different = _different(api, repo_id, head, folder)
@@ -189,7 +192,12 @@ def push(
         raise ValueError(
             f"{repo_id} exists and is public: make it private in its settings, or do not ask for a private one"
         )
-    tagged = {ref.name: ref.target_commit for ref in refs.tags}.get(tag or "")
+    if both := {revision, tag} & {*branches, revision} & {*tags, tag}:
+        raise ValueError(
+            f"{both.pop()} would be a branch and a tag of {repo_id}, and its users would not know which one they get: "
+            "choose another name. Nothing was pushed"
+        )
+    tagged = tags.get(tag or "")
     if tagged is not None and (different or tagged != head):
         raise ValueError(
             f"{repo_id} has the tag {tag} at {tagged}: choose another name for the tag. Nothing was pushed"
@@ -219,12 +227,12 @@ def push(
             )
         return commit.oid, True
     except BaseException as error:
+        is_lost = isinstance(error, OSError)  # the Hub may have made the commit, and only its answer was lost
         with suppress(Exception):
-            now = str(api.model_info(repo_id, revision=revision).sha)
+            now = str(api.model_info(repo_id, revision=revision).sha) if is_lost or is_new_branch else head
             if now == head and is_new_branch:
                 api.delete_branch(repo_id, branch=revision)
-            # Even if its answer was lost, the Hub may have made the commit.
-            if now != head and isinstance(error, OSError) and not _different(api, repo_id, now, folder):
+            if now != head and is_lost and not _different(api, repo_id, now, folder):
                 return now, True
         raise
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from nfnet_timm.publish.locks import OURS, locked, names_in
 from nfnet_timm.signals import signals_held, stop_if_interrupted
 
-__all__ = ["put_in_place", "staged_folder", "written_beside"]
+__all__ = ["put_in_place", "refuse_directory", "staged_folder", "written_beside"]
 
 # Temporary folders. The last three are names of one folder, for the steps of ``put_in_place``:
 # new       the new files
@@ -30,7 +30,7 @@ def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ValueError: If ``file`` is a directory, or if it exists and ``overwrite`` is not set.
     """
-    _refuse_directory(file)
+    refuse_directory(file)
     with locked(file.parent, file.name):
         if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists: pass --overwrite to replace it, or choose another name with --out")
@@ -62,7 +62,7 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
         OSError: If ``folder`` cannot be written. The message says whether it was changed.
     """
     for name in names:
-        _refuse_directory(folder / name)
+        refuse_directory(folder / name)
     is_new = not folder.exists()
     try:
         with locked(folder):
@@ -90,7 +90,8 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _refuse_directory(file: Path) -> None:
+def refuse_directory(file: Path) -> None:
+    """Raise ValueError if ``file`` is a directory."""
     if file.is_dir():
         raise ValueError(f"{file} is a directory: expected a file; move it away")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.utils import validate_repo_id
 
 from nfnet_timm.formats.safetensors_file import checked_header
@@ -67,9 +67,11 @@ def verify(repo_id: str, revision: str = "main", expected: Any = None) -> Report
         )
     with tempfile.TemporaryDirectory() as empty:
         with hub_errors_explained(f"downloading {repo_id}"):
-            patterns = ["*.safetensors", "*.json", "*.md"]
-            folder = Path(snapshot_download(repo_id, revision=commit, cache_dir=empty, allow_patterns=patterns))
+            for name in names:  # snapshot_download has threads, which go on after Ctrl-C until their requests time out
+                if name.endswith((".safetensors", ".json", ".md")):
+                    hf_hub_download(repo_id, name, revision=commit, cache_dir=empty)
             found = api.verify_repo_checksums(repo_id, revision=commit, cache_dir=empty)
+        folder = found.verified_path
         for mismatch in found.mismatches:
             raise ValueError(
                 f"the hash of the download of {mismatch['path']} is {mismatch['actual']}: the Hub records "

@@ -1,5 +1,6 @@
 """A download gives the released file or none, for any fault of the server, and continues after an interruption."""
 
+import errno
 import hashlib
 import re
 import threading
@@ -94,6 +95,24 @@ def test_a_file_with_another_md5_is_neither_kept_nor_replaced(server, tmp_path, 
     assert "F0_haiku.npz exists and is not the released file" in capsys.readouterr().err
     assert (tmp_path / "F0_haiku.npz").read_text() == "precious"
     assert begins(server) == [0]
+
+
+@pytest.mark.parametrize("name", ["F0_haiku.npz", "F0_haiku.npz.part"])
+def test_a_directory_in_place_of_the_file_is_refused_before_any_request(server, tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    assert main(["download", "f0"]) == 1
+    assert f"{name} is a directory: expected a file; move it away" in capsys.readouterr().err
+    assert server.log == []
+    assert names(tmp_path) == [name]
+
+
+def test_error_for_a_full_disk_does_not_advise_to_try_again_as_it_is(server, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("nfnet_timm.publish.download.http_get", full)
+    assert main(["download", "f0"]) == 1
+    assert "No space left on device. To do: make room on this disk" in capsys.readouterr().err
 
 
 def test_error_for_a_missing_file_has_its_address_and_says_what_to_do(server, capsys):

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -332,10 +333,17 @@ def test_a_state_dict_of_a_named_network_is_published(publish, tiny, save):
     assert config["pretrained_cfg"]["input_size"][0] == 1
 
 
+def test_the_message_for_a_state_dict_without_a_name_has_options_that_a_shell_passes_on(publish, refused, tiny):
+    model = tiny()
+    torch.save(model.state_dict(), "w.pth")
+    advice = refused("w.pth").partition(" --model ")[2]
+    assert "=(" in advice
+    assert_publishes(publish, "w.pth", *shlex.split(f"--model {advice}"), model=model)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "expected"),
     [
-        (dict, [], f"--model nfnet_f0 --model-kwargs {KWARGS[0]} channels=(32,64,96,96)"),
         (dict, ["--model", "nfnet_f00"], "--model nfnet_f00: no such network; expected one of nfnet_timm, such as"),
         (dict, [*NAMED, "depths=(1,2,3,1)"], "stages.2"),
         (dict, [*NAMED, "width=3"], "--model-kwargs: unknown entry 'width'"),

@@ -81,6 +81,19 @@ def test_a_tag_is_never_moved_and_is_checked_before_the_push(hub, built_once):
     assert hub.repos["org/tiny"].tags == {"v1": commit}
 
 
+@pytest.mark.parametrize(
+    "names", [{"revision": "v1"}, {"tag": "main"}, {"tag": "dev"}, {"revision": "v2", "tag": "v2"}]
+)
+def test_no_name_becomes_both_a_branch_and_a_tag(hub, built_once, names):
+    commit, _ = push(built_once, "org/tiny")
+    push(built_once, "org/tiny", revision="dev")
+    tag_commit("org/tiny", "v1", commit)
+    with pytest.raises(ValueError, match="would be a branch and a tag of org/tiny.*Nothing was pushed"):
+        push(built_once, "org/tiny", **names)
+    assert hub.repos["org/tiny"].branches == {"main": commit, "dev": commit}
+    assert hub.repos["org/tiny"].tags == {"v1": commit}
+
+
 def test_option_private_makes_a_private_repo_and_refuses_a_public_one(hub, built_once, monkeypatch):
     push(built_once, "org/tiny", private=True)
     assert hub.repos["org/tiny"].private
@@ -191,9 +204,10 @@ def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(
     monkeypatch.chdir(tmp_path)
     command = ["publish", str(golden.DATA / "nfnet_tiny_haiku_2021.npz"), "org/tiny", "--license", "mit"]
     process = subprocess.Popen([COMMAND, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    answer = threading.Event()
+    answer, requests = threading.Event(), []
 
     def interrupt():
+        requests.extend(hub.log)
         process.send_signal(signal.SIGINT)
         answer.wait(20)  # the request is on its way until the client is gone
 
@@ -203,6 +217,7 @@ def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(
     assert process.returncode == 130
     assert "nfnet-timm: interrupted; run the same command again" in out
     assert "Traceback" not in out
+    assert hub.log == requests  # it ends at once, and does not try again after a timeout
     if "org/tiny" in hub.repos:
         names = set(hub.files("org/tiny")) - {".gitattributes"}
         assert names in (set(), FILES)
@@ -336,13 +351,24 @@ def test_missing_damaged_or_hostile_repo_gives_a_one_line_error(hub, built, caps
     assert error.count("\n") == 1
 
 
+def test_names_of_a_hostile_repo_do_not_control_the_terminal(hub, built_once, capsys):
+    push(built_once, "org/tiny")
+    hub.push("org/tiny", "a\x1b[2J\n  logits as recorded.json", b"{}")
+    assert main(["verify", "org/tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("\n") == 3
+
+
 @pytest.mark.parametrize(
     ("action", "code", "message"),
     [
         (401, "RepoNotFound", "To do: the repo or revision does not exist"),  # without an access token
         (401, "GatedRepo", "To do: ask for access on the page of the repo"),
         (403, "GatedRepo", "To do: ask for access on the page of the repo"),
-        (b"<html>", "", "the answer is not JSON: .*To do: run the same command"),
+        (b"<html>", "", "the answer cannot be read: JSONDecodeError .*To do: run the same command"),
+        (b"{}", "", "the answer cannot be read: KeyError .*To do: run the same command"),
+        (b"null", "", "the answer cannot be read: TypeError .*To do: run the same command"),
     ],
 )
 def test_error_for_an_answer_of_the_hub_says_what_to_do(hub, built_once, action, code, message):
