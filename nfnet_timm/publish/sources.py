@@ -7,6 +7,7 @@ checkpoint of timm's train.py, or a state dict with the name of its network. in_
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,10 +206,10 @@ def _from_state_dict(
     arrays = _arrays_of_network(state_dict)
     if name is None:
         found, arguments = infer_variant(arrays)
-        kwargs = " ".join(f"{key}={value}".replace(" ", "") for key, value in arguments.items())
+        kwargs = [f"{key}={value}".replace(" ", "") for key, value in arguments.items()]
         raise ValueError(
             "a state dict does not contain the name of its network: pass --model; the shapes are those of "
-            f"--model {found}{f' --model-kwargs {kwargs}' if kwargs else ''}"
+            + shlex.join(["--model", found, *(["--model-kwargs", *kwargs] if kwargs else [])])
         )
     chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
     options = {"model": name, "model_kwargs": model_kwargs, "in_chans": chans[0] if chans else None}

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -332,10 +333,18 @@ def test_a_state_dict_of_a_named_network_is_published(publish, tiny, save):
     assert config["pretrained_cfg"]["input_size"][0] == 1
 
 
+def test_the_options_that_the_error_names_can_be_pasted_into_a_shell(publish, refused, tiny):
+    model = tiny(num_classes=3, in_chans=1)
+    torch.save(model.state_dict(), "w.pth")
+    error = refused("w.pth")
+    words = shlex.shlex(error[error.index("--model nfnet_f0") :], posix=True, punctuation_chars=True)
+    words.whitespace_split = True  # an unquoted parenthesis is a word of its own, as in a shell
+    assert_publishes(publish, "w.pth", *words, model=model)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "expected"),
     [
-        (dict, [], f"--model nfnet_f0 --model-kwargs {KWARGS[0]} channels=(32,64,96,96)"),
         (dict, ["--model", "nfnet_f00"], "--model nfnet_f00: no such network; expected one of nfnet_timm, such as"),
         (dict, [*NAMED, "depths=(1,2,3,1)"], "stages.2"),
         (dict, [*NAMED, "width=3"], "--model-kwargs: unknown entry 'width'"),
