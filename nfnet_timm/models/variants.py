@@ -70,8 +70,8 @@ class NormFreeCfg:
         if unknown:
             raise UnknownFieldError(
                 f"unknown argument {unknown[0]}={kwargs[unknown[0]]!r}: expected an argument of timm (num_classes, "
-                f"in_chans, global_pool, output_stride, drop_rate, drop_path_rate) or a field of NormFreeCfg "
-                f"({', '.join(names)})"
+                f"in_chans, global_pool, output_stride, drop_rate, drop_path_rate), recompute_acts, or a field of "
+                f"NormFreeCfg ({', '.join(names)})"
             )
         cfg = replace(self, **kwargs)
         for name in ("depths", "channels"):

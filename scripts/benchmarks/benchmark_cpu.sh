@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that docs/speed.md says about speed on a CPU, and counts and predicts what it says about a GPU.
+# Measures the first table of docs/speed.md. Counts operations and predicts memory for its tables about GPUs.
 # Takes half an hour on two idle cores. Writes benchmarks/results/ and renders the tables.
 #   bash scripts/benchmarks/benchmark_cpu.sh
 set -euo pipefail

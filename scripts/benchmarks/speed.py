@@ -4,7 +4,7 @@
     python scripts/benchmarks/speed.py agc           half a minute; on a GPU with --device cuda
     python scripts/benchmarks/speed.py inference     some minutes; on a GPU with --device cuda --dtype bfloat16
     python scripts/benchmarks/speed.py train         the same of a training step
-    bash scripts/benchmarks/benchmark_cpu.sh         all measurements that docs/speed.md cites
+    bash scripts/benchmarks/benchmark_cpu.sh         all measurements of the first table in docs/speed.md
 
 Prints the machine, the versions, times and memory. Each time is a median with its range; repetitions alternate.
 --json adds the results to a file and replaces those of an earlier run with the same settings.

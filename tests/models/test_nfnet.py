@@ -1,6 +1,7 @@
 """The networks equal the authors' code (gradients: test_optimizers.py), and timm's interface works."""
 
 import copy
+import inspect
 import json
 from collections import Counter, UserList
 
@@ -275,6 +276,13 @@ def test_vectorized_skip_gains_load_either_shape_and_are_trained_by_an_optimizer
 def test_an_unknown_field_is_reported_with_the_known_ones(kind):
     with pytest.raises(kind, match=r"unknown argument width=2: .*depths, channels.*act_layer"):
         timm.create_model("nfnet_f0", width=2)
+
+
+def test_a_misspelt_argument_is_reported_with_all_arguments():
+    with pytest.raises(TypeError) as raised:
+        timm.create_model("nfnet_f0", recompute_act=True)
+    arguments = set(inspect.signature(nfnet_timm.NormFreeNet).parameters) - {"cfg", "device", "dtype", "kwargs"}
+    assert [name for name in arguments if name not in str(raised.value).split("expected")[1]] == []
 
 
 def test_arguments_may_be_other_sequences_and_integers():
