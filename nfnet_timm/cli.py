@@ -162,6 +162,8 @@ def _positive(text: str) -> int:
 def _path(text: str) -> Path:
     if not text or "://" in text:  # Path("") is the current folder, and Path of a URL is a folder in it
         raise argparse.ArgumentTypeError(f"{text!r}: expected the path of a file or folder on this computer")
+    if re.search("[\ud800-\udfff]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8, and torch and safetensors do not open it: rename it")
     return Path(text)
 
 

@@ -241,6 +241,7 @@ def test_names_that_the_output_cannot_encode_are_written_as_escapes(tmp_path):
         ["publish", "w.pth", "org/name", "--model-kwargs", "depths"],
         ["publish", "w.pth", "org/name", "--model-kwargs", "a b=1"],
         ["convert", "F0_haiku.npz", "--out", "s3://bucket/nfnet_f0"],
+        ["convert", "F0_haiku.npz", "--out", "\udcff"],  # a byte that is not UTF-8
     ],
 )
 def test_wrong_usage_ends_with_2_names_the_value_and_shows_no_traceback(capsys, arguments):

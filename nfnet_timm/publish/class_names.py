@@ -92,11 +92,12 @@ def check_class_names(names: list[str], num_classes: int, place: Path | str) -> 
     for name in names:
         # Characters without a form of their own, such as joiners, which emoji and Persian words need.
         visible = "".join(char for char in name if unicodedata.category(char) != "Cf")
+        visible = unicodedata.normalize("NFC", visible)  # an accent may be a character of its own
         if any(map(_is_odd, name)) or not visible.strip():
             raise ValueError(f"{place} has the class name {name!r}: expected visible text without control characters")
         if seen.setdefault(visible, name) != name:
             raise ValueError(
-                f"{place} has the class names {seen[visible]!r} and {name!r}, which look the same: remove the "
+                f"{place} has the class names {seen[visible]!a} and {name!a}, which look the same: remove the "
                 "invisible characters, or make the names different"
             )
     return names

@@ -65,6 +65,7 @@ def identify(path: Path) -> dict[str, str]:
     files, sorted by name. There is no MD5.
     """
     name = os.path.basename(os.path.abspath(path))  # the name of the current folder for "."
+    name = name.encode(errors="replace").decode()  # no safetensors header has characters that UTF-8 cannot encode
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         listing = "".join(f"{_sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in files)

@@ -64,6 +64,16 @@ def test_hostile_content_is_refused_as_from_a_path(given, tmp_path, monkeypatch)
     assert not (tmp_path / "PWNED").exists()
 
 
+def test_a_file_whose_name_is_not_utf8_converts_to_a_folder_that_loads(tmp_path):
+    path = tmp_path / "F0\udcff.npz"
+    try:
+        path.write_bytes(SOURCE.read_bytes())
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    assert main(["convert", str(path), "--out", str(tmp_path / "folder")]) == 0
+    assert timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).num_classes == 10
+
+
 def test_convert_takes_a_url_of_a_file_and_of_a_folder(tmp_path):
     MEMORY.pipe("/tiny.npz", SOURCE.read_bytes())
     assert main(["convert", "memory://tiny.npz", "--out", str(tmp_path / "folder")]) == 0

@@ -392,6 +392,7 @@ def test_a_folder_needs_no_name_of_a_network(folder, refused):
         (b"a\nb\n", "2 class names"),
         *(("\n".join([*"abcdefghi", name]).encode(), ascii(name)) for name in ("\x1b[31mr", "x\u2028y", "\u202egod")),
         ("\n".join([*"abcdefghi", "\u200d"]).encode(), "visible text"),
+        ("\n".join([*"abcdefgh", "\u00e9", "e\u0301"]).encode(), r"'\xe9' and 'e\u0301', which look the same"),
     ],
 )
 def test_invalid_class_names_are_refused(folder, refused, content, expected):
