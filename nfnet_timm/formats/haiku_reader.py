@@ -333,7 +333,7 @@ class _Interpreter:
                 return _Module(module)
             case "attribute", (_Module(), "_reconstruct"):
                 return _Name("numpy.core.multiarray", "_reconstruct")
-            case "dtype", (str(code), _, _) if re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248])", code):
+            case "dtype", (str(code), _, _) if re.fullmatch(r"b1|[iu][1248]|f[248]", code):
                 return _DType(code)
             case "scalar", (_DType() as dtype, memoryview() as content):
                 return _Array(self.array(content, dtype, (), fortran=False))

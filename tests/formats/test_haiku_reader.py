@@ -166,6 +166,9 @@ HOSTILE = {
     "name with a look-alike letter": leaf(call(named("numpy", "dtyp\u0435"), word("f4"))),
     "a name that is not UTF-8": leaf(b"cnumpy\n\xff\n"),
     "dict called with a string": leaf(call(named("builtins", "dict"), word("x"))),
+    "dtype with a byte order that no state repeats": leaf(
+        array(b"K\x01\x85", b"\0\0\x80?", call(DTYPE_CLASS, word(">f4"), b"\x89", b"\x88"))
+    ),
     "dtype of objects": leaf(call(DTYPE_CLASS, word("O8"), b"\x89", b"\x88")),
     "dtype that evaluates": leaf(call(DTYPE_CLASS, EXEC, b"\x89", b"\x88")),
     "a call as a state": leaf(EMPTY + call(SYSTEM, TOUCH) + b"b"),

@@ -183,6 +183,14 @@ def test_the_weight_of_a_convolution_equals_the_authors_in_its_layout(memory_for
         assert actual.is_contiguous(memory_format=memory_format)
 
 
+def test_with_eps_0_no_row_is_clamped(path):
+    weight, gain = arrays(clamped=False)
+    weight.data[0] *= 1e-3
+    out = standardize(weight, gain, 1.0, 0.0)
+    assert close(out, standardize_formula(*exact((weight, gain)), 1.0, 0.0), 1e-4)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.square().sum(), (weight, gain)))
+
+
 def test_meta_and_fake_tensors_are_standardized():
     for x in (torch.empty(6, 4, device="meta"), FakeTensorMode().from_tensor(torch.empty(6, 4))):
         assert standardize(x, x[:, 0], 1.0, EPS).shape == (6, 4)

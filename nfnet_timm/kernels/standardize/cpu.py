@@ -25,4 +25,4 @@ def by_group_norm(weight: Tensor, gain: Tensor, scale: float, eps: float) -> tup
     # Added to var. It prevents a division by zero, and is too small to change a row that is not clamped.
     tiny = 1e-8 * eps / fan_in
     out, _, rstd = torch.native_group_norm(image, factor, None, 1, chs, fan_in, chs, tiny)
-    return out.view(weight.shape), float(rstd.detach().max()) > (fan_in / eps) ** 0.5
+    return out.view(weight.shape), eps > 0 and float(rstd.detach().max()) > (fan_in / eps) ** 0.5
