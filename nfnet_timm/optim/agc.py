@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfnet_timm.compat.torch import foreach_clamp_max_, foreach_clamp_min_, foreach_div_, foreach_mul_, foreach_norm
 from nfnet_timm.kernels.clip import clip_
@@ -73,11 +73,14 @@ def adaptive_clip_grad_(
             to 4096; smaller batches train with larger factors. None: nothing is clipped.
         eps: Lower bound of the weight norm. With it, parameters that start at zero can change.
     Raises:
-        ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a parameter is complex, a gradient is sparse,
-            a matrix or kernel is sharded on another dim than 0, or FSDP1 has flattened a parameter.
+        ValueError: If ``clip_factor`` or ``eps`` is not a number above 0, a parameter is not a tensor, or is complex, a
+            gradient is sparse, a matrix or kernel is sharded on another dim than 0, or FSDP1 has flattened a parameter.
     Differs from timm: ``timm.utils.adaptive_clip_grad`` clips gains element by element.
     """
-    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    params = [parameters] if isinstance(parameters, (Tensor, nn.Module)) else list(parameters)
+    for p in params:
+        if not isinstance(p, Tensor):
+            raise ValueError(f"parameters has {type(p).__name__}: expected tensors. Pass model.parameters()")
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
     if clipping is not None:
         clip_each_([ClippedParam(p, clipping) for p in params])
@@ -155,11 +158,16 @@ def clip_stats(
     Args:
         parameters: ``model.named_parameters()``, or a dict.
     Raises:
-        ValueError: As ``adaptive_clip_grad_``.
+        ValueError: As ``adaptive_clip_grad_``, or if ``parameters`` has no names.
     """
     from nfnet_timm.optim.param_groups import known_classifier_weights
 
-    named = dict(parameters)
+    try:
+        named = dict(parameters)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"parameters is {type(parameters).__name__}: expected names and tensors. Pass model.named_parameters()"
+        ) from None
     names = {id(p): name for name, p in named.items()}
     clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
     found: dict[str, list[float]] = {}

@@ -47,7 +47,7 @@ def attach_agc(
             f"{type(plain).__name__} differentiates gradients, and would differentiate the clipping too: expected an "
             "optimizer that does not. To use it without clipping, build it by timm's create_optimizer_v2"
         )
-    if not getattr(type(plain).step, "hooked", False):  # the constructor of torch's Optimizer sets it
+    if not getattr(getattr(type(plain), "step", None), "hooked", False):  # the constructor of torch's Optimizer sets it
         raise ValueError(
             f"the step of {type(plain).__name__} runs no hooks, because it does not call the constructor of "
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
 
-__all__ = ["agc_param_groups", "classifier_weights", "exempt_classifier", "known_classifier_weights"]
+__all__ = ["agc_param_groups", "classifier_weights", "exempt_classifier", "is_at_least_0", "known_classifier_weights"]
 
 # An optimizer gets parameters without names, and a parameter loses its attributes when it is loaded, copied or sharded.
 # So this set has all living networks, and each step reads their present classifiers.
@@ -76,6 +76,9 @@ def agc_param_groups(
     - Decayed but not clipped: the weight of the classifier, from timm's ``get_classifier()``.
     - Clipped and decayed: all others.
 
+    Pass them to an optimizer that clips: one of the ``agc-`` optimizers, or any with ``attach_agc``. Others ignore the
+    entries about clipping.
+
     Args:
         layer_decay: Factor of the learning rate from layer to layer, for timm's ``param_groups_layer_decay``. Each
             group then has an entry ``lr_scale``, which timm's schedulers apply.
@@ -94,9 +97,9 @@ def agc_param_groups(
             f"model is of type {type(model).__name__}: expected a torch.nn.Module, because the groups depend on its "
             'names and classifier. Pass the model, or pass parameters to timm\'s create_optimizer_v2(..., "agc-sgd")'
         )
-    if not 0 <= weight_decay < math.inf:
+    if not is_at_least_0(weight_decay):
         raise ValueError(f"weight_decay={weight_decay!r}: expected a number of at least 0, such as 2e-5")
-    if layer_decay is not None and not 0 < layer_decay < math.inf:
+    if layer_decay is not None and not (is_at_least_0(layer_decay) and layer_decay):
         raise ValueError(f"layer_decay={layer_decay!r}: expected a number above 0, such as 0.8, or None")
     clipping = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **kwargs)
     network = _unwrapped(model)
@@ -123,6 +126,14 @@ def agc_param_groups(
                 settings["clip_factor"] = None
             out.setdefault(key, settings)["params"].append(p)
     return list(out.values())
+
+
+def is_at_least_0(value: Any) -> bool:
+    """Return whether ``value`` is a finite number of at least 0. Text is not: YAML reads 2e-5 as text."""
+    try:
+        return bool(0 <= value < math.inf)
+    except TypeError:
+        return False
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -3,7 +3,6 @@
 Source: arXiv 2010.01412; arXiv 2102.06171, appendix A.4, for NFNet-F5 and F6.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -15,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 
 from nfnet_timm.compat.torch import foreach_add_, foreach_copy_, foreach_mul_, foreach_norm
 from nfnet_timm.optim.agc import local_grad
+from nfnet_timm.optim.param_groups import is_at_least_0
 
 __all__ = ["SAM"]
 
@@ -60,8 +60,7 @@ class SAM(Optimizer):
         # torch's constructor is not called: __getattr__ takes all other attributes from the optimizer inside.
         self.optimizer = optimizer
         optimizer.defaults.setdefault("sam_rho", rho)  # for groups that are added later
-        for group in optimizer.param_groups:
-            group.setdefault("sam_rho", rho)
+        self._add_missing_rho()
 
     def __getattr__(self, name: str) -> Any:
         if name == "optimizer":  # a copy without state, before __setstate__
@@ -109,6 +108,7 @@ class SAM(Optimizer):
     @contextmanager
     @torch.no_grad()
     def _ascended(self) -> Iterator[None]:
+        self._add_missing_rho()
         for group in self.param_groups:
             _check_rho("sam_rho", group["sam_rho"])
         groups = [([p for p in group["params"] if p.grad is not None], group["sam_rho"]) for group in self.param_groups]
@@ -140,10 +140,12 @@ class SAM(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state from ``state_dict()``, or from a run with the same optimizer without SAM."""
-        rho = self.optimizer.defaults["sam_rho"]
         self.optimizer.load_state_dict(state_dict)
-        for group in self.param_groups:
-            group.setdefault("sam_rho", rho)
+        self._add_missing_rho()
+
+    def _add_missing_rho(self) -> None:
+        for group in self.param_groups:  # the optimizer inside may have loaded the state of a run without SAM
+            group.setdefault("sam_rho", self.defaults["sam_rho"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer}
@@ -156,7 +158,7 @@ class SAM(Optimizer):
 
 
 def _check_rho(name: str, rho: Any) -> None:
-    if not 0 <= rho < math.inf:
+    if not is_at_least_0(rho):
         raise ValueError(f"{name}={rho!r}: expected a finite length of at least 0, such as the paper's 0.05")
 
 

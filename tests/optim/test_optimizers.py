@@ -455,6 +455,9 @@ class WithoutHooks(torch.optim.Optimizer):
 
 MISTAKES = [
     (lambda m: create_optimizer(m, weight_decay=-1.0), "weight_decay=-1.0: expected a number of at least 0"),
+    (lambda m: create_optimizer(m, weight_decay="2e-5"), "weight_decay='2e-5': expected a number of at least 0"),
+    (lambda m: create_optimizer(m, layer_decay="0.8"), "layer_decay='0.8': expected a number above 0"),
+    (lambda m: create_optimizer(m, layer_decay=0), "layer_decay=0: expected a number above 0"),
     (lambda m: create_optimizer(m, layer_decay=float("nan")), "layer_decay=nan: expected a number above 0"),
     (lambda m: create_optimizer(m, clip_factor=0), "clip_factor=0: expected a number above 0.*None"),
     (lambda m: create_optimizer(m, clip_eps=0), "clip_eps=0: expected a number above 0"),
@@ -467,6 +470,11 @@ MISTAKES = [
     (lambda m: create_optimizer(m, no_clip="fc.*"), r"no_clip='fc\.\*' matches no parameter.*head\.fc\.weight"),
     (lambda m: create_optimizer(m, "adahessian", lr=0.1), "Adahessian differentiates gradients"),
     (lambda m: attach_agc(create_optimizer_v2(m, "lookahead_adahessian", lr=0.1)), "differentiates gradients"),
+    (attach_agc, "NormFreeNet runs no hooks"),
+    (adaptive_clip_grad_, r"NormFreeNet: expected tensors.*model\.parameters\(\)"),
+    (lambda m: adaptive_clip_grad_(m.named_parameters()), r"tuple: expected tensors.*model\.parameters\(\)"),
+    (clip_stats, r"NormFreeNet: expected names.*model\.named_parameters\(\)"),
+    (lambda m: clip_stats(m.parameters()), r"generator: expected names.*model\.named_parameters\(\)"),
     (lambda m: attach_agc(WithoutHooks(m.parameters())), "runs no hooks.*adaptive_clip_grad_"),
 ]
 

@@ -169,13 +169,20 @@ def test_a_resumed_or_copied_run_is_bit_identical(moved):
     assert all(p.equal(q) for p, q in zip(straight.parameters(), model.parameters(), strict=True))
 
 
-def test_the_state_of_a_run_without_sam_loads():
-    model = linear()
-    plain = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    closure_of(model, *data())()
+@pytest.mark.parametrize("distributed", [False, True])
+def test_the_state_of_a_run_without_sam_loads(distributed):
+    old, model, (x, y) = linear(), linear(), data()
+    plain = torch.optim.SGD(old.parameters(), lr=0.01, momentum=0.9)
+    closure_of(old, x, y)()
     plain.step()
-    sam = SAM(torch.optim.SGD(linear().parameters(), lr=0.5, momentum=0.9), rho=0.2)
-    sam.load_state_dict(plain.state_dict())
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), rho=0.2)
+    if distributed:  # it loads into the optimizer inside
+        weights, state = get_state_dict(old, plain)
+        set_state_dict(model, sam.optimizer, model_state_dict=weights, optim_state_dict=state)
+    else:
+        sam.load_state_dict(plain.state_dict())
+        assert sam.param_groups[0]["sam_rho"] == 0.2
+    sam.step(closure_of(model, x, y))
     assert [(g["lr"], g["sam_rho"]) for g in sam.param_groups] == [(0.01, 0.2)]
 
 
@@ -273,6 +280,7 @@ def test_gradients_of_zero_do_not_change_weights():
         (lambda p: SAM(p, torch.optim.SGD), "optimizer is list: expected"),  # the arguments of another SAM
         (lambda p: SAM(torch.optim.SGD(p, lr=1), rho=-1), "rho=-1: expected"),
         (lambda p: SAM(torch.optim.SGD(p, lr=1), rho=float("nan")), "rho=nan: expected"),
+        (lambda p: SAM(torch.optim.SGD(p, lr=1), rho="0.05"), "rho='0.05': expected"),
         (lambda p: SAM(torch.optim.SGD(p, lr=1)).step(), r"step\(\) without a closure: expected step\(closure\)"),
     ],
 )
