@@ -48,7 +48,7 @@ def test_convert_to_a_folder_and_back(tmp_path, capsys):
         (["download", "f0", "--to", "empty.npz"], "empty.npz is a file: expected a folder"),
         (["publish", "missing.npz", "org/tiny"], "missing.npz does not exist: expected one of the authors' files"),
         (["publish", "text.npz", "org/tiny"], "is not a pickle"),
-        (["publish", ".", "org/tiny"], "has no config.json"),
+        (["publish", ".", "org/tiny"], "train.py, pass one of its files, such as model_best.pth.tar"),
         (["publish", SOURCE, "just-a-name"], "expected ORGANIZATION/NAME"),
         (["publish", SOURCE, "org/bad name"], "org/bad name"),
         (["publish", SOURCE, "org/tiny", "--revision", "a b"], "'a b' cannot be the name of a branch"),
