@@ -176,7 +176,7 @@ def _from_folder(folder: Path) -> Source:
         missing = "model.safetensors" if (folder / "config.json").is_file() else "config.json"
         raise ValueError(
             f"{folder} has no {missing}: expected a folder written by `nfnet-timm convert` or timm's save_for_hf. "
-            "Of a run of train.py, pass one of its files, such as model_best.pth.tar"
+            "For a run of train.py, pass one of its files, such as model_best.pth.tar"
         )
     config = read_config(folder / "config.json")
     about: dict[str, Any] = {

@@ -168,7 +168,7 @@ def test_the_average_is_published_if_there_is_one(publish_run):
     out, _ = publish_run(metric=None)
     assert "weights: as trained; the checkpoint has no EMA" in out
     card = (BUILT / "README.md").read_text()
-    assert "the run kept no average" in card
+    assert "The run kept no moving average" in card
     assert "after epoch" not in card  # a recovery checkpoint, of the middle of an epoch, has no metric
     out, average = publish_run("--out", "average", ema=True)
     assert "weights: the moving average (EMA)" in out
