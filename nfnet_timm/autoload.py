@@ -25,7 +25,7 @@ __all__ = ["install", "torch_is_being_imported", "watch_timm"]
 # entry-point group. Our modules are listed because a package that is on the path but not installed has no entry points.
 OURS = {"timm.models": "nfnet_timm.models.nfnet", "timm.optim": "nfnet_timm.optim.agc_optimizer"}
 
-OLDEST_TIMM = "1.0.26"  # the first release in which `local-dir:` reads safetensors
+OLDEST_TIMM = "1.0.29"  # older ones read another file of a `local-dir:` than model.safetensors
 
 _loaded: set[str] = set()
 

@@ -120,7 +120,7 @@ def test_a_plugin_that_raises_gives_one_warning_and_nothing_else(tmp_path, broke
 @pytest.mark.parametrize(
     ("version", "message", "warnings"),
     [
-        ("1.0.25", "timm is 1.0.25: expected 1.0.26 or newer", 1),
+        ("1.0.28", "timm is 1.0.28: expected 1.0.29 or newer", 1),
         ("unknown", "failed to load, and timm works without it: InvalidVersion", 2),
     ],
 )

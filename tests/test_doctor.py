@@ -138,7 +138,7 @@ def test_old_timm_is_reported_with_the_required_version(run_in):
     }
     status, out, error = run_in(without=["timm"], files=files)
     assert status == 1
-    assert "timm: 1.0.9\n    WRONG. To do: expected >=1.0.26: pip install --upgrade" in out
+    assert "timm: 1.0.9\n    WRONG. To do: expected >=1.0.29: pip install --upgrade" in out
     assert "plugin nfnet_timm of timm.models: nfnet-timm: " in out
     assert "timm's nfnet_f0: not ours, but of builtins" in out
     assert "Traceback" not in error
