@@ -47,7 +47,7 @@ def reader_root(args: Mapping[str, Any], split: str) -> Path | None:
 
 
 def why_not_unseen(args: Mapping[str, Any]) -> str | None:
-    """Return why validation may have used training images or other class numbers; None if it did not.
+    """Return why validation may have used training images or other class numbers; None if it used neither.
 
     For a split without its own folder, timm reads the whole data folder. timm numbers the classes of each folder by the
     names in it, so a class that is missing in one of them changes the numbers of others. Datasets of torchvision have
@@ -56,12 +56,12 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
     train, validation = args.get("train_split") or "train", args.get("val_split") or ""
     splits = f"--train-split {train!r} and --val-split {validation!r}"
     library, name = library_of(args)
-    is_image_folder = library == "torch" and _is_image_folder(name)
-    if library == "torch" and not is_image_folder:
+    is_folder = not library or (library == "torch" and _is_image_folder(name))
+    if library == "torch" and not is_folder:
         if train in _TRAIN and validation in _VALIDATION:
             return None
         return f"{splits} are not known to be different images of {library}/{name}"
-    if library and not is_image_folder:
+    if not is_folder:
         pairs = [(a, b) for a in _split_names(train) for b in _split_names(validation)]
         if any(a.startswith(b) or b.startswith(a) or "all" in (a, b) for a, b in pairs):
             return f"{splits} may have images in common"
@@ -74,14 +74,16 @@ def why_not_unseen(args: Mapping[str, Any]) -> str | None:
         return f"{theirs} has no images now"
     if shared := seen & unseen:
         return f"train.py reads {min(shared)} for training and for validation: {splits}"
-    if ours.is_dir() and theirs.is_dir() and (is_image_folder or not args.get("class_map")):
+    has_map = args.get("class_map") and not library  # torchvision does not use it
+    if ours.is_dir() and theirs.is_dir() and not has_map:
         trained, validated = (class_index(root, args) for root in (ours, theirs))
-        if moved := [name for name, number in validated.items() if trained.get(name) != number]:
-            return (
-                f"class {moved[0]!r} has the number {validated[moved[0]]} in {theirs}, and {trained.get(moved[0])} in "
-                f"{ours}, because train.py numbers the folders of each split. Give both splits the same classes, or "
-                "train with --class-map"
-            )
+        for name, number in validated.items():
+            if trained.get(name) != number:
+                return (
+                    f"class {name!r} has the number {number} in {theirs}, and {trained.get(name, 'none')} in {ours}, "
+                    "because train.py numbers the folders of each split. Give both splits the same classes, or train "
+                    "with --class-map"
+                )
     return None
 
 
