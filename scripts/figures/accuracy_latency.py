@@ -53,6 +53,7 @@ QUICK = (
     *("tf_efficientnet_b3", "tf_efficientnet_b5", "tf_efficientnet_b7"),
     *("resnet50", "convnext_base"),
 )
+WARM_UP = 3  # steps of each network that are not counted: the first two of B7 took up to twice as long as the others
 COLORS = {"NFNet": "tab:blue", "EfficientNet": "tab:orange"}
 
 
@@ -84,15 +85,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for name, family, pixels, top1, by in [*nfnets, *PEERS]
         if args.all or name.split(".")[0] in QUICK
     ]
-    with tqdm(total=len(rows) * (args.repeat + 1), unit="step") as progress:
+    with tqdm(total=len(rows) * (args.repeat + WARM_UP), unit="step") as progress:
         # Eight at a time, because all of them do not fit into memory. Networks that are compared are in the same eight.
         for some in (rows[i : i + 8] for i in range(0, len(rows), 8)):
             steps = [step_of(row["name"], row["pixels"], args) for row in some]
-            for turn in range(args.repeat + 1):
+            for turn in range(args.repeat + WARM_UP):
                 for row, step in zip(some, steps, strict=True):
                     progress.set_description(row["name"])
                     milliseconds = step()
-                    if turn:  # the first is the warm-up
+                    if turn >= WARM_UP:
                         row["milliseconds"].append(milliseconds)
                     progress.update()
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"

@@ -75,7 +75,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(4.2 * (len(batches) + 1), 4.6), layout="constrained")
     seeds = len({run["seed"] for run in record["runs"]})
     figure.suptitle(
-        "With clipping, training is stable up to a higher learning rate, and large batches are more accurate "
+        "With clipping, training is stable up to a higher learning rate, and the best accuracy is about the same "
         f"(handwritten digits;\n{record['epochs']} epochs, at least {record['updates']} updates; mean and range of "
         f"{seeds} seeds)",
         fontsize=11,

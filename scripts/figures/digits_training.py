@@ -46,14 +46,16 @@ def accuracy_after_training(
 ) -> float:
     """Train on the first ``images`` and return the test accuracy: 0.1, that of guessing, if the loss became NaN.
 
-    Training ends after ``epochs``, or later, after ``updates``. The learning rate rises for one epoch and then falls by
-    a cosine. Images have 16 x 16 pixels, which is twice the size of the original digits.
+    Training ends after ``epochs``, or later, after ``updates``. The learning rate rises for 5 of 90 epochs, as in arXiv
+    2101.08692 and at least for one, and then falls by a cosine. Images have 16 x 16 pixels, which is twice the size of
+    the original digits.
     """
     x, y = F.avg_pool2d(digits.train[:images], 2), digits.train_classes[:images]
     steps = math.ceil(images / batch)
     epochs = max(epochs, math.ceil(updates / steps))
+    warmup = math.ceil(epochs * 5 / 90)
     schedule, _ = create_scheduler_v2(
-        optimizer, "cosine", num_epochs=epochs, warmup_epochs=1, step_on_epochs=False, updates_per_epoch=steps
+        optimizer, "cosine", num_epochs=epochs, warmup_epochs=warmup, step_on_epochs=False, updates_per_epoch=steps
     )
     step = 0
     model.train()
