@@ -49,7 +49,7 @@ def test_help_is_printed_and_a_misspelt_option_is_an_error(run, path):
         ("examples/features.py", "sklearn", "demo"),
         ("examples/fine_tune.py", "accelerate", "examples"),
         ("examples/private.py", "opacus", "privacy,demo"),
-        ("examples/sam.py", "sklearn", "demo"),
+        ("examples/sam.py", "tqdm", "demo"),
         ("scripts/figures/batch_size.py", "matplotlib", "demo"),
         ("scripts/benchmarks/privacy.py", "opacus", "privacy"),
     ],
