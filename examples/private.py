@@ -44,15 +44,10 @@ def main() -> None:
         "--epsilon", type=float, default=8.0, help="privacy to spend; less is more private (%(default)s)"
     )
     parser.add_argument("--epochs", type=int, default=20, help="(%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="mean size of a batch (%(default)s)")
-    parser.add_argument("--lr", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--ghost", action="store_true", help="ghost clipping: less memory in about the same time")
     args = parser.parse_args()
-    for name in ("epsilon", "lr"):
-        if not 0 < getattr(args, name) < math.inf:
-            parser.error(f"--{name} {getattr(args, name)}: expected a number above 0")
-    if args.epochs < 1 or args.batch_size < 1:
-        parser.error(f"--epochs {args.epochs} --batch-size {args.batch_size}: expected at least 1")
+    if args.epochs < 1 or not 0 < args.epsilon < math.inf:
+        parser.error(f"--epochs {args.epochs} --epsilon {args.epsilon}: expected at least 1, and a number above 0")
     torch.manual_seed(0)
     train, test, test_classes = digits(load_digits())
     delta = 1 / len(train) ** 1.1
@@ -67,8 +62,8 @@ def main() -> None:
     try:
         private, optimizer, *wrapped, loader = engine.make_private_with_epsilon(
             module=model,
-            optimizer=torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.0),
-            data_loader=DataLoader(train, args.batch_size),
+            optimizer=torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.0),
+            data_loader=DataLoader(train, batch_size=256),
             criterion=criterion,
             epochs=args.epochs,
             target_epsilon=args.epsilon,

@@ -16,21 +16,18 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 try:
     import timm
     import torch
     import torch.nn.functional as F
-    from sklearn.datasets import load_digits
     from torch import Tensor, nn
     from tqdm import tqdm
 
+    from nfnet_timm.demo import Digits, load_images
     from nfnet_timm.optim import SAM, create_optimizer
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: `pip install '.[demo]'` in a clone of nfnet_timm")
-
-Data = tuple[Tensor, Tensor]
 
 
 def main() -> None:
@@ -44,15 +41,15 @@ def main() -> None:
         parser.error(f"--rho {args.rho}: expected a number above 0")
     if args.epochs < 1 or not 50 <= args.images <= 1437:
         parser.error(f"--epochs {args.epochs} --images {args.images}: expected at least 1, and from 50 to 1437")
-    train, test = digits(load_digits(), args.images)
+    digits = load_images()
     for label, share in (("without SAM", None), ("SAM", 1.0), ("SAM, ascent on a fifth", 0.2)):
         start = time.perf_counter()
-        accuracy = run(train, test, args.epochs, args.rho, share, label)
+        accuracy = run(digits, args.images, args.epochs, args.rho, share, label)
         print(f"{label:24} test accuracy {accuracy:.1%} after {time.perf_counter() - start:.0f} s")
 
 
-def run(train: Data, test: Data, epochs: int, rho: float, share: float | None, label: str) -> float:
-    """Train with the ascent on a share of each batch, or without one, and return the test accuracy."""
+def run(digits: Digits, images: int, epochs: int, rho: float, share: float | None, label: str) -> float:
+    """Train on the first ``images``, with the ascent on a share of each batch or without one; return the accuracy."""
     torch.manual_seed(0)
     model = timm.create_model(
         "nfnet_f0", depths=(1, 1, 1, 1), channels=(32, 64, 96, 96), group_size=8, in_chans=1, num_classes=10
@@ -61,19 +58,19 @@ def run(train: Data, test: Data, epochs: int, rho: float, share: float | None, l
     sam = SAM(optimizer, rho) if share else None
     for _ in tqdm(range(epochs), desc=label, unit="epoch", leave=False):
         model.train()
-        for batch in torch.randperm(len(train[0])).split(50):
-            images, classes = train[0][batch], train[1][batch]
-            descent = gradients_of(model, images, classes)
+        for batch in torch.randperm(images).split(50):
+            x, classes = digits.train[batch], digits.train_classes[batch]
+            descent = gradients_of(model, x, classes)
             if sam is not None and share is not None:
-                few = int(len(images) * share)  # the same images: with others SAM brings no gain
-                sam.step(descent, ascent=gradients_of(model, images[:few], classes[:few]))
+                few = int(len(x) * share)  # the same images: with others SAM brings no gain
+                sam.step(descent, ascent=gradients_of(model, x[:few], classes[:few]))
             else:
                 optimizer.zero_grad()
                 descent()
                 optimizer.step()
     model.eval()
     with torch.no_grad():
-        return (model(test[0]).argmax(1) == test[1]).float().mean().item()
+        return (model(digits.test).argmax(1) == digits.test_classes).float().mean().item()
 
 
 def gradients_of(model: nn.Module, images: Tensor, classes: Tensor) -> Callable[[], Tensor]:
@@ -85,15 +82,6 @@ def gradients_of(model: nn.Module, images: Tensor, classes: Tensor) -> Callable[
         return loss
 
     return closure
-
-
-def digits(data: Any, count: int) -> tuple[Data, Data]:
-    """Return the digits, (N, 1, 32, 32), and their classes: ``count`` to train with, and the last fifth to test."""
-    images = F.interpolate(torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1, size=32, mode="bilinear")
-    classes = torch.tensor(data.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, test = order[:count], order[1437:]
-    return (images[train], classes[train]), (images[test], classes[test])
 
 
 if __name__ == "__main__":

@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from nfnet_timm.models.variants import VARIANTS
-from nfnet_timm.optim.agc import adaptive_clip_grad_
+from nfnet_timm.optim import create_optimizer
 from nfnet_timm.publish.folder import save_folder
 from nfnet_timm.publish.locks import locked
-from nfnet_timm.publish.staging import written_beside
+from nfnet_timm.publish.staging import refuse_directory, written_beside
 
 __all__ = ["run"]
 
@@ -70,6 +69,7 @@ def run(out: Path, epochs: int, overwrite: bool = False) -> None:
         OSError: If ``out`` cannot be written.
     """
     with locked(out):
+        refuse_directory(out / "curves.png")
         existing = [str(path) for path in (out / "curves.png", out / "model") if path.exists()]
         if existing and not overwrite:
             raise ValueError(
@@ -135,12 +135,11 @@ def train(digits: Digits, epochs: int, clip_factor: float | None) -> tuple[nn.Mo
         },
         **ARGS,
     )
-    optimizer = create_optimizer_v2(model, "sgd", lr=LR, momentum=0.9, weight_decay=2e-5)
+    optimizer = create_optimizer(model, "sgd", LR, weight_decay=2e-5, clip_factor=clip_factor, momentum=0.9)
     steps = math.ceil(len(digits.train) / BATCH)
     scheduler, _ = create_scheduler_v2(
         optimizer, "cosine", num_epochs=epochs, warmup_epochs=1, step_on_epochs=False, updates_per_epoch=steps
     )
-    clipped = [p for name, p in model.named_parameters() if name != "head.fc.weight"]
     curves = Curves()
     label = "with AGC   " if clip_factor else "without AGC"
     with tqdm(total=epochs * steps, desc=label, unit="step") as progress:
@@ -151,8 +150,6 @@ def train(digits: Digits, epochs: int, clip_factor: float | None) -> tuple[nn.Mo
                 loss = F.cross_entropy(model(digits.train[batch]), digits.train_classes[batch], label_smoothing=0.1)
                 optimizer.zero_grad()
                 loss.backward()
-                if clip_factor:
-                    adaptive_clip_grad_(clipped, clip_factor)
                 optimizer.step()
                 curves.losses.append(loss.item())
                 progress.update()

@@ -156,11 +156,7 @@ def _hub() -> Iterator[Finding]:
         remedy = f"reinstall huggingface_hub, or unset a variable that has a wrong value; these are set: {names}"
         yield Finding("Hub", f"not checked: {_described(error)}", remedy)
         return
-    endpoint = constants.ENDPOINT
-    is_address = endpoint.startswith(("https://", "http://"))
-    offline = ", offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""
-    remedy = "unset HF_ENDPOINT, or set it to an address such as https://huggingface.co"
-    yield Finding("Hub", (endpoint or "no address") + offline, None if is_address else remedy)
+    yield Finding("Hub", constants.ENDPOINT + (", offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""))
     cache = Path(constants.HF_HUB_CACHE).absolute()
     if problem := _cannot_write(cache):
         remedy = "set HF_HOME, or HF_HUB_CACHE if you use that, to a folder that you may write to"

@@ -35,3 +35,9 @@ def test_ctrl_c_leaves_nothing_and_results_are_replaced_only_with_overwrite(tmp_
     assert out == ""  # nothing is trained
     assert "model would be replaced: pass --overwrite" in error
     assert main(["demo", "--epochs", "1", "--overwrite"]) == 0
+    (tmp_path / "other" / "curves.png").mkdir(parents=True)
+    capsys.readouterr()
+    assert main(["demo", "--out", "other", "--epochs", "1", "--overwrite"]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "curves.png is a directory" in error

@@ -82,42 +82,15 @@ def test_the_kernels_are_compared_on_every_gpu(capsys, monkeypatch, is_right):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_relative_cache_is_reported_by_its_full_path(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", "relative/hub")
-    assert main(["doctor"]) == 0
-    assert f"Hub's cache: {tmp_path / 'relative/hub'}\n" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(
-    ("name", "value", "found", "remedy"),
-    [
-        ("HF_HUB_CACHE", "file/hub", "Hub's cache: .*file/hub cannot be written", "HF_HOME"),
-        ("HF_HUB_CACHE", "dangling/hub", "Hub's cache: .*dangling/hub cannot be written", "HF_HOME"),
-        ("ENDPOINT", "huggingface.co", "Hub: huggingface.co", "HF_ENDPOINT"),
-    ],
-)
-def test_a_wrong_setting_of_the_hub_is_reported(capsys, monkeypatch, tmp_path, name, value, found, remedy):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("place", ["file/hub", "dangling/hub"])
+def test_a_cache_that_cannot_be_written_is_reported(capsys, monkeypatch, tmp_path, place):
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
-    monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / place))
     assert main(["doctor"]) == 1
     out, error = capsys.readouterr()
-    assert re.search(rf"{found}.*\n    WRONG.*{remedy}", out)
+    assert re.search(rf"Hub's cache: .*{place} cannot be written.*\n    WRONG.*HF_HOME", out)
     assert "1 thing is wrong" in error
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_package_that_cannot_be_imported_is_named(capsys, monkeypatch):
-    def broken(name):
-        raise ImportError("no luck")
-
-    monkeypatch.setattr("nfnet_timm.doctor.import_module", broken)
-    assert main(["doctor"]) == 1
-    assert "import timm.models: ImportError: no luck\n    WRONG." in capsys.readouterr().out
 
 
 def test_missing_package_is_reported_with_the_command_to_run(run_in):

@@ -1,4 +1,4 @@
-"""Predicts the peak memory of a training step and of inference, without allocating anything.
+"""Predicts the peak memory of a training step, without allocating anything.
 
     python scripts/benchmarks/memory.py --name nfnet_f3 --batch 16
     python scripts/benchmarks/memory.py --all       each NFNet; the table in docs/speed.md is made from it
@@ -76,18 +76,6 @@ def training_peak(name: str, way: str, batch: int, pixels: int, bfloat16: bool) 
     return peak.peak
 
 
-def inference_peak(name: str, batch: int, pixels: int, bfloat16: bool) -> int:
-    """Return the bytes of a forward pass without gradients: parameters and maps."""
-    model = _model(name, WAYS[0]).eval()
-    with on_a_gpu(model, bfloat16) as device, Peak() as peak, torch.no_grad():
-        for p in model.parameters():
-            peak.add(p)
-        images = torch.empty(batch, 3, pixels, pixels, device=device)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            model(images)
-    return peak.peak
-
-
 def footprint(name: str, way: str) -> dict[str, float]:
     """Return the bytes of a step in bfloat16 autocast at the training size, with SGD, momentum and EMA.
 
@@ -128,7 +116,6 @@ def main() -> None:
     settings = args.batch, args.pixels or VARIANTS[args.name].train_size, args.dtype == "bfloat16"
     for way in WAYS:
         found[f"training step, {way}"] = training_peak(args.name, way, *settings)
-    found["inference"] = inference_peak(args.name, *settings)
     print(f"Peak memory: {args.name}, batch {args.batch}, {settings[1]} pixels, {args.dtype}; SGD with momentum")
     for label, size in found.items():
         print(f"{label:37} {size / 2**30:6.2f} GiB")

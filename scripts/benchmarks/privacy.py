@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from networks import peak_memory, with_skip_gains
-from results import add_record, positive, records_file, run
+from results import add_record, new_file, positive, run
 from torch import nn
 
 from nfnet_timm.installation import to_install
@@ -39,6 +39,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: {to_install('privacy')}")
 
+Step = Callable[[int], None]
+
 # torch warns of its own hooks because the images need no gradient.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
@@ -50,12 +52,14 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=8, help="images (%(default)s)")
     parser.add_argument("--pixels", type=positive, default=96, help="height and width of the images (%(default)s)")
     parser.add_argument("--repeat", type=positive, default=21, help="repetitions of each (%(default)s)")
-    parser.add_argument("--json", type=records_file, help="file to add the results to")
+    parser.add_argument("--json", type=new_file, help="file to add the results to")
     args = parser.parse_args()
     if args.name not in VARIANTS:
         parser.error(f"--name {args.name}: expected one of {', '.join(VARIANTS)}")
     what = {key: value for key, value in vars(args).items() if key != "json"}
-    record: dict[str, Any] = {"what": what, "ratios": ratios(args), "growth": growth(args)}
+    steps = steps_of(args)
+    record: dict[str, Any] = {"what": what, "ratios": ratios(steps, args)}
+    record["growth"] = {label: growth(steps[label], args.batch) for label in record["ratios"]}
     for label, (median, low, high) in record["ratios"].items():
         print(f"{label:38} {median:.2f} ({low:.2f} to {high:.2f}) times as long as plain convolutions with Opacus")
     for label, mib in record["growth"].items():
@@ -64,14 +68,26 @@ def main() -> None:
         add_record(args.json, record, lambda earlier: earlier["what"]["name"] == args.name)
 
 
-def ratios(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
+def steps_of(args: argparse.Namespace) -> dict[str, Step]:
+    """Return a step of the network for each way to compute gradients."""
+    ways: dict[str, Callable[[nn.Module], Any]] = {
+        "plain": lambda model: GradSampleModule(with_plain_convolutions(model)),
+        "without privacy": lambda model: model,
+        "ghost clipping's norms": GradSampleModuleFastGradientClipping,
+        "per-sample gradients": GradSampleModule,
+    }
+    # In training mode, with skip gains above zero, so that the residual branches are switched on.
+    networks = {label: way(with_skip_gains(args.name, 0.3, num_classes=10).train()) for label, way in ways.items()}
+    return {label: partial(step, model, args.pixels) for label, model in networks.items()}
+
+
+def ratios(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
     """Return how many times as long as with plain convolutions each takes: median, least, most."""
-    steps = {"plain": step_of(GradSampleModule(plain_network(args.name)), args.pixels), **steps_of(args)}
     seconds: dict[str, list[float]] = {label: [] for label in steps}
     for turn in range(args.repeat + 1):
-        for label, step in steps.items():
+        for label, run_step in steps.items():
             start = time.perf_counter()
-            step(args.batch)
+            run_step(args.batch)
             if turn:  # the first is the warm-up
                 seconds[label].append(time.perf_counter() - start)
     base = seconds.pop("plain")
@@ -79,34 +95,14 @@ def ratios(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
     return {label: (statistics.median(each), each[0], each[-1]) for label, each in found.items()}
 
 
-def growth(args: argparse.Namespace) -> dict[str, float]:
-    """Return how many MiB the peak grows by with each image more, from one to two batches of ``args.batch``."""
-    found = {}
-    for label, step in steps_of(args).items():
-        step(1)
-        once, twice = (peak_memory(partial(step, n), "cpu")["peak_mib"] for n in (args.batch, 2 * args.batch))
-        found[label] = (twice - once) / args.batch
-    return found
+def growth(run_step: Step, batch: int) -> float:
+    """Return how many MiB the peak grows by with each image more, from one to two batches of ``batch``."""
+    once, twice = (peak_memory(partial(run_step, n), "cpu")["peak_mib"] for n in (batch, 2 * batch))
+    return (twice - once) / batch
 
 
-def steps_of(args: argparse.Namespace) -> dict[str, Callable[[int], None]]:
-    """Return a step of the network for each way to compute gradients."""
-    ways: dict[str, Callable[[nn.Module], Any]] = {
-        "without privacy": lambda model: model,
-        "ghost clipping's norms": GradSampleModuleFastGradientClipping,
-        "per-sample gradients": GradSampleModule,
-    }
-    return {label: step_of(way(network(args.name)), args.pixels) for label, way in ways.items()}
-
-
-def network(name: str) -> nn.Module:
-    """Return a network in training mode whose residual branches are switched on."""
-    return with_skip_gains(name, 0.3, num_classes=10).train()
-
-
-def plain_network(name: str) -> nn.Module:
-    """Return the same network of torch's own convolutions, without parameters that no layer of torch has."""
-    model = network(name)
+def with_plain_convolutions(model: nn.Module) -> nn.Module:
+    """Replace our convolutions by torch's own, and freeze the parameters that no layer of torch has."""
     for key, p in model.named_parameters():
         p.requires_grad_(not key.endswith("skipinit_gain"))
     for parent in list(model.modules()):
@@ -118,16 +114,12 @@ def plain_network(name: str) -> nn.Module:
     return model
 
 
-def step_of(model: Any, pixels: int) -> Callable[[int], None]:
-    """Return a function of a batch size that computes gradients."""
-
-    def step(batch: int) -> None:
-        torch.manual_seed(0)
-        x, y = torch.randn(batch, 3, pixels, pixels), torch.randint(0, 10, (batch,))
-        F.cross_entropy(model(x), y).backward()
-        model.zero_grad(set_to_none=True)
-
-    return step
+def step(model: Any, pixels: int, batch: int) -> None:
+    """Compute the gradients of a batch of random images."""
+    torch.manual_seed(0)
+    x, y = torch.randn(batch, 3, pixels, pixels), torch.randint(0, 10, (batch,))
+    F.cross_entropy(model(x), y).backward()
+    model.zero_grad(set_to_none=True)
 
 
 if __name__ == "__main__":

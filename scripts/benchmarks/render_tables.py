@@ -105,14 +105,15 @@ def insert(text: str, name: str, content: str) -> str:
 
 
 def batches_table(footprints: dict[str, dict[str, float]]) -> str:
-    """Return the table of the largest batches, from what memory.py predicted."""
+    """Return the table of the largest batches, from what memory.py predicted: as it is / with recompute_acts."""
     rows = []
-    for name, bytes_of in footprints.items():
-        network, way = name.split(", ")
-        elsewhere_of_8 = bytes_of["state"] * 7 / 8  # FSDP2 spreads the state over the processes
-        memory = [(24, 0.0), (40, 0.0), (80, 0.0), (80, elsewhere_of_8)]
-        fits = [int((gib * 2**30 + elsewhere - bytes_of["fixed"]) // bytes_of["each"]) for gib, elsewhere in memory]
-        rows.append([f"`{network}`, {way}", str(VARIANTS[network].train_size), *map(str, fits)])
+    for network in dict.fromkeys(name.split(", ")[0] for name in footprints):
+        row = [f"`{network}`", str(VARIANTS[network].train_size)]
+        for gib, processes in ((24, 1), (40, 1), (80, 1), (80, 8)):  # FSDP2 spreads the state over the processes
+            ways = (footprints[f"{network}, {way}"] for way in ("as it is", "recompute_acts"))
+            free = ((gib * 2**30 + way["state"] * (1 - 1 / processes) - way["fixed"], way["each"]) for way in ways)
+            row.append(" / ".join(str(int(size // each)) for size, each in free))
+        rows.append(row)
     return table(["", "train px:", "24 GB:", "40 GB:", "80 GB:", "80 GB, each of 8 with FSDP2:"], rows)
 
 

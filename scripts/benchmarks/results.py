@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "ROOT", "add_record", "new_file", "positive", "records_file", "run", "table", "write_json"]
+__all__ = ["RESULTS", "ROOT", "add_record", "positive", "new_file", "run", "table", "write_json"]
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,19 +31,11 @@ def positive(text: str) -> int:
 
 
 def new_file(text: str) -> Path:
-    """Return the path of a file in a folder that exists; the type of an option."""
+    """Return the path of a new file in a folder that exists, or of one with earlier results; the type of an option."""
     path = Path(text)
-    if not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path}: expected a file in a folder that exists")
-    return path
-
-
-def records_file(text: str) -> Path:
-    """Return the path of a new file or of one with earlier results; the type of an option."""
-    path = new_file(text)
     try:
-        if not isinstance(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [], list):
-            raise ValueError("no list of results")
+        if path.exists() or not path.parent.is_dir():
+            json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise argparse.ArgumentTypeError(f"{path}: {error}; expected earlier results or a new file") from None
     return path

@@ -55,9 +55,11 @@ def run(
         results.write_text(text, encoding="utf-8")
     try:
         record: Record = json.loads(results.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        parser.error(f"{results}: {error}; expected the results of an earlier run")
-    draw(record, picture)
+        draw(record, picture)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if not args.from_json:
+            raise
+        parser.error(f"{results}: {error!r}; expected the results of an earlier run of this script")
     print(f"results: {results}\npicture: {picture}")
     return record
 

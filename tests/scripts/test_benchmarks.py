@@ -72,27 +72,17 @@ def test_the_peak_of_memory_is_predicted_within_a_tenth(results, name, ways):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "networks"),
+    ("command", "other"),
     [
-        (("agc",), ["nfnet_timm", "timm", "floor"]),
-        (
-            ("inference", "--batch", "1", "--pixels", "32"),
-            ["nfnet_timm", "nfnet_timm, reparameterized", "timm", "floor"],
-        ),
-        (("train", "--batch", "2", "--pixels", "32"), ["nfnet_timm", "nfnet_timm, recompute_acts", "timm", "floor"]),
+        ("agc", []),
+        ("inference --batch 1 --pixels 32", ["nfnet_timm, reparameterized"]),
+        ("train --batch 2 --pixels 32", ["nfnet_timm, recompute_acts"]),
     ],
 )
-def test_each_network_is_measured(results, command, networks):
-    (record,) = results("speed.py", *command, "--repeat", "1")
-    assert [row["network"] for row in record["rows"]] == networks
+def test_each_network_is_measured(results, command, other):
+    (record,) = results("speed.py", *command.split(), "--repeat", "1")
+    assert [row["network"] for row in record["rows"]] == ["nfnet_timm", *other, "timm", "floor"]
     assert all(len(row["milliseconds"]) == 1 and min(row["milliseconds"]) > 0 for row in record["rows"])
-
-
-@pytest.mark.slow
-def test_an_error_is_collected_from_the_test_that_measures_it(results):
-    found = results("parity.py", "-k", "nf_regnet_b0_64x64")
-    assert 0 < found.pop("nf_regnet_b0_64x64") < 2e-5
-    assert not found
 
 
 @pytest.mark.filterwarnings("ignore")  # of Opacus and of what it imports

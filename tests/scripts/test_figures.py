@@ -34,6 +34,14 @@ def test_the_pictures_in_docs_are_those_of_the_recorded_results(run_script, pict
     assert sum(abs(a - b) for a, b in zip(*small, strict=True)) / len(small[0]) < 4
 
 
+@pytest.mark.parametrize("text", ["[]", '{"signals": {}}', '{"signals": {"dm_nf_resnet50": 1}}'])
+def test_results_of_another_shape_are_an_error_in_one_line(run_script, tmp_path, text):
+    (tmp_path / "signal_controls.json").write_text(text)
+    status, _, error = run_script(FOLDER / "signal_controls.py", "--from-json", "--out", tmp_path)
+    assert status == 2
+    assert "signal_controls.json: " in error.splitlines()[-1]
+
+
 def test_published_accuracies_are_distinguished_from_those_measured_by_timm():
     record = json.loads((ROOT / "docs" / "pictures" / "accuracy_latency.json").read_text())
     by = {row["name"]: (row["top1"], row["by"]) for row in record["rows"]}

@@ -19,22 +19,14 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
-def written():
-    """When each file that a script may write was written."""
-    pages = [*ROOT.glob("*.md"), *(p for d in ("benchmarks", "docs", "hub") for p in (ROOT / d).rglob("*.*"))]
-    return {page: page.stat().st_mtime_ns for page in pages}
-
-
 @pytest.fixture
 def run(run_script, tmp_path, monkeypatch):
     """Run a program in an empty folder, which stays empty; return exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    before = written()
 
     def run(path, *arguments):
         result = run_script(path, *arguments)
         assert list(tmp_path.iterdir()) == []
-        assert written() == before
         return result
 
     return run
@@ -54,10 +46,10 @@ def test_help_is_printed_and_a_misspelt_option_is_an_error(run, path):
 @pytest.mark.parametrize(
     ("path", "module", "extra"),
     [
-        ("examples/features.py", "matplotlib", "demo"),
+        ("examples/features.py", "sklearn", "demo"),
         ("examples/fine_tune.py", "accelerate", "examples"),
         ("examples/private.py", "opacus", "privacy,demo"),
-        ("examples/sam.py", "sklearn", "demo"),
+        ("examples/sam.py", "tqdm", "demo"),
         ("scripts/figures/batch_size.py", "matplotlib", "demo"),
         ("scripts/benchmarks/privacy.py", "opacus", "privacy"),
     ],
@@ -76,10 +68,8 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(run, monk
     [
         ("examples/sam.py", ["--rho", "nan"], "--rho nan"),
         ("examples/sam.py", ["--epochs", "0"], "--epochs 0"),
-        ("examples/features.py", ["--out", "x.doc"], "--out x.doc"),
-        ("examples/features.py", ["--out", "nowhere/x.png"], "there is no folder nowhere"),
+        ("examples/features.py", ["--model", "nfnet_f7"], "--model nfnet_f7"),
         ("examples/private.py", ["--epsilon", "nan"], "--epsilon nan"),
-        ("examples/private.py", ["--batch-size", "0"], "--batch-size 0"),
         ("examples/fine_tune.py", ["nowhere"], "there is no folder nowhere/train"),
         ("examples/fine_tune.py", [".", "--seed", "-1"], "--seed -1"),
         ("examples/fine_tune.py", [".", "--lr", "inf"], "--lr inf"),
