@@ -76,6 +76,10 @@ def test_fine_tune_goes_on_where_it_stopped(digits, trained, tmp_path):
         "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     fine_tune(digits, tmp_path, "--epochs", 2, launcher=(sys.executable, "-c", script), code=7)
+    best = tmp_path / "fine_tuned" / "model_best.pth.tar"
+    saved = torch.load(best, weights_only=False)
+    best.unlink()  # it is a link to last.pth.tar
+    torch.save({**saved, "metric": 101.0}, best)
     out = fine_tune(digits, tmp_path, "--epochs", 2, "--resume")
     assert re.findall(r"epoch (\d) of 2", out) == ["2"]
     straight, broken = (
@@ -84,6 +88,7 @@ def test_fine_tune_goes_on_where_it_stopped(digits, trained, tmp_path):
     )
     for part in ("state_dict", "state_dict_ema"):
         assert all(p.equal(broken[part][key]) for key, p in straight[part].items())
+    assert torch.load(best, weights_only=False)["metric"] == 101  # a worse epoch did not replace it
 
 
 def test_fine_tune_publishes_its_best_epoch_when_asked_to(digits, tmp_path, hub):
