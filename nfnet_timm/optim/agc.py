@@ -81,7 +81,7 @@ def adaptive_clip_grad_(
     for p in params:
         if not isinstance(p, Tensor):
             raise ValueError(f"parameters has {type(p).__name__}: expected tensors. Pass model.parameters()")
-    clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
+    clipping = Clipping.of(clip_factor, eps)
     if clipping is not None:
         clip_each_([ClippedParam(p, clipping) for p in params])
 
@@ -153,7 +153,7 @@ def clip_stats(
 
     The classifier's weight in a network of this package counts as not clipped, as in the optimizers. A unit whose
     gradient is NaN counts as clipped. For sharded parameters, only the rows of this process are counted. There is one
-    transfer from each device.
+    transfer from each device. With a gradient scaler, call its ``unscale_(optimizer)`` first.
 
     Args:
         parameters: ``model.named_parameters()``, or a dict.
@@ -169,7 +169,7 @@ def clip_stats(
             f"parameters is {type(parameters).__name__}: expected names and tensors. Pass model.named_parameters()"
         ) from None
     names = {id(p): name for name, p in named.items()}
-    clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
+    clipping = Clipping.of(clip_factor, eps)
     found: dict[str, list[float]] = {}
     if clipping is None:
         return {}
