@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nfnet_timm.compat.timm import optimizer_registry
 from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
-from nfnet_timm.optim.agc import ClippedParam, clip_each_
+from nfnet_timm.optim.agc import clip_each_
 from nfnet_timm.optim.param_groups import agc_param_groups, known_classifier_weights, set_entries
 
 __all__ = ["attach_agc", "create_optimizer"]
@@ -141,7 +141,7 @@ def _clip(optimizer: Optimizer) -> None:
         # The state of an optimizer without clipping has no settings.
         clipping = Clipping.of(*(group.setdefault(key, optimizer.defaults[key]) for key in Clipping._fields))
         if clipping is not None:
-            clipped += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
+            clipped += [(p, clipping) for p in group["params"] if id(p) not in exempt]
     # A fused optimizer unscales in its step. Before that, the gradients contain the factor of the gradient scaler.
     clip_each_(clipped, grad_scale=getattr(optimizer, "grad_scale", None))
 

