@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import timm
 import torch
+from compat_table import write_digits
 from golden import ROOT
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from nfnet_timm.cli import main
 
@@ -26,13 +25,7 @@ OPTIONS = ["--model", "dm_nf_regnet_b0", "--img-size", "32", "--workers", "0", "
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """A folder of folders of real scans, as ImageFolder has it."""
-    root, data = tmp_path_factory.mktemp("images"), load_digits()
-    for i, (image, digit) in enumerate(zip(data.images[:80], data.target, strict=False)):
-        folder = root / ("val" if i % 4 == 0 else "train") / f"digit {digit}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 15.9).astype(np.uint8)).resize((40, 40)).convert("RGB").save(folder / f"{i}.png")
-    return root
+    return write_digits(tmp_path_factory.mktemp("images"), 80)
 
 
 def fine_tune(data, cwd, *args, launcher=(sys.executable,), code=0):
