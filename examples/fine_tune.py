@@ -29,6 +29,7 @@ try:
     import torch.nn.functional as F
     from accelerate import Accelerator, DataLoaderConfiguration
     from accelerate.utils import set_seed
+    from huggingface_hub import get_token
     from timm.data import create_dataset, create_transform, resolve_model_data_config
     from timm.models import load_checkpoint, resume_checkpoint
     from timm.scheduler import create_scheduler_v2
@@ -79,7 +80,10 @@ def main() -> None:
     ]
     optimizer = create_optimizer(model, "sgd", lr=args.lr, weight_decay=1e-5, clip_factor=args.clip_factor)
     ema = ModelEmaV3(model, decay=0.9999, use_warmup=True, device=accelerator.device)
-    first, last = 0, Path(args.output) / "last.pth.tar"
+    first = 0
+    last, best, listed = (
+        Path(args.output) / name for name in ("last.pth.tar", "model_best.pth.tar", "class_names.txt")
+    )
     if args.resume and last.exists():
         try:
             first = resume_checkpoint(model, str(last), optimizer, log_info=accelerator.is_main_process) or 0
@@ -99,8 +103,11 @@ def main() -> None:
     )
     if accelerator.is_main_process:
         last.parent.mkdir(parents=True, exist_ok=True)
-        last.with_name("class_names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+        listed.write_text("\n".join(names) + "\n", encoding="utf-8")
         saver: Any = CheckpointSaver(bare, optimizer, args, ema, checkpoint_dir=args.output, max_history=1)
+        if first and best.exists():  # a worse epoch must not replace it
+            kept = torch.load(best, map_location="cpu", weights_only=False)  # this program wrote it
+            saver.best_metric, saver.best_epoch = kept["metric"], kept["epoch"]
     for epoch in range(first, args.epochs):
         set_seed(args.seed + epoch)
         train.set_epoch(epoch)
@@ -110,21 +117,24 @@ def main() -> None:
         if accelerator.is_main_process:
             saver.save_checkpoint(epoch, metric=top1)
     accelerator.print(f"Classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
-    best, listed = (Path(args.output) / name for name in ("model_best.pth.tar", "class_names.txt"))
+    command = ["nfnet-timm", "publish", str(best), args.push_to_hub or "ORG/NAME"]
+    command += ["--license", args.license or "apache-2.0", "--class-names", str(listed)]
+    to_publish = f"To publish the best epoch:\n  {shlex.join(command)}"
     if not args.push_to_hub:
-        command = ["nfnet-timm", "publish", str(best), "ORG/NAME", "--license", "apache-2.0"]
-        command += ["--class-names", str(listed)]
-        accelerator.print(f"To publish the best epoch:\n  {shlex.join(command)}")
+        accelerator.print(to_publish)
     elif accelerator.is_main_process:
         load_checkpoint(ema.module, str(best), use_ema=True)
-        report = push_to_hub(
-            ema.module,
-            args.push_to_hub,
-            license=args.license,
-            label_names=names,
-            metrics=None if saver.best_metric is None else {"top1": saver.best_metric},
-            dataset=args.dataset.removeprefix("hfds/") or args.data_dir,
-        )
+        try:
+            report = push_to_hub(
+                ema.module,
+                args.push_to_hub,
+                license=args.license,
+                label_names=names,
+                metrics=None if saver.best_metric is None else {"top1": saver.best_metric},
+                dataset=args.dataset.removeprefix("hfds/") or args.data_dir,
+            )
+        except (ValueError, OSError) as error:  # for example, the Hub cannot be reached
+            sys.exit(f"error: {error}\n{to_publish}")
         print(f"Published as {args.push_to_hub}, commit {report.commit}")
     accelerator.end_training()
 
@@ -161,6 +171,8 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected a number above 0")
     if args.push_to_hub and not args.license:
         parser.error("--push-to-hub needs the licence of the weights: expected --license apache-2.0, or another one")
+    if args.push_to_hub and not get_token():
+        parser.error("--push-to-hub needs an access token: log in with `hf auth login`, or set HF_TOKEN")
     if Path(args.output).is_file():
         parser.error(f"--output {args.output} is a file: expected a new or existing folder")
     if args.train_split == args.val_split:

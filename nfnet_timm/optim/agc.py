@@ -19,21 +19,12 @@ from nfnet_timm.kernels.clip.units import is_contiguous_or_channels_last, is_one
 
 __all__ = [
     "ClipStats",
-    "ClippedParam",
     "adaptive_clip_grad_",
     "clip_each_",
     "clip_stats",
     "local_grad",
     "unitwise_norm",
 ]
-
-
-@dataclass(frozen=True)
-class ClippedParam:
-    """A parameter, and the settings for clipping its gradient."""
-
-    param: Tensor
-    clipping: Clipping
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
@@ -81,14 +72,14 @@ def adaptive_clip_grad_(
     for p in params:
         if not isinstance(p, Tensor):
             raise ValueError(f"parameters has {type(p).__name__}: expected tensors. Pass model.parameters()")
-    clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
+    clipping = Clipping.of(clip_factor, eps)
     if clipping is not None:
-        clip_each_([ClippedParam(p, clipping) for p in params])
+        clip_each_([(p, clipping) for p in params])
 
 
 @torch.no_grad()
-def clip_each_(clipped: list[ClippedParam], grad_scale: Tensor | None = None) -> None:
-    """Clip each parameter's gradient as ``adaptive_clip_grad_`` does, but with its own settings.
+def clip_each_(clipped: list[tuple[Tensor, Clipping]], grad_scale: Tensor | None = None) -> None:
+    """Clip the gradient of each parameter as ``adaptive_clip_grad_`` does, but with the settings beside it.
 
     Pass all parameters in one call. Then all vectors that are sharded over processes take one collective together.
 
@@ -99,25 +90,25 @@ def clip_each_(clipped: list[ClippedParam], grad_scale: Tensor | None = None) ->
         _clip_on_device_(here, None if grad_scale is None else grad_scale.to(device))
 
 
-def _by_device(clipped: list[ClippedParam]) -> dict[torch.device, list[ClippedParam]]:
+def _by_device(clipped: list[tuple[Tensor, Clipping]]) -> dict[torch.device, list[tuple[Tensor, Clipping]]]:
     """Return the parameters that have a gradient, grouped by device: a foreach call accepts only one device."""
-    devices: dict[torch.device, list[ClippedParam]] = {}
-    for entry in clipped:
-        if entry.param.grad is not None:
-            devices.setdefault(entry.param.device, []).append(entry)
+    devices: dict[torch.device, list[tuple[Tensor, Clipping]]] = {}
+    for p, clipping in clipped:
+        if p.grad is not None:
+            devices.setdefault(p.device, []).append((p, clipping))
     return devices
 
 
-def _clip_on_device_(clipped: list[ClippedParam], grad_scale: Tensor | None) -> None:
-    whole: list[tuple[ClippedParam, Tensor, Tensor]] = []  # parameter, local weight, local gradient
-    rest: list[ClippedParam] = []
-    for entry in clipped:
-        weight, grad, group = _local(entry.param)
-        is_split = group is not None and is_one_unit(entry.param)
+def _clip_on_device_(clipped: list[tuple[Tensor, Clipping]], grad_scale: Tensor | None) -> None:
+    whole: list[tuple[Tensor, Tensor, Clipping]] = []  # local weight, local gradient
+    rest: list[tuple[Tensor, Clipping]] = []
+    for p, clipping in clipped:
+        weight, grad, group = _local(p)
+        is_split = group is not None and is_one_unit(p)
         if is_split or not (is_contiguous_or_channels_last(weight) and is_contiguous_or_channels_last(grad)):
-            rest.append(entry)
+            rest.append((p, clipping))
         else:
-            whole.append((entry, weight, grad))
+            whole.append((weight, grad, clipping))
     if rest:
         grads, scales, grad_norms = _norms(rest)
         if grad_scale is not None:
@@ -126,8 +117,8 @@ def _clip_on_device_(clipped: list[ClippedParam], grad_scale: Tensor | None) -> 
         foreach_clamp_max_(scales, 1.0)
         foreach_mul_(grads, scales)
     if whole:
-        records, weights, grads = map(list, zip(*whole, strict=True))
-        clip_(weights, grads, [entry.clipping for entry in records], grad_scale)
+        weights, grads, clippings = map(list, zip(*whole, strict=True))
+        clip_(weights, grads, clippings, grad_scale)
 
 
 @dataclass(frozen=True)
@@ -153,7 +144,7 @@ def clip_stats(
 
     The classifier's weight in a network of this package counts as not clipped, as in the optimizers. A unit whose
     gradient is NaN counts as clipped. For sharded parameters, only the rows of this process are counted. There is one
-    transfer from each device.
+    transfer from each device. With a gradient scaler, call its ``unscale_(optimizer)`` first.
 
     Args:
         parameters: ``model.named_parameters()``, or a dict.
@@ -169,13 +160,13 @@ def clip_stats(
             f"parameters is {type(parameters).__name__}: expected names and tensors. Pass model.named_parameters()"
         ) from None
     names = {id(p): name for name, p in named.items()}
-    clipping = Clipping.of({"clip_factor": clip_factor, "clip_eps": eps})
+    clipping = Clipping.of(clip_factor, eps)
     found: dict[str, list[float]] = {}
     if clipping is None:
         return {}
-    for here in _by_device([ClippedParam(p, clipping) for p in named.values()]).values():
+    for here in _by_device([(p, clipping) for p in named.values()]).values():
         _, max_norms, grad_norms = _norms(here)
-        ratios = {names[id(entry.param)]: g / m for entry, g, m in zip(here, grad_norms, max_norms, strict=True)}
+        ratios = {names[id(p)]: g / m for (p, _), g, m in zip(here, grad_norms, max_norms, strict=True)}
         ratios = {name: ratio for name, ratio in ratios.items() if ratio.numel()}  # a process may have no rows
         # not ratio > 1, because NaN is changed too
         rows = [torch.stack([(~(r <= 1)).float().mean(), r.max() * clipping.clip_factor]) for r in ratios.values()]
@@ -197,11 +188,11 @@ def _norm_each(tensors: list[Tensor], one_unit: list[bool]) -> list[Tensor]:
     return [next(norms) if one else unit_norm(x, False) for x, one in zip(tensors, one_unit, strict=True)]
 
 
-def _norms(clipped: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _norms(clipped: list[tuple[Tensor, Clipping]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return the local gradients of this process, the largest allowed norms of their units, and the present norms."""
-    owners = [entry.param for entry in clipped]
-    weights, grads, groups = map(list, zip(*map(_local, owners), strict=True))
-    one_unit = [is_one_unit(p) for p in owners]
+    params, clippings = zip(*clipped, strict=True)
+    weights, grads, groups = map(list, zip(*map(_local, params), strict=True))
+    one_unit = [is_one_unit(p) for p in params]
     weight_norms, grad_norms = _norm_each(weights, one_unit), _norm_each(grads, one_unit)
     split: dict[Any, list[Tensor]] = {}  # process group -> norms of the vectors sharded over it
     for group, one, weight_norm, grad_norm in zip(groups, one_unit, weight_norms, grad_norms, strict=True):
@@ -212,8 +203,8 @@ def _norms(clipped: list[ClippedParam]) -> tuple[list[Tensor], list[Tensor], lis
         dist.all_reduce(squares, group=group)
         for norm, whole in zip(norms, squares.sqrt_(), strict=True):
             norm.copy_(whole)
-    foreach_clamp_min_(weight_norms, [entry.clipping.clip_eps for entry in clipped])
-    foreach_mul_(weight_norms, [entry.clipping.clip_factor for entry in clipped])
+    foreach_clamp_min_(weight_norms, [clipping.clip_eps for clipping in clippings])
+    foreach_mul_(weight_norms, [clipping.clip_factor for clipping in clippings])
     return grads, weight_norms, grad_norms
 
 

@@ -1,30 +1,77 @@
-"""Add adaptive gradient clipping to any optimizer, before each step.
+"""Optimizers that clip adaptively before each step: any optimizer, or one from a name and a model.
 
 Importing this registers ``agc-sgd``, ``agc-adamw`` and so on with timm: timm's optimizers, with clipping.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, wraps
 from typing import Any
 
-from timm.optim import OptimInfo, list_optimizers
+from timm.optim import OptimInfo, create_optimizer_v2, list_optimizers
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nfnet_timm.compat.timm import optimizer_registry
 from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
-from nfnet_timm.optim.agc import ClippedParam, clip_each_
-from nfnet_timm.optim.param_groups import known_classifier_weights
+from nfnet_timm.optim.agc import clip_each_
+from nfnet_timm.optim.param_groups import agc_param_groups, known_classifier_weights, set_entries
 
-__all__ = ["agc_class", "attach_agc"]
+__all__ = ["attach_agc", "create_optimizer"]
+
+# timm's factory ignores these arguments if it gets groups instead of a model.
+_ABOUT_GROUPS = (
+    "fallback_list",
+    "fallback_no_weight_decay",
+    "filter_bias_and_bn",
+    "layer_decay_min_scale",
+    "layer_decay_no_opt_scale",
+    "param_group_fn",
+)
 
 
-def attach_agc(
-    optimizer: Optimizer,
+def create_optimizer(
+    model: nn.Module,
+    opt: str = "sgd",
+    lr: float | None = None,
+    weight_decay: float = 0.0,
     clip_factor: float | None = CLIP_FACTOR,
     clip_eps: float = CLIP_EPS,
-    **settings: float,
+    layer_decay: float | None = None,
+    no_clip: str | Iterable[str] | None = None,
+    **kwargs: Any,
 ) -> Optimizer:
+    """Return timm's optimizer ``opt`` with the groups of ``agc_param_groups``. It clips adaptively before each step.
+
+    Args:
+        opt: A name from ``timm.optim.list_optimizers()``. The authors use "sgd", which has Nesterov momentum.
+        layer_decay: Factor of the learning rate from layer to layer. The learning rate of each group includes its
+            factor, so schedulers of any library work.
+        no_clip: See ``agc_param_groups``.
+        kwargs: Further arguments of timm's ``create_optimizer_v2``, except those about parameter groups.
+    Raises:
+        ValueError: If an argument is about parameter groups; see also ``agc_param_groups`` and ``attach_agc``.
+    Differs from timm: with ``layer_decay``, timm's groups have an entry ``lr_scale``, which only timm's schedulers use.
+    """
+    for name in _ABOUT_GROUPS:
+        if name in kwargs:
+            raise ValueError(
+                f"{name}={kwargs[name]!r} has no effect: expected no argument about parameter groups, because "
+                "agc_param_groups makes them. Leave it out, or use timm's create_optimizer_v2 with an agc- name"
+            )
+    groups = agc_param_groups(model, weight_decay, clip_factor, clip_eps, layer_decay, no_clip)
+    lookahead, _, name = opt.lower().rpartition("_")
+    if f"agc-{name}" in list_optimizers():
+        opt = f"{lookahead}_agc-{name}" if lookahead else f"agc-{name}"
+    optimizer = attach_agc(create_optimizer_v2(groups, opt, lr=lr, **kwargs), clip_factor, clip_eps)
+    for group in optimizer.param_groups:
+        if "lr_scale" in group:
+            group["lr"] = group["lr"] * group.pop("lr_scale")  # not in place: groups share a tensor
+    return optimizer
+
+
+def attach_agc(optimizer: Optimizer, clip_factor: float | None = CLIP_FACTOR, clip_eps: float = CLIP_EPS) -> Optimizer:
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
     The settings become entries of each parameter group that does not have them, and of groups that are added later.
@@ -33,18 +80,17 @@ def attach_agc(
     a network of this package is never clipped.
 
     Gradients are clipped in place, once for each step and after each run of a closure. This happens after a gradient
-    scaler has unscaled them, and after all backward passes of the step. Copies of the optimizer clip, too. An unpickled
-    optimizer clips if timm or this module has been imported in its process.
+    scaler has unscaled them, and after all backward passes of the step, but before the optimizer's own step pre-hooks.
+    Copies of the optimizer clip, too. An unpickled one clips if ``timm.optim`` has been imported in its process.
 
-    Args:
-        settings: Further fields of ``Clipping``.
     Raises:
-        ValueError: If ``optimizer`` differentiates gradients or runs no hooks, or a setting is not a number above 0.
+        ValueError: If ``optimizer`` differentiates gradients or its step, or runs no hooks, or a setting is not a
+            number above 0.
     """
     plain = _innermost(optimizer)
-    if getattr(plain, "is_second_order", False):
+    if getattr(plain, "is_second_order", False) or getattr(plain, "defaults", {}).get("differentiable"):
         raise ValueError(
-            f"{type(plain).__name__} differentiates gradients, and would differentiate the clipping too: expected an "
+            f"{type(plain).__name__} differentiates gradients or its step, but clipping has no derivative: expected an "
             "optimizer that does not. To use it without clipping, build it by timm's create_optimizer_v2"
         )
     if not getattr(getattr(type(plain), "step", None), "hooked", False):  # the constructor of torch's Optimizer sets it
@@ -52,12 +98,7 @@ def attach_agc(
             f"the step of {type(plain).__name__} runs no hooks, because it does not call the constructor of "
             "torch.optim.Optimizer: call nfnet_timm.adaptive_clip_grad_(parameters) before each step instead"
         )
-    entries = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **settings)
-    for group in plain.param_groups:
-        for key, value in entries.items():
-            if key not in group or (key in plain.defaults and group[key] == plain.defaults[key]):
-                group[key] = value  # not if agc_param_groups or the user has set another one
-    plain.defaults.update(entries)  # for groups that are added later
+    set_entries(plain, Clipping.entries(clip_factor, clip_eps))
     return optimizer
 
 
@@ -97,42 +138,29 @@ def _clip(optimizer: Optimizer) -> None:
     exempt = known_classifier_weights()
     clipped = []
     for group in optimizer.param_groups:
-        for key in Clipping._fields:
-            group.setdefault(key, optimizer.defaults[key])  # missing from the state of an optimizer without clipping
-        clipping = Clipping.of(group)
+        # The state of an optimizer without clipping has no settings.
+        clipping = Clipping.of(*(group.setdefault(key, optimizer.defaults[key]) for key in Clipping._fields))
         if clipping is not None:
-            clipped += [ClippedParam(p, clipping) for p in group["params"] if id(p) not in exempt]
+            clipped += [(p, clipping) for p in group["params"] if id(p) not in exempt]
     # A fused optimizer unscales in its step. Before that, the gradients contain the factor of the gradient scaler.
     clip_each_(clipped, grad_scale=getattr(optimizer, "grad_scale", None))
 
 
 @cache
-def agc_class(plain: Any) -> type[Optimizer]:
-    """Return the subclass of ``plain`` that clips adaptively before each step.
-
-    It takes the arguments of ``plain``, and the fields of ``Clipping`` as keywords; see ``attach_agc``.
-    """
+def _agc_class(plain: Any) -> type[Optimizer]:
+    """Return the subclass of ``plain`` with ``attach_agc``, which takes the fields of ``Clipping`` as keywords."""
 
     class Agc(plain):
         # ``inspect.signature`` shows the arguments of ``plain``, as timm's tests expect.
         @wraps(plain.__init__)  # type: ignore[misc]
         def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-            settings = Clipping.taken_from(kwargs)
+            settings = {name: kwargs.pop(name) for name in Clipping._fields if name in kwargs}
             super().__init__(params, *args, **kwargs)
             attach_agc(self, **settings)
-
-        def __reduce_ex__(self, protocol: Any) -> Any:  # pickle cannot find a class made in a function
-            return _empty, (plain,), self.__getstate__()
 
     Agc.__name__ = Agc.__qualname__ = f"Agc{plain.__name__}"
     Agc.__doc__ = f"{plain.__name__} that clips adaptively before each step; see ``nfnet_timm.optim.attach_agc``."
     return Agc
-
-
-def _empty(plain: Any) -> Optimizer:
-    """Return an instance without state. copy and pickle set the state afterwards."""
-    clipping: Any = agc_class(plain)
-    return clipping.__new__(clipping)
 
 
 def _register() -> None:
@@ -144,7 +172,7 @@ def _register() -> None:
         # gradients.
         if isinstance(plain, str) or info.second_order or name.startswith("agc-"):
             continue
-        clipping = agc_class(plain)
+        clipping = _agc_class(plain)
         globals()[clipping.__name__] = clipping  # pickle finds a class by its name
         registry.register(
             replace(

@@ -3,7 +3,6 @@
 Source: arXiv 2102.06171, section 4.1; ``_make_opt`` in deepmind-research/nfnets/experiment_nfnets.py.
 """
 
-import math
 import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -13,9 +12,9 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping
+from nfnet_timm.kernels.clip.settings import CLIP_EPS, CLIP_FACTOR, Clipping, as_number
 
-__all__ = ["agc_param_groups", "classifier_weights", "exempt_classifier", "is_at_least_0", "known_classifier_weights"]
+__all__ = ["agc_param_groups", "classifier_weights", "exempt_classifier", "known_classifier_weights", "set_entries"]
 
 # An optimizer gets parameters without names, and a parameter loses its attributes when it is loaded, copied or sharded.
 # So this set has all living networks, and each step reads their present classifiers.
@@ -67,7 +66,6 @@ def agc_param_groups(
     clip_eps: float = CLIP_EPS,
     layer_decay: float | None = None,
     no_clip: str | Iterable[str] | None = None,
-    **kwargs: float,
 ) -> list[dict[str, Any]]:
     """Return the authors' parameter groups for any model; each trainable parameter is in exactly one group.
 
@@ -84,7 +82,6 @@ def agc_param_groups(
             group then has an entry ``lr_scale``, which timm's schedulers apply.
         no_clip: Names of further parameters that are not clipped, or patterns such as "fc.*". An empty tuple confirms
             that all other parameters are clipped, and prevents the warning below.
-        kwargs: Further fields of ``Clipping``.
     Raises:
         ValueError: If ``model`` is not a module, a number is out of its range, or a name or pattern in ``no_clip``
             matches no parameter.
@@ -97,11 +94,10 @@ def agc_param_groups(
             f"model is of type {type(model).__name__}: expected a torch.nn.Module, because the groups depend on its "
             'names and classifier. Pass the model, or pass parameters to timm\'s create_optimizer_v2(..., "agc-sgd")'
         )
-    if not is_at_least_0(weight_decay):
-        raise ValueError(f"weight_decay={weight_decay!r}: expected a number of at least 0, such as 2e-5")
-    if layer_decay is not None and not (is_at_least_0(layer_decay) and layer_decay):
-        raise ValueError(f"layer_decay={layer_decay!r}: expected a number above 0, such as 0.8, or None")
-    clipping = Clipping.entries(clip_factor=clip_factor, clip_eps=clip_eps, **kwargs)
+    weight_decay = as_number("weight_decay", weight_decay, "a number of at least 0, such as 2e-5")
+    if layer_decay is not None:
+        layer_decay = as_number("layer_decay", layer_decay, "a number above 0, such as 0.8, or None", above_0=True)
+    clipping = Clipping.entries(clip_factor, clip_eps)
     network = _unwrapped(model)
     classifiers = {id(p) for p in classifier_weights(network)} | known_classifier_weights()
     exempt = classifiers
@@ -128,12 +124,16 @@ def agc_param_groups(
     return list(out.values())
 
 
-def is_at_least_0(value: Any) -> bool:
-    """Return whether ``value`` is a finite number of at least 0. Text is not: YAML reads 2e-5 as text."""
-    try:
-        return bool(0 <= value < math.inf)
-    except TypeError:
-        return False
+def set_entries(optimizer: Any, entries: dict[str, Any]) -> None:
+    """Write ``entries`` into all groups of ``optimizer``, also into those that are added later.
+
+    A group keeps another value that it has, unless the value is that of an earlier call.
+    """
+    for group in optimizer.param_groups:
+        for key, value in entries.items():
+            if key not in group or (key in optimizer.defaults and group[key] == optimizer.defaults[key]):
+                group[key] = value
+    optimizer.defaults.update(entries)  # torch's add_param_group reads these
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -160,7 +160,8 @@ def _matching(model: nn.Module, patterns: Iterable[str]) -> set[int]:
     """Return the ids of the parameters whose names match one of ``patterns``."""
     found: set[int] = set()
     for pattern in patterns:
-        matches = {id(p) for name, p in model.named_parameters() if fnmatchcase(name, pattern)}
+        is_text = isinstance(pattern, str)  # a user may pass parameters
+        matches = {id(p) for name, p in model.named_parameters() if is_text and fnmatchcase(name, pattern)}
         if not matches:
             names = ", ".join([name for name, _ in model.named_parameters()][-3:])
             raise ValueError(

@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from nfnet_timm.compat.torch import foreach_add_, foreach_copy_, foreach_mul_, foreach_norm
+from nfnet_timm.kernels.clip.settings import as_number
 from nfnet_timm.optim.agc import local_grad
-from nfnet_timm.optim.param_groups import is_at_least_0
+from nfnet_timm.optim.param_groups import set_entries
 
 __all__ = ["SAM"]
+
+_EXPECTED = "a finite length of at least 0, such as the paper's 0.05"
 
 
 class SAM(Optimizer):
@@ -56,11 +59,9 @@ class SAM(Optimizer):
                 f"optimizer is {type(optimizer).__name__}: expected an optimizer that runs its closure once, such "
                 'as nfnet_timm.optim.create_optimizer(model, "sgd", lr=0.1)'
             )
-        _check_rho("rho", rho)
         # torch's constructor is not called: __getattr__ takes all other attributes from the optimizer inside.
         self.optimizer = optimizer
-        optimizer.defaults.setdefault("sam_rho", rho)  # for groups that are added later
-        self._add_missing_rho()
+        set_entries(optimizer, {"sam_rho": as_number("rho", rho, _EXPECTED)})
 
     def __getattr__(self, name: str) -> Any:
         if name == "optimizer":  # a copy without state, before __setstate__
@@ -108,11 +109,12 @@ class SAM(Optimizer):
     @contextmanager
     @torch.no_grad()
     def _ascended(self) -> Iterator[None]:
-        self._add_missing_rho()
+        groups = []
         for group in self.param_groups:
-            _check_rho("sam_rho", group["sam_rho"])
-        groups = [([p for p in group["params"] if p.grad is not None], group["sam_rho"]) for group in self.param_groups]
-        groups = [(params, rho) for params, rho in groups if params]
+            # The optimizer inside may have loaded the state of a run without SAM.
+            rho = as_number("sam_rho", group.setdefault("sam_rho", self.defaults["sam_rho"]), _EXPECTED)
+            if params := [p for p in group["params"] if p.grad is not None]:
+                groups.append((params, rho))
         weights = [_local(p) for params, _ in groups for p in params]
         kept = [weight.clone() for weight in weights]
         grads_of_groups = [[local_grad(p) for p in params] for params, _ in groups]
@@ -141,11 +143,6 @@ class SAM(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state from ``state_dict()``, or from a run with the same optimizer without SAM."""
         self.optimizer.load_state_dict(state_dict)
-        self._add_missing_rho()
-
-    def _add_missing_rho(self) -> None:
-        for group in self.param_groups:  # the optimizer inside may have loaded the state of a run without SAM
-            group.setdefault("sam_rho", self.defaults["sam_rho"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer}
@@ -155,11 +152,6 @@ class SAM(Optimizer):
 
     def __repr__(self) -> str:
         return f"SAM({self.optimizer!r})"
-
-
-def _check_rho(name: str, rho: Any) -> None:
-    if not is_at_least_0(rho):
-        raise ValueError(f"{name}={rho!r}: expected a finite length of at least 0, such as the paper's 0.05")
 
 
 def _local(x: Any) -> Tensor:

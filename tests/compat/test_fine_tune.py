@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import timm
 import torch
+from compat_table import write_digits
 from golden import ROOT
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from nfnet_timm.cli import main
 
@@ -26,13 +25,7 @@ OPTIONS = ["--model", "dm_nf_regnet_b0", "--img-size", "32", "--workers", "0", "
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """A folder of folders of real scans, as ImageFolder has it."""
-    root, data = tmp_path_factory.mktemp("images"), load_digits()
-    for i, (image, digit) in enumerate(zip(data.images[:80], data.target, strict=False)):
-        folder = root / ("val" if i % 4 == 0 else "train") / f"digit {digit}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 15.9).astype(np.uint8)).resize((40, 40)).convert("RGB").save(folder / f"{i}.png")
-    return root
+    return write_digits(tmp_path_factory.mktemp("images"), 80)
 
 
 def fine_tune(data, cwd, *args, launcher=(sys.executable,), code=0):
@@ -76,6 +69,10 @@ def test_fine_tune_goes_on_where_it_stopped(digits, trained, tmp_path):
         "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     fine_tune(digits, tmp_path, "--epochs", 2, launcher=(sys.executable, "-c", script), code=7)
+    best = tmp_path / "fine_tuned" / "model_best.pth.tar"
+    saved = torch.load(best, weights_only=False)
+    best.unlink()  # it is a link to last.pth.tar
+    torch.save({**saved, "metric": 101.0}, best)
     out = fine_tune(digits, tmp_path, "--epochs", 2, "--resume")
     assert re.findall(r"epoch (\d) of 2", out) == ["2"]
     straight, broken = (
@@ -84,6 +81,7 @@ def test_fine_tune_goes_on_where_it_stopped(digits, trained, tmp_path):
     )
     for part in ("state_dict", "state_dict_ema"):
         assert all(p.equal(broken[part][key]) for key, p in straight[part].items())
+    assert torch.load(best, weights_only=False)["metric"] == 101  # a worse epoch did not replace it
 
 
 def test_fine_tune_publishes_its_best_epoch_when_asked_to(digits, tmp_path, hub):

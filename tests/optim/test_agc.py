@@ -7,7 +7,7 @@ import torch
 
 from nfnet_timm.kernels.clip.reference import clip_alike_
 from nfnet_timm.kernels.clip.settings import Clipping
-from nfnet_timm.optim.agc import ClippedParam, adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
+from nfnet_timm.optim.agc import adaptive_clip_grad_, clip_each_, clip_stats, unitwise_norm
 
 CASES = np.load(golden.DATA / "agc_cases.npz")
 NAMES = sorted({key.rsplit("/", 1)[0] for key in CASES.files})
@@ -130,7 +130,7 @@ def test_parameters_on_several_devices_are_clipped_on_their_device():
     mixed = [here[0], *there, here[1]]
     adaptive_clip_grad_(mixed, 0.01)
     # The gradient scale makes the allowed norm twice as large, so this changes nothing.
-    clip_each_([ClippedParam(p, Clipping(0.01, 1e-3)) for p in mixed], grad_scale=torch.tensor(2.0))
+    clip_each_([(p, Clipping(0.01, 1e-3)) for p in mixed], grad_scale=torch.tensor(2.0))
     for p, grad in zip(here, expected, strict=True):
         assert torch.allclose(p.grad, grad, rtol=1e-6)
 

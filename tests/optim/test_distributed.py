@@ -1,6 +1,5 @@
 """Several processes train to the parameters of one process on the same global batch."""
 
-import distributed_worker
 import pytest
 import torch
 from distributed_worker import launch, train_alone
@@ -10,7 +9,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from two_hosts import hosts, torchrun
 
 from nfnet_timm import adaptive_clip_grad_
 
@@ -29,16 +27,6 @@ def test_three_steps_equal_those_of_one_process(tmp_path):
         assert_close(result["parameters"], alone)
         # Each process clips its own rows of kernels and matrices. All vectors together take one collective per step.
         assert result["collectives"] == ([0] * 3 if how == "ddp" else [1] * 3), how
-
-
-@pytest.mark.slow
-def test_two_hosts_train_to_the_weights_of_one_process_with_fsdp2(tmp_path):
-    """tests/compat/test_host_failure.py trains on two hosts with DDP."""
-    with hosts():
-        runs = [torchrun(host, distributed_worker.__file__, tmp_path, "fsdp2") for host in (0, 1)]
-        outputs = [run.communicate(timeout=240)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], "\n".join(outputs)
-    assert_close(torch.load(tmp_path / "fsdp2.pt", weights_only=False)["parameters"], train_alone())
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from compat_table import write_digits
 
 from nfnet_timm.cli import main
 
@@ -23,19 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """Write 192 training and 64 test images of 32 x 32 pixels, in one folder for each class."""
-    import numpy as np
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    folder = tmp_path_factory.mktemp("digits")
-    data = load_digits()
-    for i in np.random.RandomState(0).permutation(len(data.images))[:256]:
-        split = "train" if len(list(folder.glob("train/*/*"))) < 192 else "validation"
-        image = folder / split / str(data.target[i]) / f"{i}.png"
-        image.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[i] * 15.9).astype("uint8")).resize((32, 32)).convert("RGB").save(image)
-    return folder
+    return write_digits(tmp_path_factory.mktemp("digits"), 256)
 
 
 @pytest.fixture
@@ -106,7 +95,7 @@ def test_a_checkpoint_of_train_py_can_be_published(train, publish, capsys):
     assert "weights: the moving average (EMA)" in capsys.readouterr().out
     average = checkpoint(folder, "model_best")["state_dict_ema"]
     assert all(p.equal(average[name]) for name, p in model.state_dict().items())
-    assert config["label_names"] == [str(digit) for digit in range(10)]
+    assert config["label_names"] == [f"digit {i}" for i in range(10)]
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
     assert "recompute_acts" not in config["model_args"]
 

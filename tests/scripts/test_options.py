@@ -75,6 +75,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(run, monk
         ("examples/fine_tune.py", [".", "--lr", "inf"], "--lr inf"),
         ("examples/fine_tune.py", [".", "--val-split", "train"], "both train"),
         ("examples/fine_tune.py", [".", "--push-to-hub", "org/name"], "licence"),
+        ("examples/fine_tune.py", [".", "--push-to-hub", "org/name", "--license", "mit"], "needs an access token"),
         ("examples/fine_tune.py", [".", "--dataset", "hfds/a/b", "--model", "nfnet_f00"], "--model nfnet_f00"),
         ("scripts/benchmarks/speed.py", ["train", "--batch", "0"], "--batch: '0'"),
         ("scripts/benchmarks/speed.py", ["agc", "--json", "nowhere/out.json"], "nowhere"),
@@ -89,6 +90,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(run, monk
 def test_an_impossible_value_is_an_error_that_names_the_option(run, monkeypatch, path, arguments, message):
     pytest.importorskip(NEEDS.get(path.rpartition("/")[2], "sys"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)  # a developer may have logged in
     status, out, error = run(path, *arguments)
     assert (status, out) == (2, "")
     assert message in error.splitlines()[-1]

@@ -1,7 +1,9 @@
-"""Shared by the tests of other libraries: images, and the plain training loop with which each is compared."""
+"""Shared by the tests of other programs: images, and the plain training loop with which libraries are compared."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from nfnet_timm.optim import create_optimizer
@@ -15,6 +17,16 @@ def images_and_labels(n, size=32):
     x = torch.tensor(digits.images[:n], dtype=torch.float32)[:, None] / 16
     x = F.interpolate(x, size=size, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
     return x, torch.tensor(digits.target[:n])
+
+
+def write_digits(root, n):
+    """Write ``n`` digits, every fourth to val/ and the others to train/, in one folder for each class."""
+    digits = load_digits()
+    for i, (image, digit) in enumerate(zip(digits.images[:n], digits.target, strict=False)):
+        folder = root / ("val" if i % 4 == 0 else "train") / f"digit {digit}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15.9).astype(np.uint8)).resize((40, 40)).convert("RGB").save(folder / f"{i}.png")
+    return root
 
 
 def optimizer_of(model):
