@@ -2,7 +2,8 @@
 
 agc            clip gradients, and measure the effect
 param_groups   choose which parameters are clipped, and which are decayed
-agc_optimizer  make any optimizer clip before each step, or create one from a name and a model
+agc_optimizer  make any optimizer clip before each step
+factory        create an optimizer from a name and a model
 sam            sharpness-aware minimization around any optimizer
 """
 
@@ -12,7 +13,8 @@ from nfnet_timm.lazy import lazy_names
 
 if TYPE_CHECKING:
     from nfnet_timm.optim.agc import ClipStats, adaptive_clip_grad_, clip_stats, unitwise_norm
-    from nfnet_timm.optim.agc_optimizer import attach_agc, create_optimizer
+    from nfnet_timm.optim.agc_optimizer import attach_agc
+    from nfnet_timm.optim.factory import create_optimizer
     from nfnet_timm.optim.param_groups import agc_param_groups
     from nfnet_timm.optim.sam import SAM
 
@@ -24,7 +26,7 @@ _HOMES = {
     "unitwise_norm": "agc",
     "agc_param_groups": "param_groups",
     "attach_agc": "agc_optimizer",
-    "create_optimizer": "agc_optimizer",
+    "create_optimizer": "factory",
 }
 __all__ = [
     "SAM",
