@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         "directory), to a folder that timm loads with its local-dir: prefix. If OUT ends in .npz, convert such a "
         "folder to a file that the authors' code loads.",
     )
-    convert.add_argument("source", help="F*_haiku.npz, an Orbax directory or a folder; also a URL of fsspec")
+    help = "F*_haiku.npz, an Orbax directory or a folder; also a URL of fsspec"
+    convert.add_argument("source", type=os.path.expanduser, help=help)
     convert.add_argument("--out", type=_path, required=True, help="folder to write, or a file ending in .npz")
     convert.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     convert.set_defaults(run=_convert)
@@ -164,7 +165,7 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r}: expected the path of a file or folder on this computer")
     if re.search("[\ud800-\udfff]", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8, and torch and safetensors do not open it: rename it")
-    return Path(text)
+    return Path(os.path.expanduser(text))  # a shell expands "~" in `--out ~/x`, but not in `--out=~/x`
 
 
 def _key_value(text: str) -> tuple[str, Any]:
@@ -203,7 +204,8 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from nfnet_timm.formats.authors import fetched, is_recognised
+    from nfnet_timm.formats.authors import fetched
+    from nfnet_timm.formats.orbax_reader import is_orbax
     from nfnet_timm.publish.convert import convert_to_file, convert_to_folder
 
     with fetched(args.source) as path:
@@ -212,7 +214,7 @@ def _convert(args: argparse.Namespace) -> None:
                 f"{args.source or repr('')} does not exist: expected one of the authors' files, such as F0_haiku.npz, "
                 "an Orbax checkpoint, or a folder written by `nfnet-timm convert`"
             )
-        is_folder = path.is_dir() and not is_recognised(path)
+        is_folder = path.is_dir() and not is_orbax(path)
         if is_folder != (args.out.suffix == ".npz"):
             raise ValueError(
                 f"cannot convert {args.source} to {args.out}: expected a file or an Orbax checkpoint and a new folder, "

@@ -20,13 +20,14 @@ COMMAND = Path(sys.executable).parent / "nfnet-timm"
 SOURCE = str(golden.DATA / "nfnet_tiny_haiku_2021.npz")
 
 
-def test_convert_to_a_folder_and_back(tmp_path, capsys):
+def test_convert_to_a_folder_and_back(tmp_path, monkeypatch, capsys):
     folder, file = tmp_path / "out", tmp_path / "back.npz"
-    assert main(["convert", SOURCE, "--out", str(folder)]) == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["convert", SOURCE, "--out=~/out"]) == 0  # a shell does not expand this "~"
     out = capsys.readouterr().out
     assert "nfnet_tiny_haiku_2021.npz: nfnet_f0, 178,272 parameters, SHA-256 " in out
     assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in out
-    assert main(["convert", str(folder), "--out", str(file)]) == 0
+    assert main(["convert", "~/out", "--out", str(file)]) == 0
     assert "131 arrays in 52 modules" in capsys.readouterr().out
 
 
@@ -95,18 +96,14 @@ def test_half_precision_weights_convert_back_to_a_file_in_a_new_folder(tmp_path)
         torch.testing.assert_close(read[name], value.float(), rtol=0, atol=0)
 
 
-def test_weights_that_float32_cannot_hold_are_refused(tmp_path, capsys):
-    assert main(["convert", str(converted(tmp_path, torch.float64)), "--out", str(tmp_path / "back.npz")]) == 1
-    assert "is float64: expected float32, bfloat16 or float16" in capsys.readouterr().err
-    assert not (tmp_path / "back.npz").exists()
-
-
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("unmounted")])
 def test_existing_file_is_replaced_only_with_overwrite_and_a_directory_never(tmp_path, capsys, make):
     mine, file = converted(tmp_path, torch.float32), tmp_path / "back.npz"
     make(file)
     assert main(["convert", str(mine), "--out", str(file)]) == 1
-    message = f"{file} is a directory: expected a file" if file.is_dir() else f"{file} exists: pass --overwrite"
+    message = (
+        f"{file} is a directory or a pipe: expected a file" if file.is_dir() else f"{file} exists: pass --overwrite"
+    )
     assert message in capsys.readouterr().err
     assert main(["convert", str(mine), "--out", str(file), "--overwrite"]) == file.is_dir()
 

@@ -12,12 +12,7 @@ from nfnet_timm.formats.haiku_names import from_haiku
 from nfnet_timm.formats.haiku_reader import read_tree
 from nfnet_timm.formats.orbax_reader import is_orbax, read_orbax
 
-__all__ = ["fetched", "is_recognised", "is_url", "load_state_dict"]
-
-
-def is_recognised(path: Path) -> bool:
-    """Return whether ``path`` is in a format other than the authors' pickles, which is Orbax."""
-    return is_orbax(path)
+__all__ = ["fetched", "is_url", "load_state_dict"]
 
 
 def is_url(source: Any) -> bool:

@@ -83,17 +83,10 @@ class _Tuple(tuple):
 
 @dataclass(frozen=True)
 class _Name:
-    """A module-level name in the file. It is never imported."""
+    """A module-level name in the file, or a module if ``name`` is empty. It is never imported."""
 
     module: str
     name: str
-
-
-@dataclass(frozen=True)
-class _Module:
-    """The name of a NumPy module in the file. It is never imported."""
-
-    module: str
 
 
 @dataclass
@@ -291,12 +284,12 @@ class _Interpreter:
         return self.text(count + 1)[:-1]
 
     def top(self) -> Any:
-        self.pop(0)
+        self.stack += self.pop(1)
         return self.stack[-1]
 
     def pop(self, count: int) -> list[Any]:
         bottom = self.marks[-1] if self.marks else 0
-        if len(self.stack) - max(count, 1) < bottom:
+        if len(self.stack) - count < bottom:
             raise _Refused("it takes more values than there are")
         values = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
@@ -330,8 +323,8 @@ class _Interpreter:
             case "empty array", (_Name("numpy", "ndarray"), (0,), memoryview() as code) if code == b"b":
                 return _Array()
             case "module", (str(module),) if module in _NUMPY_MODULES:
-                return _Module(module)
-            case "attribute", (_Module(), "_reconstruct"):
+                return _Name(module, "")
+            case "attribute", (_Name(name=""), "_reconstruct"):
                 return _Name("numpy.core.multiarray", "_reconstruct")
             case "dtype", (str(code), _, _) if re.fullmatch(r"b1|[iu][1248]|f[248]", code):
                 return _DType(code)
@@ -339,6 +332,11 @@ class _Interpreter:
                 return _Array(self.array(content, dtype, (), fortran=False))
             case "buffer", (memoryview() as content, _DType() as dtype, tuple(shape), "C" | "F" as order):
                 return _Array(self.array(content, dtype, shape, fortran=order == "F"))
+            # A transposed array, since NumPy 2.3.
+            case "buffer", (memoryview() as content, _DType() as dtype, tuple(shape), "K", tuple(axes)) if sorted(
+                axes, key=str
+            ) == list(range(len(shape))):
+                return _Array(self.array(content, dtype, shape, fortran=False).transpose(axes))
             case "dill array", (inner, inner_args, state, None):
                 return self.build(self.reduce(inner, inner_args), state)
             case "jax array", (inner, inner_args, state, dict()):
@@ -393,7 +391,7 @@ def _allowed(module: Any, name: Any) -> _Name:
 
 
 def _kind(value: Any) -> str:
-    kinds = {_Name: "name", _Module: "module", _DType: "dtype", _Array: "array", _Tuple: "tuple", memoryview: "bytes"}
+    kinds = {_Name: "name", _DType: "dtype", _Array: "array", _Tuple: "tuple", memoryview: "bytes"}
     return kinds.get(type(value), type(value).__name__)
 
 

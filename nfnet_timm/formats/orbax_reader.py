@@ -56,7 +56,7 @@ def read_orbax(path: Path) -> Tree:
         if saved is None:
             raise ValueError(
                 f"{path} cannot be read as an Orbax checkpoint: the file _METADATA, or the metadata of an array, is "
-                "missing or damaged. Copy it again"
+                "missing or damaged. Copy it again. For a step of a CheckpointManager, pass the folder with _METADATA"
             )
         _check(saved.tree, jax.tree.leaves(saved.tree), path)
         with _errors_of_orbax(path):
@@ -104,20 +104,14 @@ def _check(tree: Any, leaves: list[Any], path: Path) -> None:
         )
     for module, params in tree["params"].items():
         if not isinstance(module, str) or not isinstance(params, dict):
-            raise ValueError(f"{path}: {module!r} is a {_kind(params)}: expected a dict of parameters")
+            raise ValueError(f"{path}: {module!r} is not a dict of parameters")
         for name, array in params.items():
             dtype = getattr(array, "dtype", None)
             if not isinstance(name, str) or dtype != np.float32:
-                raise ValueError(f"{path}: {module}/{name} is {dtype or _kind(array)}: expected float32")
+                raise ValueError(f"{path}: {module}/{name} is {dtype or 'not an array'}: expected float32")
     needed = sum(_bytes(leaf) for leaf in leaves)
     if needed > _MOST_BYTES:
         raise ValueError(f"{path} is not read: its arrays need {needed:,} bytes, expected at most {_MOST_BYTES:,}")
-
-
-def _kind(saved: Any) -> str:
-    """Return the name of the type that the metadata describe."""
-    name = type(saved).__name__
-    return "ndarray" if name == "ArrayMetadata" else name.removesuffix("Metadata")
 
 
 def _bytes(leaf: Any) -> int:

@@ -24,7 +24,7 @@ __all__ = ["TrainCheckpoint", "is_torch_file", "read_checkpoint"]
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ZIP = b"PK\x03\x04"
 # Keys of the weights in a checkpoint; the moving average first.
-_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 
 # Options that affect the published model, with their types in train.py. In a YAML file for --config, the class map may
 # be a mapping.
@@ -107,13 +107,11 @@ def read_checkpoint(path: Path) -> TrainCheckpoint | dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from None
     if not isinstance(saved, Mapping):
         raise ValueError(f"{path} contains {type(saved).__name__}: expected a state dict or a checkpoint with one")
-    if not {"state_dict", "args"} <= set(saved):
+    args = saved.get("args")
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    if "state_dict" not in saved or not isinstance(args, dict) or "model" not in args:  # not of train.py
         found = [saved[key] for key in _WEIGHTS if isinstance(saved.get(key), Mapping)]
         return _arrays((found or [saved])[0], f"{path}: the state dict")
-    args = saved["args"]
-    args = vars(args) if isinstance(args, argparse.Namespace) else args
-    if not isinstance(args, dict) or "model" not in args:
-        raise ValueError(f"{path}: 'args' is {type(args).__name__}, expected the options of timm's train.py")
     check_types(args, _OPTIONS, f"{path}: args")
     ema, epoch, metric = (saved.get(key) for key in ("state_dict_ema", "epoch", "metric"))
     arrays = _arrays(saved["state_dict"] if ema is None else ema, f"{path}: 'state_dict'")

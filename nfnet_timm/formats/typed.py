@@ -18,10 +18,13 @@ def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str)
         where: Where the values come from, for the message.
     """
     for key, value in values.items():
-        if key in hints and not _fits(value, hints[key]):
+        hint = hints.get(key, Any)
+        if not _fits(value, hint):
             text = " ".join(repr(value).split())
             text = text if len(text) <= 80 else f"{text[:77]}..."
-            raise ValueError(f"{where}: {key} is {text}, expected {_named(hints[key])}")
+            is_class = isinstance(hint, type) and not get_args(hint)
+            expected = hint.__name__ if is_class else str(hint).replace("typing.", "")
+            raise ValueError(f"{where}: {key} is {text}, expected {expected}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -44,12 +47,3 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
-
-
-def _named(hint: Any) -> str:
-    """Return a hint as source code, such as ``int | None``."""
-    if get_origin(hint) in (Union, UnionType):
-        return " | ".join(map(_named, get_args(hint)))
-    if hint is type(None):
-        return "None"
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

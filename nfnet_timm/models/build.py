@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfnet_timm.formats.authors import fetched, is_recognised, is_url, load_state_dict
+from nfnet_timm.formats.authors import fetched, is_url, load_state_dict
+from nfnet_timm.formats.orbax_reader import is_orbax
 from nfnet_timm.models.state_dict import check_state_dict, infer_variant
 from nfnet_timm.models.variants import VARIANTS
 
@@ -44,7 +45,7 @@ def build_network(network: type[nn.Module], name: str, pretrained: bool, **kwarg
             model = build_network(network, name, pretrained, device=device, pretrained_cfg_overlay=local, **kwargs)
         model.pretrained_cfg["file"] = file if is_url(file) else None
         return model
-    of_authors = file is not None and (str(file).endswith(".npz") or is_recognised(Path(file)))
+    of_authors = file is not None and (str(file).endswith(".npz") or is_orbax(Path(file)))
     if of_authors:
         overlay["custom_load"] = True  # timm then calls the network's load_pretrained
     strict = kwargs.get("pretrained_strict", True)

@@ -13,7 +13,7 @@ from nfnet_timm.publish.checkpoints import load_published
 from nfnet_timm.publish.fingerprints import identify
 from nfnet_timm.publish.hub_errors import hub_errors_explained
 from nfnet_timm.publish.locks import locked
-from nfnet_timm.publish.staging import refuse_directory
+from nfnet_timm.publish.staging import refuse_irregular
 
 __all__ = ["download"]
 
@@ -44,7 +44,7 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
     path, md5 = folder / released["file"], released["md5"]
     partial = path.with_name(f"{path.name}.part")
     for file in (path, partial):
-        refuse_directory(file)
+        refuse_irregular(file)
     if _is_there(path, md5):
         return path, False
     with locked(folder, path.name):
@@ -59,7 +59,8 @@ def download(name: str, folder: Path) -> tuple[Path, bool]:
         if found != md5:
             partial.unlink()
             raise ValueError(
-                f"{released['url']} sends another file: its MD5 is {found}, expected {md5}. It was not kept"
+                f"{released['url']} sends another file: its MD5 is {found}, expected {md5}. It was not kept. Run the "
+                "command again; if the MD5 stays, look at the address in a browser: a login page may answer"
             )
         os.replace(partial, path)
     return path, True
@@ -82,20 +83,19 @@ def _is_there(path: Path, md5: str) -> bool:
 
 
 def _fetch(released: dict[str, Any], partial: Path) -> None:
-    with partial.open("ab") as file, hub_errors_explained(f"downloading {released['url']}", _ADVICE):
-        there = file.tell()
-        try:
-            http_get(
-                released["url"],
-                file,
-                resume_size=there,
-                expected_size=released.get("bytes"),
-                displayed_filename=released["file"],
-            )
-        except HfHubHTTPError as error:
-            # The .part file is complete, or it is longer than the released file. The caller compares its MD5.
-            if not (there and error.response.status_code == _RANGE_NOT_SATISFIABLE):
-                raise
+    try:
+        with partial.open("ab") as file, hub_errors_explained(f"downloading {released['url']}", _ADVICE):
+            there = file.tell()
+            try:
+                http_get(released["url"], file, resume_size=there, displayed_filename=released["file"])
+            except HfHubHTTPError as error:
+                # The .part file is complete, or it is longer than the released file. The caller compares its MD5.
+                if not (there and error.response.status_code == _RANGE_NOT_SATISFIABLE):
+                    raise
+    except BaseException:
+        if partial.exists() and not partial.stat().st_size:
+            partial.unlink()
+        raise
 
 
 def _md5(path: Path) -> str:

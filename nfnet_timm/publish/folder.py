@@ -74,7 +74,7 @@ def save_folder(
         others = [name for name in names_in(folder) if name not in _FILES]
         if others:
             raise ValueError(
-                f"{folder} contains other files ({', '.join(others[:3])}): expected a folder, new or empty"
+                f"{folder} contains other files ({', '.join(others[:3])}): move them away, or choose a new folder"
             )
         write_weights(model.state_dict(), staged / "model.safetensors", metadata or {})
         _write_config(model, staged / "config.json", model_config or {}, model_args or {})

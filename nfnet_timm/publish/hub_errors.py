@@ -59,7 +59,7 @@ def hub_errors_explained(doing: str, advice: dict[int, str] | None = None) -> It
         elif isinstance(cause, RepositoryNotFoundError):
             to_do = _ADVICE[404]  # the Hub's status is 401 if there is no access token
         elif isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            to_do = "make room on this disk, or set TMPDIR to a folder on another one, then run the same command again"
+            to_do = "make room on this disk (TMPDIR sets that of temporary files), then run the same command again"
         elif isinstance(cause, OfflineModeIsEnabled):
             to_do = "offline mode is on: unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the command again"
         reason = " ".join(str(cause).split()) or type(cause).__name__

@@ -50,8 +50,8 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the sorted names of the files in ``folder``, without locks and incomplete files."""
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(OURS)) if folder.exists() else []
+    """Return the sorted names of the files in ``folder``, without hidden ones: locks, incomplete files, .DS_Store."""
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
 
 
 if sys.platform == "win32":

@@ -128,11 +128,8 @@ def described_model(architecture: str, arguments: Mapping[str, Any], where: str)
     _check_entries(arguments, _ARGUMENTS, where)
     try:
         model: Any = timm.create_model(architecture, device="meta", **arguments)
-    except (ValueError, AssertionError, RuntimeError) as error:  # from timm's layers, or torch for a negative size
-        raise ValueError(f"{where}: {architecture} cannot be built: {error}") from None
-    except (TypeError, OverflowError):  # from torch, for a size of more than 64 bits; its message has many lines
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise ValueError(f"{where}: {architecture} cannot be built, a size is too large: {given[:300]}") from None
+    except (ValueError, AssertionError, RuntimeError, TypeError, OverflowError) as error:  # of timm's layers or torch
+        raise ValueError(f"{where}: {architecture} cannot be built: {' '.join(str(error).split())[:300]}") from None
     if model.num_classes and not model.head.global_pool.pool_type:
         raise ValueError(
             f"{where}: global_pool is '', so there is no pooling before the classifier: expected avg, max, avgmax or "

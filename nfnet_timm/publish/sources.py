@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from nfnet_timm.formats.authors import is_recognised
+from nfnet_timm.formats.orbax_reader import is_orbax
 from nfnet_timm.formats.safetensors_file import checked_header, read_arrays
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint, is_torch_file, read_checkpoint
 from nfnet_timm.models.build import load_model
@@ -144,7 +144,7 @@ def open_model(
                 source = _from_training(path, saved)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    elif path.is_dir() and not is_recognised(path):
+    elif path.is_dir() and not is_orbax(path):
         source = _from_folder(path)
     else:
         source = open_authors(path)

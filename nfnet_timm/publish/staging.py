@@ -11,7 +11,7 @@ from pathlib import Path
 from nfnet_timm.publish.locks import OURS, locked, names_in
 from nfnet_timm.signals import signals_held, stop_if_interrupted
 
-__all__ = ["put_in_place", "refuse_directory", "staged_folder", "written_beside"]
+__all__ = ["put_in_place", "refuse_irregular", "staged_folder", "written_beside"]
 
 # Temporary folders. The last three are names of one folder, for the steps of ``put_in_place``:
 # new       the new files
@@ -28,9 +28,9 @@ def written_beside(file: Path, overwrite: bool = False) -> Iterator[Path]:
     Waits while another run writes ``file``. Creates the folder of ``file`` if it does not exist.
 
     Raises:
-        ValueError: If ``file`` is a directory, or if it exists and ``overwrite`` is not set.
+        ValueError: If ``file`` is a directory or a pipe, or if it exists and ``overwrite`` is not set.
     """
-    refuse_directory(file)
+    refuse_irregular(file)
     with locked(file.parent, file.name):
         if os.path.lexists(file) and not overwrite:
             raise ValueError(f"{file} exists: pass --overwrite to replace it, or choose another name with --out")
@@ -58,11 +58,11 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
     Args:
         names: The files of ``folder`` that ``put_in_place`` replaces.
     Raises:
-        ValueError: If one of ``names`` is a directory, which would be lost.
+        ValueError: If one of ``names`` is a directory, which would be lost, or a pipe.
         OSError: If ``folder`` cannot be written. The message says whether it was changed.
     """
     for name in names:
-        refuse_directory(folder / name)
+        refuse_irregular(folder / name)
     is_new = not folder.exists()
     try:
         with locked(folder):
@@ -90,10 +90,10 @@ def staged_folder(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def refuse_directory(file: Path) -> None:
-    """Raise ValueError if ``file`` is a directory."""
-    if file.is_dir():
-        raise ValueError(f"{file} is a directory: expected a file; move it away")
+def refuse_irregular(file: Path) -> None:
+    """Raise ValueError if ``file`` is a directory, or a pipe, whose reader could wait for ever."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is a directory or a pipe: expected a file; move it away")
 
 
 def put_in_place(folder: Path, names: tuple[str, ...]) -> None:

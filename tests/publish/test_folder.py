@@ -1,7 +1,6 @@
 """A saved folder is complete or unchanged, has no pickle, and has the same bytes every time."""
 
 import itertools
-import json
 import os
 import re
 import signal
@@ -15,7 +14,6 @@ import golden
 import pytest
 import timm
 from fresh_process import run_fresh
-from safetensors import safe_open
 
 from nfnet_timm.publish.folder import save_folder
 from nfnet_timm.publish.locks import locked
@@ -40,14 +38,10 @@ def names(folder):
 
 def test_folder_has_only_weights_and_config_and_loads(tiny, tmp_path):
     model, folder = tiny(), tmp_path / "a" / "model"
-    save_folder(model, folder, golden.TINY, {"source": "here"})
+    save_folder(model, folder, golden.TINY)
     assert names(folder) == ["config.json", "model.safetensors"]
     assert names(tmp_path / "a") == ["model"]
     assert folder.stat().st_mode == tmp_path.joinpath("a").stat().st_mode
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        metadata = file.metadata()
-    assert metadata == {"format": "pt", "source": "here", "arrays_sha256": metadata["arrays_sha256"]}
-    assert json.loads((folder / "config.json").read_text())["architecture"] == "nfnet_f0"
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert all(p.equal(loaded.get_parameter(name)) for name, p in model.named_parameters())
 
@@ -55,21 +49,22 @@ def test_folder_has_only_weights_and_config_and_loads(tiny, tmp_path):
 def test_saved_folder_is_replaced_only_with_overwrite(tiny, other, tmp_path):
     folder = tmp_path / "out"
     save_folder(tiny(), folder, golden.TINY, card="mine")
+    (folder / ".DS_Store").touch()  # the Finder of macOS makes it
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=r"out exists, and README.md, model.safetensors would change: pass --overwr"):
         save_folder(other, folder, golden.TINY)
     assert contents(tmp_path) == before
     save_folder(tiny(), folder, golden.TINY, card="mine")  # the same content needs no overwrite
     save_folder(other, folder, golden.TINY, overwrite=True)
-    assert names(folder) == ["config.json", "model.safetensors"]
+    assert names(folder) == [".DS_Store", "config.json", "model.safetensors"]
     assert timm.create_model(f"local-dir:{folder}", pretrained=True).head.fc.bias.equal(other.head.fc.bias)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda out: (out / "thesis").mkdir(parents=True), r"other files \(thesis\): expected a folder, new or empty"),
-        (lambda out: (out / "README.md").mkdir(parents=True), "README.md is a directory: expected a file"),
+        (lambda out: (out / "thesis").mkdir(parents=True), r"other files \(thesis\): move them away"),
+        (lambda out: (out / "README.md").mkdir(parents=True), "README.md is a directory or a pipe: expected a file"),
         (lambda out: out.touch(), "out is a file: expected a folder"),
         (lambda out: out.symlink_to("unmounted"), "out is a link to something that does not exist: expected a folder"),
     ],
@@ -80,21 +75,6 @@ def test_other_files_are_not_replaced(tiny, tmp_path, make, message):
     with pytest.raises(ValueError, match=message):
         save_folder(tiny(), tmp_path / "out", golden.TINY, card="mine", overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("is_new", [True, False])
-def test_a_failed_write_changes_nothing(tiny, other, tmp_path, monkeypatch, error, is_new):
-    def fail(*args):
-        raise error
-
-    if not is_new:
-        save_folder(tiny(), tmp_path / "out", golden.TINY)
-    before = sorted(tmp_path.rglob("*")), contents(tmp_path)
-    monkeypatch.setattr("nfnet_timm.publish.folder.save_config", fail)
-    with pytest.raises(type(error), match="No space left" if isinstance(error, OSError) else None):
-        save_folder(other, tmp_path / "out", golden.TINY, overwrite=True)
-    assert (sorted(tmp_path.rglob("*")), contents(tmp_path)) == before
 
 
 def save_with(events, model, folder, monkeypatch):
@@ -126,8 +106,9 @@ def test_error_while_files_are_moved_leaves_the_folder_unchanged(
     before = contents(tmp_path)
     try:
         save_with({at: error}, other, tmp_path / "out", monkeypatch)
-    except (OSError, KeyboardInterrupt):
+    except (OSError, KeyboardInterrupt) as raised:
         assert contents(tmp_path) == before
+        assert isinstance(raised, KeyboardInterrupt) or "Nothing was changed" in str(raised)
     else:
         assert at >= (8 if existing else 5)
     assert [p.name for p in tmp_path.rglob(".*")] == []

@@ -81,12 +81,12 @@ def argument(name, value):
     [
         (entry("model_args", None), "model_args"),
         (entry("architecture", "resnet50"), "resnet50"),
-        (entry("num_classes", "10"), "'10'"),
+        (entry("num_classes", "10"), "'10', expected int"),
+        (entry("num_classes", True), "True"),
         (entry("num_classes", 7), "head.fc"),
         (entry("label_names", list(range(10))), "label_names"),
         (cfg("label_names", ["cat", "dog"]), "2 class names for 10"),
         (cfg("no_such_entry", 1), "no_such_entry"),
-        (cfg("input_size", [3, 192]), "[3, 192]"),
         (cfg("input_size", [3, 0, 192]), "[3, 0, 192]"),
         (cfg("mean", [0.5, 0.5]), "[0.5, 0.5]"),
         (cfg("std", [float("nan")] * 3), "nan"),
@@ -96,7 +96,7 @@ def argument(name, value):
         (argument("global_pool", "magic"), "magic"),
         (argument("global_pool", ""), "global_pool is ''"),
         (argument("depths", [1, 1, 1, 10_000_000]), "depths=(1, 1, 1, 10000000): expected at most 1000 blocks"),
-        (argument("channels", [10**30, 64, 96, 96]), "a size is too large"),
+        (argument("channels", [10**30, 64, 96, 96]), "cannot be built"),
         (argument("checkpoint_path", "/etc/passwd"), "checkpoint_path"),
     ],
 )
@@ -259,8 +259,6 @@ def test_broken_or_hostile_pickle_in_a_checkpoint_is_refused(run, refused, chang
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda run: run.update(args=3), "int"),
-        (lambda run: run.update(args=argparse.Namespace()), "args"),
         (lambda run: setattr(run["args"], "model", "resnet50"), "resnet50"),
         (lambda run: setattr(run["args"], "model_kwargs", {"depths": "many"}), "many"),
         (lambda run: setattr(run["args"], "input_size", [3, -1, 5]), "-1"),
@@ -270,7 +268,6 @@ def test_broken_or_hostile_pickle_in_a_checkpoint_is_refused(run, refused, chang
         (lambda run: run.update(state_dict_ema={"a": "b"}), "state_dict"),
         (lambda run: run["state_dict"].update({"stem.conv1.weight": torch.eye(3).to_sparse()}), "state_dict"),
         (lambda run: run["state_dict"].update({"head.fc.bias": torch.zeros(1).expand(10**12)}), "'head.fc.bias'"),
-        (lambda run: setattr(run["args"], "in_chans", 10**9), "expected (16, 1000000000, 3, 3)"),
         (lambda run: run["state_dict"].pop("head.fc.bias"), "head.fc.weight"),
         (lambda run: run["state_dict"]["head.fc.bias"].fill_(float("nan")), "run.pth.tar has NaN"),
         (lambda run: run.update(more=Hostile()), "open"),
@@ -307,6 +304,8 @@ def prefixed(state_dict, prefix):
 FILES = {
     "before torch 1.6": lambda sd: torch.save(sd, "w", _use_new_zipfile_serialization=False),
     "under model": lambda sd: torch.save({"model": sd, "optimizer": {}}, "w"),
+    "of PyTorch's tutorial": lambda sd: torch.save({"epoch": 3, "model_state_dict": sd, "loss": 0.1}, "w"),
+    "with options of another program": lambda sd: torch.save({"state_dict": sd, "args": {"lr": 0.1}}, "w"),
     "of Lightning": lambda sd: torch.save(
         {
             "state_dict": prefixed(sd, "net._orig_mod."),
@@ -392,7 +391,6 @@ def test_a_folder_needs_no_name_of_a_network(folder, refused):
         (b"a\nb\n", "2 class names"),
         *(("\n".join([*"abcdefghi", name]).encode(), ascii(name)) for name in ("\x1b[31mr", "x\u2028y", "\u202egod")),
         ("\n".join([*"abcdefghi", "\u200d"]).encode(), "visible text"),
-        ("\n".join([*"abcdefgh", "\u00e9", "e\u0301"]).encode(), r"'\xe9' and 'e\u0301', which look the same"),
     ],
 )
 def test_invalid_class_names_are_refused(folder, refused, content, expected):
