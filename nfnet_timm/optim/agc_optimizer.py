@@ -18,6 +18,7 @@ from nfnet_timm.optim.param_groups import known_classifier_weights, set_entries
 
 __all__ = ["attach_agc"]
 
+
 def attach_agc(optimizer: Optimizer, clip_factor: float | None = CLIP_FACTOR, clip_eps: float = CLIP_EPS) -> Optimizer:
     """Make ``optimizer``, from any library, clip adaptively before each step, and return it.
 
