@@ -76,10 +76,13 @@ def test_dtype_layout_mode_and_other_modules_are_kept():
     assert model["net"].stages[0][0].conv2[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("change", [lambda m: m.reparameterize(), with_batch_norm], ids=["fused", "twice"])
-def test_a_model_without_standardized_convolutions_is_refused(change):
+OTHERS = {"fused": lambda m: m.reparameterize(), "twice": with_batch_norm, "a convolution": lambda m: m.stem.conv1}
+
+
+@pytest.mark.parametrize("change", [*OTHERS.values(), lambda m: None], ids=[*OTHERS, "nothing"])
+def test_a_model_without_standardized_convolutions_inside_is_refused_with_its_class(change):
     model = change(nfnet())
-    with pytest.raises(ValueError, match=type(model).__name__):
+    with pytest.raises(ValueError, match=f"model is {type(model).__name__}, with no WSConv2d inside: expected"):
         with_batch_norm(model)
 
 
