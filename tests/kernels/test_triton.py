@@ -85,7 +85,7 @@ def test_weight_and_gradients_equal_the_formula_in_float64(fan_in, dtype):
     assert error(out[[0, 2, 3, 4, 5]], expected[[0, 2, 3, 4, 5]]) < 2e-6 + rounding
     # In a row without variance, only the rounding error of its mean is left: on a GPU up to 2 units in the last place.
     assert float(out[1].abs().max()) < 1.7 * 1.5 * EPS**-0.5 * 2 * torch.finfo(torch.float32).eps * 0.25
-    grad_weight, grad_gain = standardize_triton.backward(grad, weight, gain, 1.7, EPS)
+    grad_weight, grad_gain = standardize_triton.standardize_backward(grad, weight, gain, 1.7, EPS)
     assert (grad_weight.dtype, grad_gain.dtype) == (dtype, dtype)
     assert error(grad_weight, grads[0]) < 5e-6 + rounding
     assert float((grad_gain.double() - grads[1]).norm() / grads[1].norm()) < 5e-6 + rounding
