@@ -8,7 +8,6 @@ from torch import nn
 from nfnet_timm import with_batch_norm
 from nfnet_timm.layers import WSConv2d
 from nfnet_timm.models.block import NormFreeBlock
-from nfnet_timm.optim import create_optimizer
 
 SMALL = {"depths": (1, 2, 1, 1), "channels": (32, 64, 96, 96), "num_classes": 10}
 NETWORKS = {
@@ -47,22 +46,6 @@ def test_only_standardized_convolutions_and_skip_gains_are_replaced(build):
     with torch.no_grad():
         (_, ours), (_, theirs) = model.eval().forward_intermediates(x), twin.eval().forward_intermediates(x)
     assert [f.shape for f in theirs] == [f.shape for f in ours]
-
-
-def test_it_trains_with_finite_gradients_on_every_parameter(build):
-    model = with_batch_norm(build()).train()
-    for block in model.modules():
-        if isinstance(block, NormFreeBlock):
-            nn.init.ones_(block.conv3[1].weight)
-    nn.init.normal_(model.head.fc.weight)  # of NF-RegNets it starts at 0
-    optimizer = create_optimizer(model, "sgd", lr=0.01, clip_factor=0.1)
-    loss = nn.functional.cross_entropy(model(torch.randn(4, model.in_chans, 48, 64)), torch.arange(4))
-    loss.backward()
-    for p in model.parameters():
-        assert (p.grad is None) == (not p.requires_grad)
-        assert p.grad is None or (p.grad.isfinite().all() and p.grad.abs().sum() > 0)
-    optimizer.step()
-    assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_dtype_layout_mode_and_other_modules_are_kept():
