@@ -128,6 +128,14 @@ def test_hooks_that_change_maps_give_the_plain_networks_gradients_or_error(chang
         assert_same_gradients((plain, recomputing), x)
 
 
+def test_a_changed_input_is_not_recomputed_from_if_the_activation_itself_gets_no_gradient():
+    block = pair(depths=(1, 1, 1, 1))[1].stages[1][0]
+    block.act3.register_forward_hook(halved_input)
+    loss = block(torch.randn(2, 32, 8, 8)).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, block.conv3.weight)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.parametrize("act_layer", ["gelu_tanh", "silu", "celu"])
 def test_a_scripted_block_gives_the_outputs_and_gradients_of_the_plain_one(act_layer):

@@ -33,6 +33,7 @@ def test_only_standardized_convolutions_and_skip_gains_are_replaced(build):
     assert with_batch_norm(twin) is twin
     convs = {key: m for key, m in model.named_modules() if isinstance(m, WSConv2d)}
     blocks = {key for key, m in model.named_modules() if isinstance(m, NormFreeBlock)}
+    assert {twin.get_submodule(key).alpha for key in blocks} == {1.0}
     own = {f"{key}.{name}" for key in convs for name in ("weight", "bias", "gain")}
     others = {key: p.shape for key, p in model.named_parameters() if key not in own}
     new = {}
