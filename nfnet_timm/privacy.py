@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nfnet_timm.compat.torch import is_checkpointing
 from nfnet_timm.installation import to_install
@@ -32,6 +32,7 @@ from nfnet_timm.models.block import NormFreeBlock
 
 try:
     from opacus.grad_sample import register_grad_sampler, register_norm_sampler
+    from opacus.grad_sample.linear import compute_linear_grad_sample, compute_linear_norm_sample
 except ImportError as error:
     raise ImportError(f"nfnet_timm.privacy needs Opacus ({error}): {to_install('privacy')}") from error
 
@@ -49,7 +50,9 @@ _ROOM = 2**22
 @register_grad_sampler([Conv2dSame, WSConv2d])
 def conv_grads(layer: Conv2dSame, inputs: list[Tensor], grad: Tensor) -> Grads:
     """Return each sample's gradient of each parameter that is trained: (N, ...)."""
-    grads = _bias_grads(layer, grad)
+    grads: Grads = {}
+    if layer.bias is not None and layer.bias.requires_grad:
+        grads[layer.bias] = grad.sum((2, 3))
     rows = _Rows(layer, grad.dtype) if isinstance(layer, WSConv2d) else None
     if not any(p.requires_grad for p in layer.parameters(recurse=False) if p is not layer.bias):
         return grads
@@ -85,19 +88,14 @@ def conv_norms(layer: Conv2dSame, inputs: list[Tensor], grad: Tensor) -> Grads:
 @register_grad_sampler(PixelConv2d)
 def pixel_conv_grads(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> Grads:
     """Return each sample's gradient of each parameter that is trained: (N, ...)."""
-    grads = _bias_grads(layer, grad)
-    if layer.weight.requires_grad:
-        grads[layer.weight] = torch.einsum("nohw,nihw->noihw", grad, inputs[0].to(grad.dtype))
-    return grads
+    grads = compute_linear_grad_sample(layer, [inputs[0].flatten(1)], grad.flatten(1))
+    return {p: each.view(len(grad), *p.shape) for p, each in grads.items()}
 
 
 @register_norm_sampler(PixelConv2d)
 def pixel_conv_norms(layer: PixelConv2d, inputs: list[Tensor], grad: Tensor) -> Grads:
     """Return the norm of each sample's gradient of each parameter that is trained: (N,)."""
-    norms = {p: grads.norm(dim=1) for p, grads in _bias_grads(layer, grad).items()}
-    if layer.weight.requires_grad:
-        norms[layer.weight] = grad.flatten(1).norm(dim=1) * inputs[0].to(grad.dtype).flatten(1).norm(dim=1)
-    return norms
+    return compute_linear_norm_sample(layer, [inputs[0].flatten(1)], grad.flatten(1))
 
 
 # For each block, the residual branch and the gate of each forward pass. The gradient of the skip gain needs both.
@@ -170,10 +168,6 @@ class _Rows:
         along = torch.linalg.vecdot(grad, self.u)
         grad.addcmul_((along * self.is_free).unsqueeze(-1), self.u, value=-1).mul_(self.a.unsqueeze(-1))
         return along
-
-
-def _bias_grads(layer: nn.Conv2d, grad: Tensor) -> Grads:
-    return {} if layer.bias is None or not layer.bias.requires_grad else {layer.bias: grad.sum((2, 3))}
 
 
 def _patches(layer: Conv2dSame, x: Tensor) -> Tensor:

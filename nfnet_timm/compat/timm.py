@@ -4,7 +4,7 @@ timm is imported when a function is called, because of the second rule in nfnet_
 """
 
 from collections.abc import Iterable
-from functools import wraps
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,10 @@ def keep_cfgs_of_entrypoints(names: Iterable[str]) -> None:
     from timm.models import nfnet
 
     for name in names:
-        with_own_cfg = _with_cfg(getattr(nfnet, name), nfnet.default_cfgs[name].default)
+        entrypoint = getattr(nfnet, name)
+        with_own_cfg = update_wrapper(partial(entrypoint, pretrained_cfg=nfnet.default_cfgs[name].default), entrypoint)
         setattr(nfnet, name, with_own_cfg)
         setattr(models, name, with_own_cfg)
-
-
-def _with_cfg(entrypoint: Any, cfg: Any) -> Any:
-    @wraps(entrypoint)
-    def build(pretrained: bool = False, **kwargs: Any) -> Any:
-        return entrypoint(pretrained, **{"pretrained_cfg": cfg, **kwargs})
-
-    return build
 
 
 def config_file(name: str) -> Path | None:

@@ -144,7 +144,7 @@ def _standardize_backward(device: torch.device) -> Iterator[tuple[Tensor, Tensor
     weight, gain = _weight_and_gain(device)
     for dtype in (*TOLERANCE, *TOLERANCE):
         grad = _numbers(tuple(weight.shape), device, 7.7).to(dtype)
-        found = standardize_triton.backward(grad, weight, gain, SCALE, EPS)
+        found = standardize_triton.standardize_backward(grad, weight, gain, SCALE, EPS)
         expected = backward_by_torch(grad, weight, gain, SCALE, EPS)
         yield found[0], expected[0]
         yield found[1].view(-1, 1), expected[1].view(-1, 1)

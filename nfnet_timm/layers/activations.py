@@ -15,7 +15,7 @@ __all__ = ["ACTIVATIONS", "GELUTanh", "ScaledAct", "activation"]
 class GELUTanh(nn.Module):
     """GELU in its tanh form, JAX's default, exact to the rounding of the dtype. Takes and returns any shape.
 
-    Differs from torch: on a CPU it computes no tanh; see ``gelu_tanh``. In a scripted program it is torch's ``F.gelu``.
+    Differs from torch: for float32 on a CPU it computes no tanh; see ``gelu_tanh``. A scripted one is ``F.gelu``.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -71,24 +71,17 @@ class Conv2dSame(_Pairs, nn.Conv2d):
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
         padding: str | int | tuple[int, int] = "same",
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        *args: Any,
+        **kwargs: Any,
     ):
-        mode: Any = padding_mode
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, 0, dilation, groups, bias, mode, device=device, dtype=dtype
-        )
+        super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
         self.padding = padding  # type: ignore[assignment]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "padding" and hasattr(self, "weight"):  # torch's constructor sets it before the weight
             same = self.symmetric_padding()
-            given = value.lower() if isinstance(value, str) else (value,) * 2 if isinstance(value, int) else value
-            if given != "same" and (same is None or tuple(given) != same):
+            pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+            if (value.lower() if isinstance(value, str) else pair) not in ("same", same):
                 raise ValueError(
                     f"padding={value!r}: expected 'same'{'' if same is None else f' or {same}'}, the only padding of "
                     f"this convolution. For another one with kernel {self.kernel_size} and stride {self.stride}, use "

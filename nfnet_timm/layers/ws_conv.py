@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nfnet_timm.kernels.standardize import standardize
 from nfnet_timm.layers.same_padding import Conv2dSame
 
-__all__ = ["WSConv2d"]
+__all__ = ["WSConv2d", "plain_conv"]
 
 
 class WSConv2d(Conv2dSame):
@@ -24,40 +24,21 @@ class WSConv2d(Conv2dSame):
     gain 1, the weights of each output channel have zero mean and unit norm.
 
     Args:
-        in_channels: Input channels; forward takes (N, in_channels, H, W), any H and W of at least 1.
-        out_channels: Output channels; forward returns (N, out_channels, ceil(H / stride), ceil(W / stride)).
-        padding: "same" or what equals it, see ``Conv2dSame``.
+        args, kwargs: Those of ``Conv2dSame``. Forward takes (N, in_channels, H, W), any H and W of at least 1, and
+            returns (N, out_channels, ceil(H / stride), ceil(W / stride)).
         scale: Constant factor of the input (gamma and beta). The weight is multiplied by it.
         eps: Lower bound of ``var * fan_in``. All networks here use the authors' 1e-4.
     Raises:
-        ValueError: In forward, if the input has another number of channels or no pixels, or the weight is complex.
+        ValueError: In forward, if the input has another number of channels or no pixels.
     Source: arXiv 2101.08692, section 4.2; ``WSConv2D`` in deepmind-research/nfnets/base.py.
     Differs from timm: ``ScaledStdConv2dSame`` computes ``rsqrt(var + eps)``. Its ``gain`` has shape (O, 1, 1, 1), so
         timm's optimizers decay it, and timm's AGC clips it element by element. Here ``gain`` has shape (O,). State
         dicts with either shape load.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = "same",
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        scale: float = 1.0,
-        eps: float = 1e-4,
-    ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self.gain = nn.Parameter(torch.ones(out_channels, device=device, dtype=dtype))
+    def __init__(self, *args: Any, scale: float = 1.0, eps: float = 1e-4, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, device=self.weight.device, dtype=self.weight.dtype))
         self.scale = scale
         self.eps = eps
 
@@ -73,8 +54,6 @@ class WSConv2d(Conv2dSame):
 
     def standardized_weight(self) -> Tensor:
         """Return ``W_hat`` in the shape and dtype of ``weight``, or in autocast's dtype under autocast on a GPU."""
-        if not self.weight.is_floating_point():
-            raise ValueError(f"the weight is {self.weight.dtype}: expected a real dtype, such as torch.float32")
         if self.weight.is_contiguous():
             return standardize(self.weight, self.gain, self.scale, self.eps)
         # Channels-last: this view is contiguous, so nothing is copied. The order within a row does not matter.
@@ -97,19 +76,24 @@ class WSConv2d(Conv2dSame):
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
         """Return a plain convolution with the present standardized weight. timm's ``reparameterize_model`` calls it."""
-        own = self.own_padding()
-        plain: Any = Conv2dSame if own is None else nn.Conv2d
-        geometry = (self.in_channels, self.out_channels, self.kernel_size, self.stride)
-        conv = plain(*geometry, own or "same", self.dilation, self.groups, True, self.padding_mode, device="meta")
-        device = self.weight.device.type
+        own, device = self.own_padding(), self.weight.device.type
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
-            conv.weight = nn.Parameter(self.standardized_weight(), self.weight.requires_grad)
-        # A bias that torch has pruned or parametrized is not a parameter.
-        conv.bias = None if self.bias is None else nn.Parameter(self.bias.detach(), self.bias.requires_grad)
-        return conv.train(self.training)
+            weight = self.standardized_weight()
+        return plain_conv(self, Conv2dSame if own is None else nn.Conv2d, own or "same", weight)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         gain = state_dict.get(prefix + "gain")
         if gain is not None and gain.dim() == 4:  # timm's shape, (O, 1, 1, 1)
             state_dict[prefix + "gain"] = gain.flatten()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def plain_conv(module: nn.Conv2d, kind: Any, padding: Any, weight: Tensor) -> nn.Conv2d:
+    """Return a convolution of the class ``kind`` with ``weight``. Everything else is as in ``module``."""
+    geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, padding, module.dilation)
+    conv = kind(*geometry, module.groups, device="meta")
+    conv.padding_mode = module.padding_mode
+    conv.weight = nn.Parameter(weight, module.weight.requires_grad)
+    # A bias that torch has pruned or parametrized is not a parameter.
+    conv.bias = None if module.bias is None else nn.Parameter(module.bias.detach(), module.bias.requires_grad)
+    return conv.train(module.training)

@@ -28,25 +28,24 @@ def with_batch_norm(model: nn.Module) -> nn.Module:
     training. The state dict has other names, so the original network does not load it, and it cannot be published.
 
     Raises:
-        ValueError: If ``model`` contains no ``WSConv2d``, for example after ``reparameterize()``.
+        ValueError: If ``model`` is no module with a ``WSConv2d`` inside, for example after ``reparameterize()``.
     """
-    blocks: list[Any] = [module for module in model.modules() if isinstance(module, NormFreeBlock)]
-    found = False
-    for parent in list(model.modules()):
-        for name, conv in list(parent.named_children()):
-            if isinstance(conv, WSConv2d):
-                is_last = isinstance(parent, NormFreeBlock) and name == "conv3"
-                setattr(parent, name, _normalized(conv, _ZeroBatchNorm2d if is_last else nn.BatchNorm2d))
-                found = True
-    if not found:
+    parents = list(model.modules()) if isinstance(model, nn.Module) else []
+    children = [(parent, *child) for parent in parents for child in parent.named_children()]
+    convs = [(parent, name, conv) for parent, name, conv in children if isinstance(conv, WSConv2d)]
+    if not convs:
         raise ValueError(
-            f"{type(model).__name__} contains no WSConv2d: expected a network of nfnet_timm that has not been "
-            "reparameterized and has no batch norm"
+            f"model is {type(model).__name__}, with no WSConv2d inside: expected a network of nfnet_timm, or a module "
+            "that contains one, without reparameterize() or batch norm. Put a single WSConv2d into an nn.Sequential"
         )
-    for block in blocks:
-        block.alpha = block.initial_skip_gain = 1.0
-        block.skipinit_gain.requires_grad_(False)
-        block.reset_parameters()
+    for parent, name, conv in convs:
+        is_last = isinstance(parent, NormFreeBlock) and name == "conv3"
+        setattr(parent, name, _normalized(conv, _ZeroBatchNorm2d if is_last else nn.BatchNorm2d))
+    for block in parents:
+        if isinstance(block, NormFreeBlock):
+            block.alpha = block.initial_skip_gain = 1.0
+            block.skipinit_gain.requires_grad_(False)
+            block.reset_parameters()
     return model
 
 

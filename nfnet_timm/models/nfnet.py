@@ -30,16 +30,10 @@ from nfnet_timm.layers.ws_conv import WSConv2d
 from nfnet_timm.models.block import NormFreeBlock, create_stem
 from nfnet_timm.models.build import build_network
 from nfnet_timm.models.state_dict import check_state_dict
-from nfnet_timm.models.variants import VARIANTS, NormFreeCfg, Variant, is_count
+from nfnet_timm.models.variants import VARIANTS, NormFreeCfg, Variant, checked_count
 from nfnet_timm.optim.param_groups import exempt_classifier
 
 __all__ = ["NormFreeBlock", "NormFreeCfg", "NormFreeNet", "default_cfgs"]
-
-
-def _checked_count(name: str, count: Any, smallest: int) -> int:
-    if not is_count(count, smallest):
-        raise ValueError(f"{name}={count!r}: expected a whole number of at least {smallest}")
-    return int(count)
 
 
 class NormFreeNet(nn.Module):
@@ -80,15 +74,11 @@ class NormFreeNet(nn.Module):
         cfg = cfg.override(**kwargs)
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={output_stride}: expected 8, 16 or 32")
-        in_chans = _checked_count("in_chans", in_chans, 1)
-        num_classes = _checked_count("num_classes", num_classes, 0)
+        in_chans = checked_count("in_chans", in_chans, 1)
+        num_classes = checked_count("num_classes", num_classes, 0)
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not (isinstance(rate, Real) and 0 <= rate <= 1):
                 raise ValueError(f"{name}={rate!r}: expected a probability, 0 to 1")
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(
-                f"dtype={dtype!r}: expected a floating-point dtype, such as torch.float32 or torch.bfloat16"
-            )
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cfg = cfg
         self.num_classes = num_classes
@@ -219,7 +209,7 @@ class NormFreeNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of ``num_classes`` classes (0: none), initialised as the authors do."""
-        self.num_classes = num_classes = _checked_count("num_classes", num_classes, 0)
+        self.num_classes = num_classes = checked_count("num_classes", num_classes, 0)
         reference = next(self.parameters())
         training = self.head.training
         if not isinstance(self.head, ClassifierHead):  # the user has replaced it

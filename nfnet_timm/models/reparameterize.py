@@ -1,12 +1,12 @@
 """Remove weight standardization for inference, from the networks of this package and from timm's own."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame
 from timm.utils import reparameterize_model
-from torch import Tensor, nn
+from torch import nn
+
+from nfnet_timm.layers.ws_conv import plain_conv
 
 __all__ = ["reparameterize"]
 
@@ -34,19 +34,10 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _plain(module: ScaledStdConv2d | ScaledStdConv2dSame) -> nn.Conv2d:
-    same = getattr(module, "same_pad", False)  # padding that depends on the size of the image
-    kind: Any = Conv2dSame if same else nn.Conv2d
-    geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
-    conv = kind(*geometry, module.dilation, module.groups, device="meta")
-    conv.weight = nn.Parameter(_standardized(module), module.weight.requires_grad)
-    # A bias that torch has pruned or parametrized is not a parameter.
-    conv.bias = None if module.bias is None else nn.Parameter(module.bias.detach(), module.bias.requires_grad)
-    return conv.train(module.training)
-
-
-def _standardized(module: ScaledStdConv2d | ScaledStdConv2dSame) -> Tensor:
-    """Return the weight that timm's module uses in forward. Source: timm/layers/std_conv.py."""
+    # The weight that timm's module uses in forward. Source: timm/layers/std_conv.py.
     rows, gain = module.weight.reshape(1, module.out_channels, -1), (module.gain * module.scale).view(-1)
     out = F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=module.eps)
     layout = torch.contiguous_format if module.weight.is_contiguous() else torch.channels_last
-    return out.reshape_as(module.weight).contiguous(memory_format=layout)
+    weight = out.reshape_as(module.weight).contiguous(memory_format=layout)
+    same = getattr(module, "same_pad", False)  # padding that depends on the size of the image
+    return plain_conv(module, Conv2dSame if same else nn.Conv2d, module.padding, weight)

@@ -9,12 +9,14 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
 
-__all__ = ["VARIANTS", "NormFreeCfg", "UnknownFieldError", "Variant", "is_count"]
+__all__ = ["VARIANTS", "NormFreeCfg", "UnknownFieldError", "Variant", "checked_count"]
 
 
-def is_count(value: Any, smallest: int) -> bool:
-    """Return whether ``value`` is a whole number of at least ``smallest``, of Python's type or of NumPy's."""
-    return isinstance(value, Integral) and int(value) >= smallest
+def checked_count(name: str, value: Any, smallest: int) -> int:
+    """Return ``value``, a whole number of Python or NumPy, as an int. If it is below ``smallest``: ValueError."""
+    if not isinstance(value, Integral) or value < smallest:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {smallest}")
+    return int(value)
 
 
 class UnknownFieldError(TypeError, ValueError):
@@ -76,19 +78,17 @@ class NormFreeCfg:
         cfg = replace(self, **kwargs)
         for name in ("depths", "channels"):
             value: Any = getattr(cfg, name)
-            sizes = tuple(value) if isinstance(value, Sequence) else ()  # a list, or a ListConfig of Hydra
-            if len(sizes) != 4 or not all(is_count(size, 1) for size in sizes):
-                raise ValueError(f"{name}={value!r}: expected four whole numbers, one for each stage, of at least 1")
-            cfg = replace(cfg, **{name: tuple(map(int, sizes))})  # type: ignore[arg-type]
+            if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:  # Hydra's is a Sequence
+                raise ValueError(f"{name}={value!r}: expected four whole numbers, one for each stage")
+            sizes = tuple(checked_count(f"{name}[{i}]", size, 1) for i, size in enumerate(value))
+            cfg = replace(cfg, **{name: sizes})  # type: ignore[arg-type]
         if max(cfg.depths) > MAX_DEPTH:
             raise ValueError(f"depths={cfg.depths}: expected at most {MAX_DEPTH} blocks in a stage")
         if cfg.stem_type not in STEM_SHARE:
             raise ValueError(f"stem_type={cfg.stem_type!r}: expected one of {', '.join(STEM_SHARE)}")
         for name, smallest in (("stem_chs", 1), ("group_size", 0), ("num_features", 0)):
-            value = getattr(cfg, name)
-            if value is not None and not is_count(value, smallest):
-                raise ValueError(f"{name}={value!r}: expected None or a whole number of at least {smallest}")
-            cfg = replace(cfg, **{name: None if value is None else int(value)})  # type: ignore[arg-type]
+            if (value := getattr(cfg, name)) is not None:
+                cfg = replace(cfg, **{name: checked_count(name, value, smallest)})  # type: ignore[arg-type]
         for name in ("width_factor", "bottle_ratio", "rd_ratio", "alpha"):
             value = getattr(cfg, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):

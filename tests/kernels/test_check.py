@@ -5,6 +5,7 @@ tests/kernels/test_triton.py runs the same comparison on the real kernels, in Tr
 
 import inspect
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -31,13 +32,10 @@ def kernels(monkeypatch):
     check.is_wanted.cache_clear()
     monkeypatch.delenv("NFNET_TIMM_TRITON", raising=False)
     monkeypatch.setattr(standardize_triton, "standardize", standardize_by_torch)
-    monkeypatch.setattr(standardize_triton, "backward", backward_by_torch)
+    monkeypatch.setattr(standardize_triton, "standardize_backward", backward_by_torch)
     monkeypatch.setattr(clip_triton, "clip_", clip_by_torch_)
-    yield {
-        "standardize": lambda f: monkeypatch.setattr(standardize_triton, "standardize", f),
-        "standardize_backward": lambda f: monkeypatch.setattr(standardize_triton, "backward", f),
-        "clip": lambda f: monkeypatch.setattr(clip_triton, "clip_", f),
-    }
+    homes = {"standardize": standardize_triton, "standardize_backward": standardize_triton, "clip_": clip_triton}
+    yield {name.rstrip("_"): partial(monkeypatch.setattr, home, name) for name, home in homes.items()}
     check.is_wanted.cache_clear()
 
 

@@ -7,10 +7,7 @@ pretends to be such a device.
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, vmap
 
 from nfnet_timm.kernels import standardize as chosen
 from nfnet_timm.kernels.eager import is_on_a_device
@@ -130,28 +127,12 @@ def test_half_precision_weights_are_standardized_in_float32(dtype, path):
 @on_a_device
 def test_transforms_and_exports_use_the_formula(path):
     weight, gain = (x.detach() for x in arrays(clamped=False))
-    several = vmap(lambda w: standardize(w, gain, 1.0, EPS))(torch.stack([weight, 2 * weight]))
+    several = torch.vmap(lambda w: standardize(w, gain, 1.0, EPS))(torch.stack([weight, 2 * weight]))
     torch.testing.assert_close(several[0], standardize_formula(weight, gain, 1.0, EPS))
     conv, x = WSConv2d(8, 12, 3), torch.randn(1, 8, 3, 3)
     program = torch.export.export(conv, (x,))
     assert not any("nfnet_timm" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(x), conv(x))
-
-
-def test_per_sample_gradients_are_those_of_one_sample_at_a_time(tiny):
-    model = tiny(**SMALL)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    x, y = torch.randn(2, 3, 32, 32), torch.tensor([1, 2])
-
-    def loss(parameters, x, y):
-        return F.cross_entropy(functional_call(model, parameters, (x[None],)), y[None])
-
-    together = vmap(grad(loss), (None, 0, 0))(parameters, x, y)
-    for i in range(2):
-        model.zero_grad()
-        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
-        for name, p in model.named_parameters():
-            assert torch.allclose(together[name][i], p.grad, rtol=1e-3, atol=1e-5 * float(p.grad.abs().max() + 1)), name
 
 
 def test_a_network_has_the_same_gradients_on_a_device_in_both_layouts(tiny, monkeypatch):
@@ -189,8 +170,3 @@ def test_with_eps_0_no_row_is_clamped(path):
     out = standardize(weight, gain, 1.0, 0.0)
     assert close(out, standardize_formula(*exact((weight, gain)), 1.0, 0.0), 1e-4)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.square().sum(), (weight, gain)))
-
-
-def test_meta_and_fake_tensors_are_standardized():
-    for x in (torch.empty(6, 4, device="meta"), FakeTensorMode().from_tensor(torch.empty(6, 4))):
-        assert standardize(x, x[:, 0], 1.0, EPS).shape == (6, 4)

@@ -18,6 +18,11 @@ from nfnet_timm.kernels.standardize.reference import standardize_formula
 from nfnet_timm.optim.agc import unitwise_norm
 
 pytest.importorskip("triton", reason="Triton comes with torch's builds for GPUs alone")
+import triton
+from triton import language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 from nfnet_timm.kernels.clip import triton as clip_triton
 from nfnet_timm.kernels.standardize import triton as standardize_triton
 
@@ -80,7 +85,7 @@ def test_weight_and_gradients_equal_the_formula_in_float64(fan_in, dtype):
     assert error(out[[0, 2, 3, 4, 5]], expected[[0, 2, 3, 4, 5]]) < 2e-6 + rounding
     # In a row without variance, only the rounding error of its mean is left: on a GPU up to 2 units in the last place.
     assert float(out[1].abs().max()) < 1.7 * 1.5 * EPS**-0.5 * 2 * torch.finfo(torch.float32).eps * 0.25
-    grad_weight, grad_gain = standardize_triton.backward(grad, weight, gain, 1.7, EPS)
+    grad_weight, grad_gain = standardize_triton.standardize_backward(grad, weight, gain, 1.7, EPS)
     assert (grad_weight.dtype, grad_gain.dtype) == (dtype, dtype)
     assert error(grad_weight, grads[0]) < 5e-6 + rounding
     assert float((grad_gain.double() - grads[1]).norm() / grads[1].norm()) < 5e-6 + rounding
@@ -126,3 +131,25 @@ def test_the_first_use_finds_every_kernel_right():
     for name in KERNELS:
         result = compare(name, torch.device(DEVICE))
         assert result.is_right, f"{name}: {result}"
+
+
+TARGETS = [("cuda", 80, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)]
+
+
+def build(kernel, types, constants, target):
+    """Compile ``kernel`` for ``target``, with arguments of Triton's ``types``."""
+    signature = dict(zip(kernel.arg_names, [*types, *("constexpr" for _ in constants)], strict=True))
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget(*target), options={"num_warps": 4})
+
+
+@pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")
+@pytest.mark.filterwarnings("ignore")  # Triton warns that the machine has no GPU
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target[1]))
+def test_every_kernel_compiles(target):
+    constants = {"HAS_SCALE": True, "WEIGHT": tl.float32, "GRAD": tl.bfloat16, "ACC": tl.float32}
+    constants |= {"HALVINGS": 8, "BLOCK": clip_triton.BLOCK}
+    built = [build(clip_triton.clip_kernel, ["*i64", "i32", "fp32", "fp32", "*fp32"], constants, target)]
+    for kernel, tensors in ((standardize_triton.standardize_kernel, 3), (standardize_triton.backward_kernel, 5)):
+        built.append(build(kernel, ["*bf16"] * tensors + ["i32", "fp32", "fp32"], {"BLOCK": 2048}, target))
+    assert all(compiled.asm["cubin" if target[0] == "cuda" else "hsaco"] for compiled in built)

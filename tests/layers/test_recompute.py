@@ -8,8 +8,6 @@ import timm
 import torch
 from peak_memory import memory
 
-from nfnet_timm.compat.torch import has_saved_tensors_hooks
-
 SMALL = {"channels": (32, 32, 64, 64), "group_size": 8, "num_classes": 10}
 TINY = {**SMALL, "depths": (1, 1, 1, 1)}
 
@@ -65,9 +63,11 @@ def test_derivatives_by_other_ways_are_the_same():
         results.append(torch.autograd.grad(first.square().sum(), weight)[0])
     assert torch.allclose(*results, rtol=1e-4, atol=1e-6 * float(results[0].abs().max()))
     parameters = dict(recomputing.named_parameters())
-    found = torch.func.grad(lambda p: torch.func.functional_call(recomputing, p, (x,)).square().mean())(parameters)
-    for a, b in zip(gradients(plain, x)[1:], found.values(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6 * float(a.abs().max() + 1))
+    loss_of = lambda p, x: torch.func.functional_call(recomputing, p, (x,)).square().mean()  # noqa: E731
+    samples = torch.vmap(torch.func.grad(loss_of), (None, 0))(parameters, x[:, None])
+    for i in range(2):
+        for a, b in zip(gradients(plain, x[i : i + 1])[1:], samples.values(), strict=True):
+            assert torch.allclose(a, b[i], rtol=1e-4, atol=1e-6 * float(a.abs().max() + 1))
     loss = recomputing(x).square().mean()
     once = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
     twice = torch.autograd.grad(loss, list(parameters.values()))
@@ -92,20 +92,6 @@ def test_with_relu_or_checkpointed_blocks_it_takes_no_more_memory(name, checkpoi
         model.set_grad_checkpointing(checkpointing)
     assert kept_bytes(models[1], x) <= kept_bytes(models[0], x)
     assert_same_gradients(models, x)
-
-
-def test_an_interrupt_in_a_convolution_leaves_no_hook_behind(monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    model = timm.create_model("nfnet_f0", recompute_acts=True, **TINY)
-    with monkeypatch.context() as patch:
-        patch.setattr("torch.nn.functional.conv2d", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            model(torch.randn(1, 3, 32, 32))
-    assert not has_saved_tensors_hooks()
-    with torch.autograd.graph.save_on_cpu():
-        assert has_saved_tensors_hooks()
 
 
 def doubled(module, args, output):
@@ -142,13 +128,12 @@ def test_hooks_that_change_maps_give_the_plain_networks_gradients_or_error(chang
         assert_same_gradients((plain, recomputing), x)
 
 
-def test_a_weight_changed_between_the_passes_fails_as_in_the_plain_network():
-    for model in pair(depths=(1, 1, 1, 1)):
-        loss = model(torch.randn(2, 3, 32, 32)).sum()
-        with torch.no_grad():
-            model.stages[1][0].conv2.weight.mul_(2)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            loss.backward()
+def test_a_changed_input_is_not_recomputed_from_if_the_activation_itself_gets_no_gradient():
+    block = pair(depths=(1, 1, 1, 1))[1].stages[1][0]
+    block.act3.register_forward_hook(halved_input)
+    loss = block(torch.randn(2, 32, 8, 8)).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, block.conv3.weight)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")

@@ -273,13 +273,8 @@ def test_vectorized_skip_gains_load_either_shape_and_are_trained_by_an_optimizer
 
 
 @pytest.mark.parametrize("kind", [ValueError, TypeError])  # TypeError: as in timm's own models
-def test_an_unknown_field_is_reported_with_the_known_ones(kind):
-    with pytest.raises(kind, match=r"unknown argument width=2: .*depths, channels.*act_layer"):
-        timm.create_model("nfnet_f0", width=2)
-
-
-def test_a_misspelt_argument_is_reported_with_all_arguments():
-    with pytest.raises(TypeError) as raised:
+def test_a_misspelt_argument_is_reported_with_all_arguments(kind):
+    with pytest.raises(kind, match="unknown argument recompute_act=True: .*depths, channels.*act_layer") as raised:
         timm.create_model("nfnet_f0", recompute_act=True)
     arguments = set(inspect.signature(nfnet_timm.NormFreeNet).parameters) - {"cfg", "device", "dtype", "kwargs"}
     assert [name for name in arguments if name not in str(raised.value).split("expected")[1]] == []
@@ -301,7 +296,7 @@ def test_arguments_may_be_other_sequences_and_integers():
         ({"depths": (1, 2, 6)}, r"depths=\(1, 2, 6\).*four"),
         ({"depths": 3}, r"depths=3: expected"),
         ({"depths": "1263"}, r"depths='1263': expected"),
-        ({"channels": (32.5, 64, 64, 64)}, r"channels=\(32.5, 64, 64, 64\).*whole numbers"),
+        ({"channels": (32.5, 64, 64, 64)}, r"channels\[0\]=32.5: expected a whole number"),
         ({"group_size": 4096}, r"group_size=4096 leave no channels.*smaller group_size"),
         ({"stem_type": "4x4"}, r"stem_type='4x4': expected one of deep_quad, 3x3, 7x7_pool"),
         ({"output_stride": 4}, r"output_stride=4: expected 8, 16 or 32"),
@@ -317,7 +312,6 @@ def test_arguments_may_be_other_sequences_and_integers():
                 "alpha": float("nan"),
                 "drop_path_rate": 2,
                 "drop_rate": "a",
-                "dtype": torch.int8,
             }.items()
         ),
     ],

@@ -37,36 +37,22 @@ def standardize_as_one_operation(weight: Tensor, gain: Tensor, scale: float, eps
     weight = weight.contiguous()
     if torch.is_grad_enabled():
         return _Standardize.apply(weight, gain, scale, eps, dtype)
-    return _standardize(weight, gain, scale, eps, dtype)
+    return _run("standardize", weight, weight, gain, scale, eps, dtype)
 
 
-def _standardize(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
-    if _takes_kernel("standardize", weight):
-        from nfnet_timm.kernels.standardize import triton as standardize_triton  # not at the top: Triton may be missing
-
-        with _current(weight.device):
-            return standardize_triton.standardize(weight, gain, scale, eps, dtype)
-    return torch.ops.nfnet_timm.standardize(weight, gain, scale, eps, dtype)
-
-
-def _standardize_backward(
-    grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float
-) -> tuple[Tensor, Tensor]:
-    if _takes_kernel("standardize_backward", weight):
-        from nfnet_timm.kernels.standardize import triton as standardize_triton
-
-        with _current(weight.device):
-            return standardize_triton.backward(grad, weight, gain, scale, eps)
-    return torch.ops.nfnet_timm.standardize_backward(grad, weight, gain, scale, eps)
-
-
-def _takes_kernel(name: str, weight: Tensor) -> bool:
-    return (
+def _run(name: str, weight: Tensor, *args: Any) -> Any:
+    """Run the Triton kernel ``name`` if it is right on the device of ``weight``, else the operation ``name``."""
+    if not (
         weight.is_cuda
         and 0 < weight.shape[1:].numel() <= LONGEST_ROW
         and not has_dispatch_modes()
         and has_right_kernel(name, weight.device)
-    )
+    ):
+        return getattr(torch.ops.nfnet_timm, name)(*args)
+    from nfnet_timm.kernels.standardize import triton as standardize_triton  # not at the top: Triton may be missing
+
+    with _current(weight.device):
+        return getattr(standardize_triton, name)(*args)
 
 
 def _current(device: torch.device) -> Any:
@@ -79,7 +65,7 @@ class _Standardize(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(weight, gain)
         ctx.scale, ctx.eps, ctx.dtype = scale, eps, dtype
-        return _standardize(weight, gain, scale, eps, dtype)
+        return _run("standardize", weight, weight, gain, scale, eps, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -89,7 +75,7 @@ class _Standardize(torch.autograd.Function):
             inputs = [x for x in (weight, gain) if x.requires_grad]
             found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
             return *(next(found) if x.requires_grad else None for x in (weight, gain)), None, None, None
-        grads = _standardize_backward(grad.contiguous(), weight, gain, ctx.scale, ctx.eps)
+        grads = _run("standardize_backward", weight, grad.contiguous(), weight, gain, ctx.scale, ctx.eps)
         return *grads, None, None, None
 
 

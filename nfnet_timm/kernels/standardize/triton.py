@@ -12,7 +12,7 @@ import triton.language as tl
 from packaging.version import Version
 from torch import Tensor
 
-__all__ = ["backward", "standardize"]
+__all__ = ["standardize", "standardize_backward"]
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float, dtype: t
     return out
 
 
-def backward(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
+def standardize_backward(grad: Tensor, weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
     """Return the gradients of the weight and the gain."""
     grad_weight, grad_gain = torch.empty_like(weight), torch.empty_like(gain)
     _launch(backward_kernel, (grad, weight, gain, grad_weight, grad_gain), weight, scale, eps)
