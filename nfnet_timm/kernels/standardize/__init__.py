@@ -1,6 +1,7 @@
-"""Weight standardization: ``standardize`` chooses the implementation. That of a CPU is here.
+"""Weight standardization: ``standardize`` chooses the implementation.
 
 reference    the formula of the paper; all others are compared with it
+cpu          torch's kernel for group normalization
 operation    one operation with its gradients, for every device except a CPU
 triton       the kernels of that operation for a GPU
 """
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nfnet_timm.kernels.eager import is_eager_on_cpu, is_on_a_device
+from nfnet_timm.kernels.standardize.cpu import by_group_norm
 from nfnet_timm.kernels.standardize.operation import standardize_as_one_operation
 from nfnet_timm.kernels.standardize.reference import standardize_formula
 
@@ -35,28 +37,6 @@ def standardize(weight: Tensor, gain: Tensor, scale: float, eps: float) -> Tenso
         elif is_on_a_device(weight) and weight.dtype != torch.float64:
             return standardize_as_one_operation(weight, gain, scale, eps, _dtype_of_result(weight))
     return standardize_formula(weight, gain, scale, eps).to(weight.dtype)
-
-
-def by_group_norm(weight: Tensor, gain: Tensor, scale: float, eps: float) -> tuple[Tensor, bool]:
-    """Return the standardized weight without clamping, and whether a row should have been clamped.
-
-    If a row should have been clamped, the caller must use the formula instead. Group normalization with one row in each
-    group is weight standardization. For W of shape (O, fan_in), with gain 1 and scale 1::
-
-        image = W.reshape(1, O, fan_in)  # one image; each row is a channel, and each channel is a group
-        factor = torch.full((O,), fan_in**-0.5)
-        F.group_norm(image, O, weight=factor)  # (W - mean) / sqrt(var * fan_in)
-
-    The kernel also returns ``rstd = 1 / sqrt(var)``. A row is clamped where ``var * fan_in < eps``, which is
-    ``rstd > sqrt(fan_in / eps)``.
-    """
-    chs, fan_in = len(weight), weight.shape[1:].numel()
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    image, factor = weight.to(dtype).reshape(1, chs, fan_in), gain.to(dtype) * (scale * fan_in**-0.5)
-    # Added to var. It prevents a division by zero, and is too small to change a row that is not clamped.
-    tiny = 1e-8 * eps / fan_in
-    out, _, rstd = torch.native_group_norm(image, factor, None, 1, chs, fan_in, chs, tiny)
-    return out.view(weight.shape), eps > 0 and float(rstd.detach().max()) > (fan_in / eps) ** 0.5
 
 
 def _dtype_of_result(weight: Tensor) -> torch.dtype:
