@@ -20,6 +20,7 @@ def infer_variant(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
     Raises:
         ValueError: If these are not the arrays of a Normalizer-Free network.
     """
+    _refuse_timms_own(state_dict)
     deep_stem = any(name.startswith("stem.conv4.") for name in state_dict)
     blocks = [name.split(".")[:2] for name in state_dict if name.endswith(".conv3.weight")]
     depths = tuple(blocks.count(["stages", str(i)]) for i in range(4))
@@ -82,12 +83,7 @@ def check_state_dict(
     Raises:
         ValueError: If they do not fit. The message names the wrong arrays, and the network of the checkpoint.
     """
-    if "stem.conv1.gain" in state_dict and not any(key.endswith("skipinit_gain") for key in state_dict):
-        raise ValueError(
-            f"this is a checkpoint of timm's own {name}, which differs from the published network (no skip gains, "
-            f"gamma in the weights, erf GELU): expected arrays like stages.0.0.skipinit_gain. Load it into "
-            f"timm.models.nfnet.{name}(), or set NFNET_TIMM_AUTOLOAD=0: create_model then builds timm's network"
-        )
+    _refuse_timms_own(state_dict)
     expected = {key: _comparable(key, t, exact) for key, t in model.state_dict().items()}
     given = {key: _comparable(key, t, exact) for key, t in state_dict.items()}
     heads = ("head.fc.weight", "head.fc.bias")  # missing from a model or a checkpoint without classes
@@ -119,6 +115,16 @@ def check_state_dict(
         hint = str(error)
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
     raise ValueError(f"the checkpoint does not fit {name}: {'; '.join(problems[:3])}{more}. {hint}")
+
+
+def _refuse_timms_own(state_dict: Mapping[str, Tensor]) -> None:
+    if "stem.conv1.gain" in state_dict and not any(key.endswith("skipinit_gain") for key in state_dict):
+        raise ValueError(
+            "this is a checkpoint of timm's own nfnet_f0 to f7, which differ from the published networks (no skip "
+            "gains, gamma in the weights, erf GELU): expected arrays like stages.0.0.skipinit_gain. Load it into "
+            "timm's network of the same name, such as timm.models.nfnet.nfnet_f0(), or set NFNET_TIMM_AUTOLOAD=0: "
+            "create_model then builds timm's network"
+        )
 
 
 def _comparable(key: str, tensor: Tensor, exact: bool) -> tuple[int | str, ...]:

@@ -176,6 +176,12 @@ def test_arrays_of_another_network_are_refused_by_name(state_dict, message):
         timm.create_model("nfnet_f0", pretrained=True, pretrained_cfg_overlay=overlay)
 
 
+def test_a_checkpoint_of_timms_own_network_is_identified_without_its_name():
+    state_dict, message = OTHERS["timm's own"]
+    with pytest.raises(ValueError, match=message):
+        infer_variant(state_dict())
+
+
 def fresh_values(name, p):
     """Return whether the parameter ``p`` with this ``name`` is initialised as by the authors."""
     if name.endswith("skipinit_gain") or name.endswith("bias"):
