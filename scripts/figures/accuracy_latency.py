@@ -1,6 +1,6 @@
 """Draws ImageNet accuracy against the time of a training step, the figure of arXiv 2102.06171.
 
-    python scripts/figures/accuracy_latency.py                     twenty minutes on two cores: eight networks
+    python scripts/figures/accuracy_latency.py                     a quarter of an hour on two cores: eight networks
     python scripts/figures/accuracy_latency.py --all --repeat 5    an hour: all NFNets and EfficientNets, three others
     python scripts/figures/accuracy_latency.py --all --device cuda --dtype bfloat16 --batch 32
 
