@@ -24,7 +24,7 @@ from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.optim import create_optimizer
 from nfnet_timm.publish.folder import save_folder
 from nfnet_timm.publish.locks import locked
-from nfnet_timm.publish.staging import refuse_directory, written_beside
+from nfnet_timm.publish.staging import refuse_irregular, written_beside
 
 __all__ = ["run"]
 
@@ -69,7 +69,7 @@ def run(out: Path, epochs: int, overwrite: bool = False) -> None:
         OSError: If ``out`` cannot be written.
     """
     with locked(out):
-        refuse_directory(out / "curves.png")
+        refuse_irregular(out / "curves.png")
         existing = [str(path) for path in (out / "curves.png", out / "model") if path.exists()]
         if existing and not overwrite:
             raise ValueError(
