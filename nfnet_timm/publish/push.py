@@ -40,14 +40,16 @@ _REF = r"[A-Za-z0-9_][A-Za-z0-9._/-]*"  # a branch or a tag
 
 @contextmanager
 def _float32_on_the_cpu() -> Iterator[None]:
-    """Use torch's own defaults for the dtype and the device, and not those of the user."""
-    before = torch.get_default_dtype()
+    """Compute in float32 on the CPU, whatever the user has set, because the logits are recorded for all machines."""
+    dtype, onednn = torch.get_default_dtype(), torch.backends.mkldnn.enabled
     torch.set_default_dtype(torch.float32)
+    torch.backends.mkldnn.enabled = False  # by torch.set_float32_matmul_precision it may compute in bfloat16
     try:
-        with torch.device("cpu"):
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(dtype)
+        torch.backends.mkldnn.enabled = onednn
 
 
 @_float32_on_the_cpu()

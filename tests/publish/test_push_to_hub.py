@@ -21,6 +21,7 @@ import nfnet_timm
 from nfnet_timm.cli import main
 from nfnet_timm.formats.safetensors_file import read_header
 from nfnet_timm.publish.fingerprints import logits_of
+from nfnet_timm.publish.verify import verify
 
 REPO = "org/tiny"
 
@@ -53,11 +54,17 @@ def loaded():
     return timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()
 
 
+def with_cfg_of_timm(model):
+    model.pretrained_cfg = timm.get_pretrained_cfg("nfnet_f0")  # an object, not a dict
+    return model
+
+
 WRAPPERS = {
     "ModelEmaV3": ModelEmaV3,
     "compiled in a training module": lambda model: Training(torch.compile(model)),
     "DDP": DistributedDataParallel,
     "prepared by Accelerate": lambda model: prepared(model),
+    "with another form of pretrained_cfg": with_cfg_of_timm,
     "in bfloat16": lambda model: model.to(torch.bfloat16),
 }
 
@@ -79,16 +86,20 @@ def test_the_network_arrives_from_every_wrapper_and_stays_as_it_is(hub, tiny, on
         assert all(module.training for module in model.modules())
 
 
-def test_the_default_dtype_and_device_do_not_matter(hub, tiny):
+def test_the_users_dtype_device_autocast_and_precision_do_not_matter(hub, tiny):
     model = tiny()
     torch.set_default_dtype(torch.bfloat16)
+    torch.set_float32_matmul_precision("medium")  # Lightning's advice; then some CPUs compute in bfloat16
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
             push(model)
         assert torch.get_default_dtype() == torch.bfloat16
+        assert torch.backends.mkldnn.enabled
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in loaded().state_dict().items())
+    assert verify(REPO).difference < 1e-5
 
 
 @pytest.mark.parametrize(
