@@ -59,6 +59,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
     plain = set(source.model_args) <= {"num_classes"}
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[1:]
     results = _published(published["sources"], figures, test_size) if figures else _measured(source)
+    results += _stated(source)
     on_the_hub = hub_id(source.dataset) if source.dataset else hub_dataset(source.training)
     data = ModelCardData(
         license=released["license"] if released else license,
@@ -68,7 +69,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         datasets=[released["dataset"]] if released else [on_the_hub] if on_the_hub else None,
         base_model=_base_model(source),
         model_name=repo_id.split("/")[-1],
-        eval_results=[*results, *_stated(source)] or None,
+        eval_results=results or None,
     )
     # If timm has a repo of the released weights, such as timm/dm_nfnet_f0.dm_in1k, it has the same network.
     timm_repo = VARIANTS[name].hf_hub_id
@@ -92,9 +93,10 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         image_mode={1: "L", 3: "RGB", 4: "RGBA"}.get(model.in_chans),
         label_names=[_escaped(label) for label in source.label_names or []],
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
-        accuracy=_accuracy(results),
-        stated={_escaped(name): value for name, value in source.metrics.items()},
-        stated_dataset=_escaped(_stated_dataset(source)),
+        results=[
+            (_escaped(r.metric_name), r.metric_value, _escaped(f"{r.dataset_name} {r.dataset_split or ''}"))
+            for r in results
+        ],
         plain_timm=timm_repo.split("/")[1].split(".")[0] if plain and timm_repo else None,
         released=released,
         identified_by=source.identified_by,
@@ -106,7 +108,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         training={option: _escaped(value) for option, value in shown_options(source.training).items()},
         script=_escaped(source.training.get("script", "timm's train.py")),
         ema=source.ema,
-        epoch=source.epoch,
+        epochs=_epochs(source),
         measured=source.accuracy is not None,
     )
     return f"{str(text).rstrip()}\n"
@@ -180,7 +182,7 @@ def _measured(source: Source) -> list[EvalResult]:
     if accuracy is None:
         return []
     measured_by: dict[str, Any] = {
-        "source_name": "timm's train.py" + ("" if source.epoch is None else f", after epoch {source.epoch}"),
+        "source_name": f"timm's train.py{_epochs(source)}",
         "source_url": "https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
     }
     resolution = _resolution(accuracy.size)
@@ -226,17 +228,10 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).encode(errors="replace").decode()
 
 
-def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
-    """Return a table row for each source of accuracies, such as "published"."""
-    rows: dict[str, dict[str, Any]] = {}
-    for result in results:
-        label, _, how = str(result.metric_name).partition(", ")
-        resolution = (result.dataset_args or {})["resolution"]
-        size = resolution if isinstance(resolution, str) else _by((resolution, resolution))
-        where = f"{_escaped(result.dataset_name)} {_escaped(result.dataset_split)} at {size} pixels"
-        row = rows.setdefault(how, {"label": f"accuracy, {how}", "where": where})
-        row["value" if label.startswith("Top-1") else "top5"] = result.metric_value
-    return list(rows.values())
+def _epochs(source: Source) -> str:
+    """Return after how many epochs of a run the weights were saved, such as " after 3 epochs"; "" if unknown."""
+    done = None if source.epoch is None else source.epoch + 1  # train.py counts from 0
+    return "" if done is None else f" after {done} epoch{'s' if done > 1 else ''}"
 
 
 def _base_model(source: Source) -> str | None:

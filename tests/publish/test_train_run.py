@@ -14,7 +14,7 @@ from timm.data import create_dataset, create_transform, resolve_model_data_confi
 
 from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
 from nfnet_timm.publish.class_names import FoundNames, find_class_names
-from nfnet_timm.publish.train_data import dataset_name, hub_dataset
+from nfnet_timm.publish.train_data import dataset_name, hub_dataset, images_of
 from nfnet_timm.publish.train_run import Accuracy, accuracy_of
 
 BUILT = Path("hub-repos/tiny")
@@ -131,12 +131,12 @@ def test_card_code_of_a_grey_network_runs_and_its_comments_are_right(publish_run
         exec(compile(block, "card", "exec"), {})
     assert f"torch.Size([{embeddings.strip('()')}])" in capsys.readouterr().out
     assert f"print(vectors.shape)  # {embeddings}" in text
-    assert "| image size | 32 x 32 in training, 32 x 32 in testing |" in text
+    assert "| image size | 32 x 32 pixels, according to config.json |" in text
 
 
 def test_card_for_images_of_any_size_needs_no_memory_for_them(publish_run):
     publish_run(img_size=10**9)
-    assert "1000000000 x 1000000000 in testing" in (BUILT / "README.md").read_text()
+    assert "1000000000 x 1000000000 pixels" in (BUILT / "README.md").read_text()
 
 
 def test_run_that_started_from_a_published_folder_is_published_while_the_folder_is_there(publish_run, refused):
@@ -169,10 +169,12 @@ def test_the_average_is_published_if_there_is_one(publish_run):
     assert "weights: as trained; the checkpoint has no EMA" in out
     card = (BUILT / "README.md").read_text()
     assert "The run kept no moving average" in card
-    assert "after epoch" not in card  # a recovery checkpoint, of the middle of an epoch, has no metric
+    assert (
+        "epochs" not in card.partition("| option |")[0]
+    )  # a recovery checkpoint, of the middle of an epoch, has no metric
     out, average = publish_run("--out", "average", ema=True)
     assert "weights: the moving average (EMA)" in out
-    assert "after epoch 2" in Path("average/README.md").read_text()
+    assert "of the weights after 3 epochs" in Path("average/README.md").read_text()
     loaded = timm.create_model("local-dir:average", pretrained=True)
     assert all(tensor.equal(loaded.state_dict()[name]) for name, tensor in average.state_dict().items())
 
@@ -212,8 +214,7 @@ def test_card_has_an_accuracy_only_if_it_was_measured_on_unseen_images_with_thes
         value, pixels = options.get("metric", 87.5), int(re.search(r"at (\d+) pixels", name)[1])
         assert results[0].dataset_args == {"resolution": pixels, "crop_pct": 0.9}
         assert results[0].metric_value == value
-        assert f"| {value} % top-" in card.text
-        assert f"at {pixels} x {pixels} pixels |" in card.text
+        assert f"| {name} | {value}, {dataset} validation |" in card.text
 
 
 @pytest.fixture
@@ -232,7 +233,8 @@ def images(folder, names="abcdefghij"):
 def has_accuracy(metric=87.5, **options):
     """Return whether a run with these options has an accuracy for the card; else it has a reason."""
     run = TrainCheckpoint({**DEFAULTS, "data_dir": "data", **options}, {}, ema=False, epoch=2, metric=metric)
-    found = accuracy_of(run, timm.create_model("nfnet_f0", device="meta", depths=(1, 1, 1, 1)))
+    trained = images_of(run.args, run.args["train_split"])
+    found = accuracy_of(run, timm.create_model("nfnet_f0", device="meta", depths=(1, 1, 1, 1)), trained)
     assert isinstance(found, Accuracy) or found
     return isinstance(found, Accuracy)
 
@@ -320,7 +322,8 @@ def names_of():
 
 def found(**options):
     """Return the class names of a run with some options, or why there are none."""
-    names = find_class_names({**DEFAULTS, "data_dir": "data", **options}, 10)
+    args = {**DEFAULTS, "data_dir": "data", **options}
+    names = find_class_names(args, 10, images_of(args, args["train_split"]))
     return names.names if isinstance(names, FoundNames) else names
 
 
@@ -468,7 +471,7 @@ def test_names_and_options_cannot_change_the_rest_of_the_card(publish_run):
     body = (BUILT / "README.md").read_text().split("\n---\n", 1)[1]
     for text in ("<img", "<script>", "](javascript", "](http://e)", "\n# title", "\n| more"):
         assert text not in body
-    for option in ("`opt`", "`opt_kwargs`", "`sched`", "accuracy, measured in training"):
+    for option in ("`opt`", "`opt_kwargs`", "`sched`", TOP1):
         assert [len(cells) for cells in rows(body, option)] == [1]
     assert rows(body, "`lr`") == []
     ((cell,),) = rows(body, "classes")
