@@ -6,7 +6,6 @@ recipe of nfnet_timm/recipes, and the facts about the model.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
@@ -88,7 +87,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         test_size=_by(test_size),
         test_shape=", ".join(map(str, (model.in_chans, *test_size))),
         num_classes=model.num_classes,
-        embedding_shape=_embedding_shape(model, test_size),
+        embedding_shape=_embedding_shape(source, test_size),
         in_chans=model.in_chans,
         image_mode={1: "L", 3: "RGB", 4: "RGBA"}.get(model.in_chans),
         label_names=[_escaped(label) for label in source.label_names or []],
@@ -134,14 +133,10 @@ def _by(size: Sequence[int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _embedding_shape(model: Any, size: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of the embeddings of two images."""
-    parameter = next(model.parameters())
-    stride = model.feature_info[-1]["reduction"]
-    with torch.no_grad():
-        shape = model.forward_head(parameter.new_empty((2, model.num_features, 1, 1)), pre_logits=True).shape
-    positions = [math.ceil(pixels / stride) for pixels in size]
-    return (*shape[:2], *positions[: len(shape) - 2])  # without pooling there are four dimensions
+def _embedding_shape(source: Source, size: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of the embeddings of two images, which the card's code prints."""
+    model = timm.create_model(source.architecture, device="meta", **{**source.model_args, "num_classes": 0}).eval()
+    return tuple(model(torch.empty(2, model.in_chans, *size, device="meta")).shape)
 
 
 def _published(sources: dict[str, str], released: dict[str, Any], size: Sequence[int]) -> list[EvalResult]:

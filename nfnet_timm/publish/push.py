@@ -24,7 +24,7 @@ from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.verify import Report, verify
 from nfnet_timm.signals import stop_if_interrupted
 
-__all__ = ["check_destination", "publish", "push", "push_to_hub", "tag_commit"]
+__all__ = ["check_destination", "publish", "push", "push_to_hub"]
 
 _GIVEN: dict[str, Any] = {
     "model": nn.Module,
@@ -140,7 +140,8 @@ def publish(
         kind = ValueError if isinstance(error, ValueError) else OSError
         raise kind(f"{repo_id} was pushed as commit {commit}, but was not verified: {error}") from None
     if tag is not None:
-        tag_commit(repo_id, tag, commit)
+        with hub_errors_explained(f"tagging {repo_id}"):
+            HfApi().create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
     return report, new
 
 
@@ -169,7 +170,7 @@ def push(
     content, there is no new commit. Other files of the repo stay. After an error, the repo has all the files or none.
 
     Args:
-        tag: The tag that ``tag_commit`` will create. No other commit may have it.
+        tag: The tag that ``publish`` will create. No other commit may have it.
     Raises:
         ValueError: If there is no access token, if the branch has other content and ``force`` is not set, if another
             commit has the tag, if a branch and a tag would have the same name, or if the repo is public and
@@ -243,19 +244,3 @@ def _different(api: HfApi, repo_id: str, commit: str, folder: Path) -> list[str]
     """Return the names of the files of ``folder`` that the repo does not have, or has with other content."""
     found = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
     return sorted({*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)} & set(names_in(folder)))
-
-
-def tag_commit(repo_id: str, name: str, commit: str) -> None:
-    """Give ``commit`` the tag ``name``.
-
-    Raises:
-        ValueError: If another commit has the tag.
-        OSError: If the Hub cannot be reached or refuses.
-    """
-    api = HfApi()
-    with hub_errors_explained(f"tagging {repo_id}"):
-        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
-        if name not in tags:
-            api.create_tag(repo_id, tag=name, revision=commit)
-    if tags.get(name, commit) != commit:
-        raise ValueError(f"{repo_id} has the tag {name} at {tags[name]}: choose another name for the tag")

@@ -11,15 +11,17 @@ import huggingface_hub
 import pytest
 import torch
 from hub_server import Fault
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from safetensors.torch import load_file, save_file
 
 from nfnet_timm.cli import main
 from nfnet_timm.formats.safetensors_file import read_header
-from nfnet_timm.publish.push import push, tag_commit
+from nfnet_timm.publish.push import publish, push
+from nfnet_timm.publish.sources import open_model
 from nfnet_timm.publish.verify import verify
 
 COMMAND = Path(sys.executable).parent / "nfnet-timm"
+SOURCE = golden.DATA / "nfnet_tiny_haiku_2021.npz"
 FILES = {"README.md", "config.json", "model.safetensors"}
 
 
@@ -66,17 +68,15 @@ def test_other_content_is_replaced_only_with_force_or_on_a_new_branch(hub, built
 
 
 def test_a_tag_is_never_moved_and_is_checked_before_the_push(hub, built_once):
-    commit, _ = push(built_once, "org/tiny")
-    tag_commit("org/tiny", "v1", commit)
-    tag_commit("org/tiny", "v1", commit)
+    source = open_model(SOURCE)
+    for _ in range(2):
+        commit = publish(source, built_once, "org/tiny", tag="v1")[0].commit
     assert hub.repos["org/tiny"].tags == {"v1": commit}
     assert push(built_once, "org/tiny", tag="v1", revision="same") == (commit, False)  # a branch without a new commit
     assert hub.repos["org/tiny"].branches == {"main": commit, "same": commit}
     theirs = hub.push("org/tiny", "config.json", b"{}")
     with pytest.raises(ValueError, match=r"has the tag v1 at .*: choose another name for the tag. Nothing was"):
         push(built_once, "org/tiny", tag="v1", force=True)
-    with pytest.raises(ValueError, match="choose another name for the tag"):
-        tag_commit("org/tiny", "v1", theirs)
     assert hub.repos["org/tiny"].branches["main"] == theirs
     assert hub.repos["org/tiny"].tags == {"v1": commit}
 
@@ -87,7 +87,7 @@ def test_a_tag_is_never_moved_and_is_checked_before_the_push(hub, built_once):
 def test_no_name_becomes_both_a_branch_and_a_tag(hub, built_once, names):
     commit, _ = push(built_once, "org/tiny")
     push(built_once, "org/tiny", revision="dev")
-    tag_commit("org/tiny", "v1", commit)
+    HfApi().create_tag("org/tiny", tag="v1")
     with pytest.raises(ValueError, match="would be a branch and a tag of org/tiny.*Nothing was pushed"):
         push(built_once, "org/tiny", **names)
     assert hub.repos["org/tiny"].branches == {"main": commit, "dev": commit}
@@ -202,7 +202,7 @@ def test_push_of_another_user_in_between_is_kept_and_gives_an_error(hub, built_o
 @pytest.mark.parametrize("stage", STAGES)
 def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(hub, tmp_path, monkeypatch, stage):
     monkeypatch.chdir(tmp_path)
-    command = ["publish", str(golden.DATA / "nfnet_tiny_haiku_2021.npz"), "org/tiny", "--license", "mit"]
+    command = ["publish", str(SOURCE), "org/tiny", "--license", "mit"]
     process = subprocess.Popen([COMMAND, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     answer, requests = threading.Event(), []
 
