@@ -21,7 +21,7 @@ from nfnet_timm.installation import PLACE, pip_install
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
 from nfnet_timm.publish.sources import Source
-from nfnet_timm.publish.train_data import dataset_name, hub_dataset, hub_id, path_name
+from nfnet_timm.publish.train_data import dataset_name, hub_id, path_name
 from nfnet_timm.publish.train_run import shown_options
 from nfnet_timm.recipes import recipe
 
@@ -59,7 +59,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[1:]
     results = _published(published["sources"], figures, test_size) if figures else _measured(source)
     results += _stated(source)
-    on_the_hub = hub_id(source.dataset) if source.dataset else hub_dataset(source.training)
+    on_the_hub = hub_id(_dataset(source))
     data = ModelCardData(
         license=released["license"] if released else license,
         library_name="timm",
@@ -135,7 +135,8 @@ def _by(size: Sequence[int]) -> str:
 
 def _embedding_shape(source: Source, size: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of the embeddings of two images, which the card's code prints."""
-    model = timm.create_model(source.architecture, device="meta", **{**source.model_args, "num_classes": 0}).eval()
+    arguments = {**source.model_args, "num_classes": 0}
+    model: Any = timm.create_model(source.architecture, device="meta", **arguments).eval()
     return tuple(model(torch.empty(2, model.in_chans, *size, device="meta")).shape)
 
 
@@ -184,8 +185,8 @@ def _measured(source: Source) -> list[EvalResult]:
     return [
         EvalResult(
             **_TASK,
-            dataset_type=hub_dataset(source.training) or "imagefolder",
-            dataset_name=_plain(dataset_name(source.training) or "a folder of images"),
+            dataset_type=hub_id(_dataset(source)) or "imagefolder",
+            dataset_name=_dataset(source),
             dataset_split=_plain(source.training.get("val_split") or "validation"),
             dataset_args={"resolution": resolution, "crop_pct": accuracy.crop_pct},
             metric_type="accuracy",
@@ -201,8 +202,8 @@ def _stated(source: Source) -> list[EvalResult]:
     return [
         EvalResult(
             **_TASK,
-            dataset_type=hub_id(source.dataset or "") or "imagefolder",
-            dataset_name=_stated_dataset(source),
+            dataset_type=hub_id(_dataset(source)) or "imagefolder",
+            dataset_name=_dataset(source),
             metric_type=_plain(name),
             metric_name=f"{_plain(name)}, as stated by the owner",
             metric_value=value,
@@ -211,11 +212,11 @@ def _stated(source: Source) -> list[EvalResult]:
     ]
 
 
-def _stated_dataset(source: Source) -> str:
+def _dataset(source: Source) -> str:
     """Return the name of the owner's dataset, without the path if it is a folder."""
-    name = source.dataset or "images of the owner"
+    name = source.dataset or dataset_name(source.training) or "images of the owner"
     is_path = name.startswith(("/", "~", ".")) or PureWindowsPath(name).drive or Path(name).exists()
-    return _plain((path_name(name) if is_path else None) or ("images of the owner" if is_path else name))
+    return _plain((path_name(name) or "images of the owner") if is_path else name)
 
 
 def _plain(text: str) -> str:

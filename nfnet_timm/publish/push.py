@@ -41,15 +41,16 @@ _REF = r"[A-Za-z0-9_][A-Za-z0-9._/-]*"  # a branch or a tag
 @contextmanager
 def _float32_on_the_cpu() -> Iterator[None]:
     """Compute in float32 on the CPU, whatever the user has set, because the logits are recorded for all machines."""
-    dtype, onednn = torch.get_default_dtype(), torch.backends.mkldnn.enabled
+    onednn: Any = torch.backends.mkldnn  # computes in bfloat16 after torch.set_float32_matmul_precision("medium")
+    dtype, enabled = torch.get_default_dtype(), onednn.enabled
     torch.set_default_dtype(torch.float32)
-    torch.backends.mkldnn.enabled = False  # by torch.set_float32_matmul_precision it may compute in bfloat16
+    onednn.enabled = False
     try:
         with torch.device("cpu"), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_default_dtype(dtype)
-        torch.backends.mkldnn.enabled = onednn
+        onednn.enabled = enabled
 
 
 @_float32_on_the_cpu()
@@ -91,9 +92,8 @@ def push_to_hub(
     # check_types refuses a set and a mapping: their order need not be that of the outputs.
     if not isinstance(names, str | Set | Mapping | None):
         names = list(names)
-    figures: Any = {} if metrics is None else metrics
-    if isinstance(figures, Mapping):
-        figures = {name: _number(value) for name, value in figures.items()}
+    # Scalars of torch and NumPy become numbers.
+    figures = {name: value.item() if hasattr(value, "item") else value for name, value in (metrics or {}).items()}
     given = {"model": model, "repo_id": repo_id, "revision": revision, "license": license, "dataset": dataset}
     check_types({**given, "label_names": names, "metrics": figures}, _GIVEN, "push_to_hub")
     for name in ("top1", "top5"):
@@ -108,14 +108,6 @@ def push_to_hub(
         folder = Path(parent) / repo_id.split("/")[-1]
         build_repo(source, repo_id, folder, license)
         return publish(source, folder, repo_id, private, revision, force=force)[0]
-
-
-def _number(value: Any) -> Any:
-    """Return the number in a scalar of torch or NumPy; else ``value``."""
-    try:
-        return value.item()
-    except (AttributeError, ValueError, RuntimeError):
-        return value
 
 
 def publish(

@@ -20,7 +20,6 @@ from nfnet_timm.compat.timm import split_folder
 __all__ = [
     "Images",
     "dataset_name",
-    "hub_dataset",
     "hub_id",
     "images_of",
     "library_of",
@@ -55,21 +54,15 @@ class Images:
 
 
 def images_of(args: Mapping[str, Any], split: str) -> Images | None:
-    """Return the images of ``split``; None if the data folder does not exist, or if a library has the images.
-
-    Source: ``find_images_and_targets`` in timm/data/readers/reader_image_folder.py, ``find_classes`` in torchvision.
-    """
-    library, _ = library_of(args)
+    """Return the images of ``split``; None if the data folder does not exist, or if a library has the images."""
     data = args.get("data_dir") or args.get("data")
-    if not data or not Path(data).is_dir() or (library and not _is_image_folder(args)):
+    if not data or not Path(data).is_dir() or library_of(args)[0]:
         return None
     root = Path(split_folder(data, split))
     if root.is_file():
         return Images(root, {os.path.realpath(root)}, {})
     types = args["input_key"].split(";") if args.get("input_key") else None
     found, classes = find_images_and_targets(str(root), types, sort=False)
-    if library:  # timm sorts "2" before "10", torchvision does not
-        classes = {name: i for i, name in enumerate(sorted(classes))}
     folders = {os.path.dirname(path) for path, _ in found}
     return Images(root, set(map(os.path.realpath, folders)), classes)
 
@@ -87,11 +80,11 @@ def why_not_unseen(args: Mapping[str, Any], trained: Images | None) -> str | Non
     train, validation = args.get("train_split") or "train", args.get("val_split") or ""
     splits = f"--train-split {train!r} and --val-split {validation!r}"
     library, name = library_of(args)
-    if library == "torch" and not _is_image_folder(args):
-        if train in _TRAIN and validation in _VALIDATION:
+    if library == "torch":
+        if train in _TRAIN and validation in _VALIDATION and "folder" not in name.lower():
             return None
         return f"{splits} are not known to be different images of {library}/{name}"
-    if library and not _is_image_folder(args):
+    if library:
         pairs = [(a, b) for a in _split_names(train) for b in _split_names(validation)]
         if any(a.startswith(b) or b.startswith(a) or "all" in (a, b) for a, b in pairs):
             return f"{splits} may have images in common"
@@ -103,7 +96,7 @@ def why_not_unseen(args: Mapping[str, Any], trained: Images | None) -> str | Non
         return f"{validated.root} has no images now"
     if shared := trained.places & validated.places:
         return f"train.py reads {min(shared)} for training and for validation: {splits}"
-    if not args.get("class_map") or library:  # torchvision does not use the class map
+    if not args.get("class_map"):
         for name, number in validated.classes.items():
             if trained.classes.get(name) != number:
                 return (
@@ -118,16 +111,10 @@ def dataset_name(args: Mapping[str, Any]) -> str | None:
     """Return the name of a run's dataset on the Hub or in its library, or the name of its folder without the path."""
     library, name = library_of(args)
     if library in ("hfds", "hfids"):
-        return name if hub_dataset(args) else path_name(name)
-    if library in ("torch", "tfds") and not _is_image_folder(args):
+        return hub_id(name) or path_name(name)
+    if library in ("torch", "tfds"):
         return name.replace("/", " ")  # a name with a slash would be a dataset of the Hub
     return path_name(args.get("data_dir") or args.get("data") or "")
-
-
-def hub_dataset(args: Mapping[str, Any]) -> str | None:
-    """Return the id of a run's dataset on the Hub; None if it is not on the Hub."""
-    library, name = library_of(args)
-    return hub_id(name) if library in ("hfds", "hfids") else None
 
 
 def hub_id(name: str) -> str | None:
@@ -139,10 +126,6 @@ def hub_id(name: str) -> str | None:
     except HFValidationError:
         return None
     return name
-
-
-def _is_image_folder(args: Mapping[str, Any]) -> bool:
-    return (args.get("dataset") or "").lower() in ("torch/folder", "torch/image_folder")
 
 
 def _split_names(split: str) -> list[str]:

@@ -332,9 +332,7 @@ def config(text):
         (flipped_bit, "the arrays of org/tiny/model.safetensors do not have the hash in its header"),
         (logits("[1.0]"), "1 logits to compare with, expected 8"),
         (logits("[NaN" + ", 1.0" * 7 + "]"), "logits"),
-        (logits("[[1.0]" + ", 1.0" * 7 + "]"), "logits that cannot be read"),
         (logits("[" * 100_000), "logits that cannot be read"),
-        (logits("[1" + "0" * 400 + ", 1" * 7 + "]"), "logits that cannot be read"),
         (config(b"{"), "org/tiny/config.json is not JSON"),
         (config(b'{"architecture": "nfnet_f0", "num_classes": 10}'), "stages.2"),
         (lambda hub, built: hub.push("org/tiny", "pytorch_model.bin", b""), "org/tiny has no safetensors file, but "),
@@ -367,8 +365,6 @@ def test_names_of_a_hostile_repo_do_not_control_the_terminal(hub, built_once, ca
         (401, "GatedRepo", "To do: ask for access on the page of the repo"),
         (403, "GatedRepo", "To do: ask for access on the page of the repo"),
         (b"<html>", "", "the answer cannot be read: JSONDecodeError .*To do: run the same command"),
-        (b"{}", "", "the answer cannot be read: KeyError .*To do: run the same command"),
-        (b"null", "", "the answer cannot be read: TypeError .*To do: run the same command"),
     ],
 )
 def test_error_for_an_answer_of_the_hub_says_what_to_do(hub, built_once, action, code, message):

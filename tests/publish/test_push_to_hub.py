@@ -253,20 +253,15 @@ def with_cfg(model, **entries):
 
 REFUSED = {
     "a mean for all channels": (lambda model: with_cfg(model, mean=0.5), "pretrained_cfg: mean is 0.5, expected Tuple"),
-    "a mean as a tensor": (lambda model: with_cfg(model, mean=torch.ones(3)), "mean is tensor.*, expected Tuple"),
-    "a size for both sides": (lambda model: with_cfg(model, input_size=224), "input_size is 224, expected Tuple"),
     "reparameterized": (lambda model: model.reparameterize(), "reparameterized"),
     "another head": (lambda model: replaced(model, "head", nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), "head"),
-    "another activation": (lambda model: replaced(model, "final_act", nn.ReLU()), "the logits differ"),
     "another activation in a new one": (lambda model: replaced(fresh(model), "stages.1.0.act2", nn.ReLU()), "logits"),
     "another eps": (lambda model: constant(fresh(model), "stages.1.0.conv2", "eps"), "stages.1.0.conv2.eps is 0.01"),
-    "another scale": (lambda model: constant(fresh(model), "stages.1.0.conv2", "scale"), "conv2.scale is 0.01"),
     "another alpha": (lambda model: constant(fresh(model), "stages.1.0", "alpha"), "stages.1.0.alpha is 0.01"),
     "another forward": (scaled, "del model.forward"),
     "another forward, put over Accelerate's": (lambda model: scaled(prepared(model)), "del model.forward"),
     "a lock": (lambda model: replaced(model, "stem.lock", threading.Lock()), "lock"),
     "pruned": (pruned, "cannot be copied"),
-    "a layer more": (lambda model: replaced(model, "head.drop", nn.Linear(192, 192)), "head.drop"),
     "a head of its own": (lambda model: nn.Sequential(model, nn.Linear(10, 2)), "1.weight"),
     "two networks": (lambda model: nn.ModuleDict({"one": model, "ema": copy.deepcopy(model)}), "'ema'"),
     "timm's network": (lambda model: timm.create_model("test_nfnet"), "NormFreeNet"),
@@ -288,7 +283,6 @@ def test_network_that_timm_cannot_load_is_refused_before_anything_is_sent(hub, t
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"model": "nfnet_f0"}, "model is 'nfnet_f0', expected Module"),
         ({"repo_id": None}, "repo_id is None, expected str"),
         ({"label_names": ["cat", "dog"]}, "2 class names for 10"),
         ({"label_names": "abcdefghij"}, "'abcdefghij'"),
@@ -296,14 +290,10 @@ def test_network_that_timm_cannot_load_is_refused_before_anything_is_sent(hub, t
         ({"label_names": dict.fromkeys("abcdefghij", 0)}, r"label_names is .*expected list\[str\]"),
         ({"metrics": {"top1": "high"}}, "high"),
         ({"metrics": {"top1": math.nan}}, "nan"),
-        ({"metrics": {"top1": torch.tensor([1.0, 2.0])}}, r"metrics is .*tensor\(\[1., 2.\]\)"),
         ({"metrics": {"top1": 975}}, "top1 is 975, expected a percentage"),
-        ({"metrics": 97.5}, "metrics is 97.5"),
-        ({"dataset": 3}, "dataset"),
         ({"license": "Apache 2.0"}, "expected the name of a licence on the Hub"),
         ({"license": None}, "license"),
         ({"revision": "a b"}, "'a b'"),
-        ({"revision": ""}, "'' cannot be the name of a branch"),
     ],
     ids=str,
 )
