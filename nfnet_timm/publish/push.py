@@ -107,25 +107,18 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / repo_id.split("/")[-1]
         build_repo(source, repo_id, folder, license)
-        return publish(source, folder, repo_id, private, revision, force=force)[0]
+        return publish(source, folder, repo_id, private=private, revision=revision, force=force)[0]
 
 
-def publish(
-    source: Source,
-    folder: Path,
-    repo_id: str,
-    private: bool = False,
-    revision: str = "main",
-    tag: str | None = None,
-    message: str | None = None,
-    force: bool = False,
-) -> tuple[Report, bool]:
+def publish(source: Source, folder: Path, repo_id: str, tag: str | None = None, **options: Any) -> tuple[Report, bool]:
     """Push a folder that ``build_repo`` wrote, verify the commit, and tag it. For errors see the functions it calls.
 
+    Args:
+        options: Further arguments of ``push``.
     Returns:
         The report of ``verify``, and whether the commit is new.
     """
-    commit, new = push(folder, repo_id, private, revision, tag, message, force)
+    commit, new = push(folder, repo_id, tag=tag, **options)
     try:
         report = verify(repo_id, commit, source.model)
     except (ValueError, OSError) as error:

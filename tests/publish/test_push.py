@@ -37,7 +37,8 @@ def is_complete(hub, folder, revision="main"):
 
 
 def is_untouched(hub):
-    return "org/tiny" not in hub.repos or set(hub.files("org/tiny")) == {".gitattributes"}
+    repo = hub.repos.get("org/tiny")
+    return repo is None or (set(repo.branches) == {"main"} and set(hub.files("org/tiny")) == {".gitattributes"})
 
 
 def test_all_files_arrive_in_one_commit_and_a_second_push_makes_none(hub, built):
@@ -142,29 +143,17 @@ STAGES = {
     ],
 )
 def test_lasting_fault_leaves_the_repo_unchanged_and_the_next_run_finishes(hub, built_once, stage, action, advice):
+    """Without a new branch: the second run would find other content there."""
     fault = Fault(*STAGES[stage], action, times=99, headers={"Retry-After": "7"})
     hub.faults.append(fault)
     with pytest.raises(OSError, match=f"failed: .*To do: .*{advice}"):
-        push(built_once, "org/tiny")
+        push(built_once, "org/tiny", revision="v2")
     assert fault.times < 99
     assert is_untouched(hub)
     hub.faults.clear()
-    assert push(built_once, "org/tiny")[1]
-    assert is_complete(hub, built_once)
-    assert len(hub.repos["org/tiny"].commits) == 2
-
-
-@pytest.mark.parametrize("path", ["/preupload/", "objects/batch", "/commit/"])
-def test_new_branch_is_removed_if_its_commit_fails(hub, built_once, path):
-    hub.push("org/tiny", "config.json", b"{}")
-    before = dict(hub.repos["org/tiny"].branches)
-    hub.faults.append(Fault("POST", path, 500, times=99))
-    with pytest.raises(OSError, match="pushing to org/tiny failed"):
-        push(built_once, "org/tiny", revision="v2")
-    assert hub.repos["org/tiny"].branches == before
-    hub.faults.clear()
-    push(built_once, "org/tiny", revision="v2")
+    assert push(built_once, "org/tiny", revision="v2")[1]
     assert is_complete(hub, built_once, "v2")
+    assert len(hub.repos["org/tiny"].commits) == 2
 
 
 def test_commit_whose_answer_is_lost_counts_as_pushed(hub, built_once):
@@ -252,14 +241,6 @@ def test_verify_reports_the_commit_and_the_hashes_also_of_a_repo_with_other_fold
     assert set(report.files) == {*FILES, "onnx/config.json", "onnx/model.safetensors"}
     assert report.difference < 1e-6
     assert report.bad_cached == []
-
-
-@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
-def test_a_download_with_a_wrong_bit_is_found(hub, built_once, name):
-    push(built_once, "org/tiny")
-    hub.faults.append(Fault("GET", f"/resolve/.*/{name}", "flip"))
-    with pytest.raises(ValueError, match=f"the hash of the download of {name} is .*: the Hub records "):
-        verify("org/tiny")
 
 
 @pytest.mark.parametrize("answer", ["y", "n", "--remove", "closed"])

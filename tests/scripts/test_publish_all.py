@@ -79,10 +79,10 @@ def test_another_file_of_that_name_is_not_published(hub, run, tmp_path):
 def test_a_signal_ends_it_and_the_next_run_does_the_rest(hub, run, monkeypatch):
     real = push.publish
 
-    def interrupted(source, folder, repo_id, *options):
+    def interrupted(source, folder, repo_id, **options):
         if "f1" in repo_id:
             signal.raise_signal(signal.SIGTERM)
-        return real(source, folder, repo_id, *options)
+        return real(source, folder, repo_id, **options)
 
     monkeypatch.setattr(push, "publish", interrupted)
     assert run()[0] == 128 + signal.SIGTERM
