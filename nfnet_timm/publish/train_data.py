@@ -41,26 +41,26 @@ def library_of(args: Mapping[str, Any]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Images:
-    """The images that train.py reads for a split from a folder or a tar file, ``root``.
+    """The images that train.py reads for a split from the folder ``root``.
 
     Args:
-        places: The folders that contain images; ``root`` if it is a tar file.
-        classes: The number of each class if there is no class map; {} for a tar file.
+        folders: The folders that contain images.
+        classes: The number of each class if there is no class map.
     """
 
     root: Path
-    places: set[str]
+    folders: set[str]
     classes: dict[str, int]
 
 
 def images_of(args: Mapping[str, Any], split: str) -> Images | None:
-    """Return the images of ``split``; None if the data folder does not exist, or if a library has the images."""
+    """Return the images of ``split``; None if they are not in a folder that exists, but in a library or a tar file."""
     data = args.get("data_dir") or args.get("data")
     if not data or not Path(data).is_dir() or library_of(args)[0]:
         return None
     root = Path(split_folder(data, split))
-    if root.is_file():
-        return Images(root, {os.path.realpath(root)}, {})
+    if not root.is_dir():
+        return None
     types = args["input_key"].split(";") if args.get("input_key") else None
     found, classes = find_images_and_targets(str(root), types, sort=False)
     folders = {os.path.dirname(path) for path, _ in found}
@@ -91,10 +91,10 @@ def why_not_unseen(args: Mapping[str, Any], trained: Images | None) -> str | Non
         return None
     validated = images_of(args, validation)
     if trained is None or validated is None:
-        return "without the data folder it is unknown whether training used the validation images"
-    if not validated.places:
+        return "without two folders of images it is unknown whether training used the validation images"
+    if not validated.folders:
         return f"{validated.root} has no images now"
-    if shared := trained.places & validated.places:
+    if shared := trained.folders & validated.folders:
         return f"train.py reads {min(shared)} for training and for validation: {splits}"
     if not args.get("class_map"):
         for name, number in validated.classes.items():
