@@ -261,7 +261,8 @@ def _publish(args: argparse.Namespace) -> None:
     if args.dry_run:
         print("dry run: nothing was pushed")
         return
-    report, new = publish(source, folder, args.repo, args.private, args.revision, args.tag, args.message, args.force)
+    options = {name: getattr(args, name) for name in ("private", "revision", "tag", "message", "force")}
+    report, new = publish(source, folder, args.repo, **options)
     print(f"{'pushed' if new else 'nothing to push, the repo has the same content'}: commit {report.commit}")
     _report(report)
     print(f'timm.create_model("hf-hub:{args.repo}", pretrained=True)')

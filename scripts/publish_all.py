@@ -15,13 +15,10 @@ from pathlib import Path
 
 import timm
 
+from nfnet_timm import cli
 from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import load_published
-from nfnet_timm.publish.download import download
-from nfnet_timm.publish.folder import build_repo, show_repo
-from nfnet_timm.publish.push import publish
-from nfnet_timm.publish.sources import Source, open_model
-from nfnet_timm.signals import exit_status, interrupted_by_signals
+from nfnet_timm.publish.sources import Source
 
 
 def main() -> int:
@@ -47,35 +44,25 @@ def main() -> int:
     if args.folder is None:
         parser.error("FOLDER is missing: name the folder with the authors' files, or pass --cards")
     failed = []
+    options = [*(["--dry-run"] if args.dry_run else []), *(["--force"] if args.force else [])]
     for number, (name, checkpoint) in enumerate(published["checkpoints"].items(), start=1):
         print(f"[{number}/{len(published['checkpoints'])}] {name}")
-        file, repo_id = args.folder / checkpoint["file"], f"{args.organization}/{name}"
-        try:
-            if args.download:
-                download(name, args.folder)
-            if not file.exists():
-                raise ValueError(f"{file} is missing: pass --download, or fetch {checkpoint['url']}")
-            source = open_model(file)
-            if source.checkpoint != name:
-                raise ValueError(f"{file} is not the released file: {source.origin()}")
-            build_repo(source, repo_id, args.out / name)
-            if args.dry_run:
-                print(show_repo(args.out / name, repo_id, "main"))
-                continue
-            report, new = publish(source, args.out / name, repo_id, force=args.force)
-            print(f"  {'pushed' if new else 'was there'}: commit {report.commit}, verified")
-        except (ValueError, OSError) as error:
+        file = args.folder / checkpoint["file"]
+        if not (args.download or file.exists()):
+            print(f"error: {file} is missing: pass --download, or fetch {checkpoint['url']}", file=sys.stderr)
             failed.append(name)
-            print(f"  error: {error}", file=sys.stderr)
+            continue
+        fetch = ["download", name, "--to", str(args.folder)]  # compares the MD5 of a file that exists
+        publish = ["publish", str(file), f"{args.organization}/{name}", "--out", str(args.out / name), *options]
+        status = cli.main(fetch) or cli.main(publish)
+        if status >= 128:  # a signal
+            return status
+        if status:
+            failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}. Run the same command again after you have fixed this", file=sys.stderr)
     return bool(failed)
 
 
 if __name__ == "__main__":
-    try:
-        with interrupted_by_signals():
-            sys.exit(main())
-    except KeyboardInterrupt as error:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(exit_status(error))
+    sys.exit(main())

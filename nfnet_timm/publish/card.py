@@ -6,7 +6,6 @@ recipe of nfnet_timm/recipes, and the facts about the model.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
@@ -22,7 +21,7 @@ from nfnet_timm.installation import PLACE, pip_install
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.checkpoints import data_file, load_published, released_checkpoints
 from nfnet_timm.publish.sources import Source
-from nfnet_timm.publish.train_data import dataset_name, hub_dataset, hub_id, path_name
+from nfnet_timm.publish.train_data import dataset_name, hub_id, path_name
 from nfnet_timm.publish.train_run import shown_options
 from nfnet_timm.recipes import recipe
 
@@ -59,7 +58,8 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
     plain = set(source.model_args) <= {"num_classes"}
     test_size = (cfg.get("test_input_size") or cfg["input_size"])[1:]
     results = _published(published["sources"], figures, test_size) if figures else _measured(source)
-    on_the_hub = hub_id(source.dataset) if source.dataset else hub_dataset(source.training)
+    results += _stated(source)
+    on_the_hub = hub_id(_dataset(source))
     data = ModelCardData(
         license=released["license"] if released else license,
         library_name="timm",
@@ -68,7 +68,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         datasets=[released["dataset"]] if released else [on_the_hub] if on_the_hub else None,
         base_model=_base_model(source),
         model_name=repo_id.split("/")[-1],
-        eval_results=[*results, *_stated(source)] or None,
+        eval_results=results or None,
     )
     # If timm has a repo of the released weights, such as timm/dm_nfnet_f0.dm_in1k, it has the same network.
     timm_repo = VARIANTS[name].hf_hub_id
@@ -87,14 +87,15 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         test_size=_by(test_size),
         test_shape=", ".join(map(str, (model.in_chans, *test_size))),
         num_classes=model.num_classes,
-        embedding_shape=_embedding_shape(model, test_size),
+        embedding_shape=_embedding_shape(source, test_size),
         in_chans=model.in_chans,
         image_mode={1: "L", 3: "RGB", 4: "RGBA"}.get(model.in_chans),
         label_names=[_escaped(label) for label in source.label_names or []],
         paper=VARIANTS[name].paper_ids.removeprefix("arXiv:"),
-        accuracy=_accuracy(results),
-        stated={_escaped(name): value for name, value in source.metrics.items()},
-        stated_dataset=_escaped(_stated_dataset(source)),
+        results=[
+            (_escaped(r.metric_name), r.metric_value, _escaped(f"{r.dataset_name} {r.dataset_split or ''}"))
+            for r in results
+        ],
         plain_timm=timm_repo.split("/")[1].split(".")[0] if plain and timm_repo else None,
         released=released,
         identified_by=source.identified_by,
@@ -106,7 +107,7 @@ def render_card(source: Source, repo_id: str, license: str | None = None) -> str
         training={option: _escaped(value) for option, value in shown_options(source.training).items()},
         script=_escaped(source.training.get("script", "timm's train.py")),
         ema=source.ema,
-        epoch=source.epoch,
+        epochs=_epochs(source),
         measured=source.accuracy is not None,
     )
     return f"{str(text).rstrip()}\n"
@@ -132,14 +133,11 @@ def _by(size: Sequence[int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _embedding_shape(model: Any, size: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of the embeddings of two images."""
-    parameter = next(model.parameters())
-    stride = model.feature_info[-1]["reduction"]
-    with torch.no_grad():
-        shape = model.forward_head(parameter.new_empty((2, model.num_features, 1, 1)), pre_logits=True).shape
-    positions = [math.ceil(pixels / stride) for pixels in size]
-    return (*shape[:2], *positions[: len(shape) - 2])  # without pooling there are four dimensions
+def _embedding_shape(source: Source, size: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of the embeddings of two images, which the card's code prints."""
+    arguments = {**source.model_args, "num_classes": 0}
+    model: Any = timm.create_model(source.architecture, device="meta", **arguments).eval()
+    return tuple(model(torch.empty(2, model.in_chans, *size, device="meta")).shape)
 
 
 def _published(sources: dict[str, str], released: dict[str, Any], size: Sequence[int]) -> list[EvalResult]:
@@ -180,15 +178,15 @@ def _measured(source: Source) -> list[EvalResult]:
     if accuracy is None:
         return []
     measured_by: dict[str, Any] = {
-        "source_name": "timm's train.py" + ("" if source.epoch is None else f", after epoch {source.epoch}"),
+        "source_name": f"timm's train.py{_epochs(source)}",
         "source_url": "https://github.com/huggingface/pytorch-image-models/blob/main/train.py",
     }
     resolution = _resolution(accuracy.size)
     return [
         EvalResult(
             **_TASK,
-            dataset_type=hub_dataset(source.training) or "imagefolder",
-            dataset_name=_plain(dataset_name(source.training) or "a folder of images"),
+            dataset_type=hub_id(_dataset(source)) or "imagefolder",
+            dataset_name=_dataset(source),
             dataset_split=_plain(source.training.get("val_split") or "validation"),
             dataset_args={"resolution": resolution, "crop_pct": accuracy.crop_pct},
             metric_type="accuracy",
@@ -204,8 +202,8 @@ def _stated(source: Source) -> list[EvalResult]:
     return [
         EvalResult(
             **_TASK,
-            dataset_type=hub_id(source.dataset or "") or "imagefolder",
-            dataset_name=_stated_dataset(source),
+            dataset_type=hub_id(_dataset(source)) or "imagefolder",
+            dataset_name=_dataset(source),
             metric_type=_plain(name),
             metric_name=f"{_plain(name)}, as stated by the owner",
             metric_value=value,
@@ -214,11 +212,11 @@ def _stated(source: Source) -> list[EvalResult]:
     ]
 
 
-def _stated_dataset(source: Source) -> str:
+def _dataset(source: Source) -> str:
     """Return the name of the owner's dataset, without the path if it is a folder."""
-    name = source.dataset or "images of the owner"
+    name = source.dataset or dataset_name(source.training) or "images of the owner"
     is_path = name.startswith(("/", "~", ".")) or PureWindowsPath(name).drive or Path(name).exists()
-    return _plain((path_name(name) if is_path else None) or ("images of the owner" if is_path else name))
+    return _plain((path_name(name) or "images of the owner") if is_path else name)
 
 
 def _plain(text: str) -> str:
@@ -226,17 +224,10 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).encode(errors="replace").decode()
 
 
-def _accuracy(results: list[EvalResult]) -> list[dict[str, Any]]:
-    """Return a table row for each source of accuracies, such as "published"."""
-    rows: dict[str, dict[str, Any]] = {}
-    for result in results:
-        label, _, how = str(result.metric_name).partition(", ")
-        resolution = (result.dataset_args or {})["resolution"]
-        size = resolution if isinstance(resolution, str) else _by((resolution, resolution))
-        where = f"{_escaped(result.dataset_name)} {_escaped(result.dataset_split)} at {size} pixels"
-        row = rows.setdefault(how, {"label": f"accuracy, {how}", "where": where})
-        row["value" if label.startswith("Top-1") else "top5"] = result.metric_value
-    return list(rows.values())
+def _epochs(source: Source) -> str:
+    """Return after how many epochs of a run the weights were saved, such as " after 3 epochs"; "" if unknown."""
+    done = None if source.epoch is None else source.epoch + 1  # train.py counts from 0
+    return "" if done is None else f" after {done} epoch{'s' if done > 1 else ''}"
 
 
 def _base_model(source: Source) -> str | None:

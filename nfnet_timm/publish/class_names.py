@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nfnet_timm.formats.typed import check_types
-from nfnet_timm.publish.train_data import class_index, library_of, reader_root
+from nfnet_timm.publish.train_data import Images, library_of
 
 __all__ = ["FoundNames", "check_class_names", "find_class_names", "read_class_names"]
 
@@ -22,22 +22,24 @@ class FoundNames:
     place: Path | str
 
 
-def find_class_names(args: Mapping[str, Any], num_classes: int) -> FoundNames | str | None:
+def find_class_names(args: Mapping[str, Any], num_classes: int, trained: Images | None) -> FoundNames | str | None:
     """Return the class names of a run of train.py, or a reason why they are unknown, or None if it had no names.
 
     The names are those in the run's class map, or the names of the folders of training images if it had none. Ask the
     user before you publish them: ``args`` come from the checkpoint. Another person may have written it, and it can name
     any file.
 
+    Args:
+        trained: The images of the training split, from ``images_of``.
     Source: ``load_class_map`` in timm/data/readers/class_map.py.
     """
-    library, _ = library_of(args)
-    folder = None if library else reader_root(args, args.get("train_split") or "train")
+    if library_of(args)[0] == "torch":  # torchvision numbers other folders than timm, and train.py uses no class map
+        return None
     try:
-        if args.get("class_map") and library != "torch":  # train.py does not use it for datasets of torchvision
-            index, place = _read_class_map(args["class_map"], folder)
-        elif folder is not None:
-            index, place = class_index(folder, args), folder
+        if args.get("class_map"):
+            index, place = _read_class_map(args["class_map"], trained.root if trained else None)
+        elif trained is not None:
+            index, place = trained.classes, trained.root
         else:
             return None
         names = sorted(index, key=index.__getitem__)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from nfnet_timm.formats.typed import check_types
@@ -53,7 +54,9 @@ def open_network(model: nn.Module) -> Source:
             f"{type(model).__name__} has parameters beside the network {place!r}, such as {others[0]}. They cannot be "
             "published: publish the network alone, or give it a classifier with reset_classifier()"
         )
-    architecture = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
+    cfg: Any = getattr(network, "pretrained_cfg", None) or {}
+    cfg = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else cfg  # as timm.get_pretrained_cfg returns it
+    architecture = cfg.get("architecture")
     if architecture not in VARIANTS:
         raise ValueError(
             f"the network's pretrained_cfg names the architecture {architecture!r}: build it with timm.create_model"
@@ -96,7 +99,6 @@ def open_network(model: nn.Module) -> Source:
         _check_same(built, plain)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None
-    cfg: Any = network.pretrained_cfg
     where = "the network's pretrained_cfg"
     check_types({k: v for k, v in cfg.items() if k != "file"}, PRETRAINED_CFG, where)  # file may be a Path or bytes
     built.pretrained_cfg = cfg

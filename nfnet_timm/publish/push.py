@@ -24,7 +24,7 @@ from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.verify import Report, verify
 from nfnet_timm.signals import stop_if_interrupted
 
-__all__ = ["check_destination", "publish", "push", "push_to_hub", "tag_commit"]
+__all__ = ["check_destination", "publish", "push", "push_to_hub"]
 
 _GIVEN: dict[str, Any] = {
     "model": nn.Module,
@@ -40,14 +40,17 @@ _REF = r"[A-Za-z0-9_][A-Za-z0-9._/-]*"  # a branch or a tag
 
 @contextmanager
 def _float32_on_the_cpu() -> Iterator[None]:
-    """Use torch's own defaults for the dtype and the device, and not those of the user."""
-    before = torch.get_default_dtype()
+    """Compute in float32 on the CPU, whatever the user has set, because the logits are recorded for all machines."""
+    onednn: Any = torch.backends.mkldnn  # computes in bfloat16 after torch.set_float32_matmul_precision("medium")
+    dtype, enabled = torch.get_default_dtype(), onednn.enabled
     torch.set_default_dtype(torch.float32)
+    onednn.enabled = False
     try:
-        with torch.device("cpu"):
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(dtype)
+        onednn.enabled = enabled
 
 
 @_float32_on_the_cpu()
@@ -89,9 +92,8 @@ def push_to_hub(
     # check_types refuses a set and a mapping: their order need not be that of the outputs.
     if not isinstance(names, str | Set | Mapping | None):
         names = list(names)
-    figures: Any = {} if metrics is None else metrics
-    if isinstance(figures, Mapping):
-        figures = {name: _number(value) for name, value in figures.items()}
+    # Scalars of torch and NumPy become numbers.
+    figures = {name: value.item() if hasattr(value, "item") else value for name, value in (metrics or {}).items()}
     given = {"model": model, "repo_id": repo_id, "revision": revision, "license": license, "dataset": dataset}
     check_types({**given, "label_names": names, "metrics": figures}, _GIVEN, "push_to_hub")
     for name in ("top1", "top5"):
@@ -105,40 +107,26 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / repo_id.split("/")[-1]
         build_repo(source, repo_id, folder, license)
-        return publish(source, folder, repo_id, private, revision, force=force)[0]
+        return publish(source, folder, repo_id, private=private, revision=revision, force=force)[0]
 
 
-def _number(value: Any) -> Any:
-    """Return the number in a scalar of torch or NumPy; else ``value``."""
-    try:
-        return value.item()
-    except (AttributeError, ValueError, RuntimeError):
-        return value
-
-
-def publish(
-    source: Source,
-    folder: Path,
-    repo_id: str,
-    private: bool = False,
-    revision: str = "main",
-    tag: str | None = None,
-    message: str | None = None,
-    force: bool = False,
-) -> tuple[Report, bool]:
+def publish(source: Source, folder: Path, repo_id: str, tag: str | None = None, **options: Any) -> tuple[Report, bool]:
     """Push a folder that ``build_repo`` wrote, verify the commit, and tag it. For errors see the functions it calls.
 
+    Args:
+        options: Further arguments of ``push``.
     Returns:
         The report of ``verify``, and whether the commit is new.
     """
-    commit, new = push(folder, repo_id, private, revision, tag, message, force)
+    commit, new = push(folder, repo_id, tag=tag, **options)
     try:
         report = verify(repo_id, commit, source.model)
     except (ValueError, OSError) as error:
         kind = ValueError if isinstance(error, ValueError) else OSError
         raise kind(f"{repo_id} was pushed as commit {commit}, but was not verified: {error}") from None
     if tag is not None:
-        tag_commit(repo_id, tag, commit)
+        with hub_errors_explained(f"tagging {repo_id}"):
+            HfApi().create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
     return report, new
 
 
@@ -167,7 +155,7 @@ def push(
     content, there is no new commit. Other files of the repo stay. After an error, the repo has all the files or none.
 
     Args:
-        tag: The tag that ``tag_commit`` will create. No other commit may have it.
+        tag: The tag that ``publish`` will create. No other commit may have it.
     Raises:
         ValueError: If there is no access token, if the branch has other content and ``force`` is not set, if another
             commit has the tag, if a branch and a tag would have the same name, or if the repo is public and
@@ -241,19 +229,3 @@ def _different(api: HfApi, repo_id: str, commit: str, folder: Path) -> list[str]
     """Return the names of the files of ``folder`` that the repo does not have, or has with other content."""
     found = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
     return sorted({*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)} & set(names_in(folder)))
-
-
-def tag_commit(repo_id: str, name: str, commit: str) -> None:
-    """Give ``commit`` the tag ``name``.
-
-    Raises:
-        ValueError: If another commit has the tag.
-        OSError: If the Hub cannot be reached or refuses.
-    """
-    api = HfApi()
-    with hub_errors_explained(f"tagging {repo_id}"):
-        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
-        if name not in tags:
-            api.create_tag(repo_id, tag=name, revision=commit)
-    if tags.get(name, commit) != commit:
-        raise ValueError(f"{repo_id} has the tag {name} at {tags[name]}: choose another name for the tag")

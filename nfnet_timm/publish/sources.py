@@ -24,6 +24,7 @@ from nfnet_timm.publish.checkpoints import load_published, released_checkpoints
 from nfnet_timm.publish.class_names import FoundNames, find_class_names
 from nfnet_timm.publish.fingerprints import identify, recorded_logits
 from nfnet_timm.publish.read_folder import DEFAULTS, load_folder, read_card, read_config
+from nfnet_timm.publish.train_data import images_of
 from nfnet_timm.publish.train_run import Accuracy, accuracy_of, network_of
 
 __all__ = ["Source", "open_authors", "open_model"]
@@ -146,6 +147,11 @@ def open_model(
             raise ValueError(f"{path}: {error}") from None
     elif path.is_dir() and not is_orbax(path):
         source = _from_folder(path)
+    elif path.suffix in (".yaml", ".csv"):
+        raise ValueError(
+            f"{path} has no weights: for a run of train.py, pass a checkpoint in the same folder, such as "
+            "model_best.pth.tar"
+        )
     else:
         source = open_authors(path)
     if not isinstance(saved, dict) and (model is not None or model_kwargs):
@@ -215,7 +221,13 @@ def _from_state_dict(
     chans = [arrays[first].shape[1] for first in _FIRST if first in arrays and arrays[first].dim() == 4]
     options = {"model": name, "model_kwargs": model_kwargs, "in_chans": chans[0] if chans else None}
     model, arguments = network_of(options, arrays, "--model-kwargs")
-    return Source(model, arguments, identify(path))
+    default = model.pretrained_cfg["architecture"]
+    unknown = (
+        f"the image size and the preprocessing are those of {default}, because a state dict has none. If the training "
+        "used others: write them into config.json of the new folder, remove its README.md, and publish this folder "
+        "with --overwrite"
+    )
+    return Source(model, arguments, identify(path), left_out=[unknown])
 
 
 def _arrays_of_network(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -253,7 +265,8 @@ def _from_training(path: Path, saved: TrainCheckpoint) -> Source:
     model, arguments = network_of(saved.args, saved.state_dict)
     if "script" not in saved.args:  # train.py validates with a centre crop, also if the network has another crop mode
         model.pretrained_cfg["crop_mode"] = "center"
-    names, accuracy = find_class_names(saved.args, model.num_classes), accuracy_of(saved, model)
+    trained = images_of(saved.args, saved.args.get("train_split") or "train")
+    names, accuracy = find_class_names(saved.args, model.num_classes, trained), accuracy_of(saved, model, trained)
     left_out = [f"no accuracy on the card: {accuracy}"] if isinstance(accuracy, str) else []
     left_out += [f"no class names: {names}; --class-names FILE gives them"] if isinstance(names, str) else []
     return Source(

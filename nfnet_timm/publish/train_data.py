@@ -8,23 +8,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from timm.data import get_img_extensions
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from nfnet_timm.compat.timm import split_folder
 
 __all__ = [
-    "class_index",
+    "Images",
     "dataset_name",
-    "hub_dataset",
     "hub_id",
+    "images_of",
     "library_of",
     "path_name",
-    "reader_root",
     "why_not_unseen",
 ]
 
@@ -40,82 +39,82 @@ def library_of(args: Mapping[str, Any]) -> tuple[str, str]:
     return (library.lower(), name) if known else ("", "")
 
 
-def reader_root(args: Mapping[str, Any], split: str) -> Path | None:
-    """Return the folder from which train.py reads ``split``; None if the data folder does not exist."""
-    root = args.get("data_dir") or args.get("data")
-    return Path(split_folder(root, split)) if root and Path(root).is_dir() else None
+@dataclass(frozen=True)
+class Images:
+    """The images that train.py reads for a split from the folder ``root``.
+
+    Args:
+        folders: The folders that contain images.
+        classes: The number of each class if there is no class map.
+    """
+
+    root: Path
+    folders: set[str]
+    classes: dict[str, int]
 
 
-def why_not_unseen(args: Mapping[str, Any]) -> str | None:
+def images_of(args: Mapping[str, Any], split: str) -> Images | None:
+    """Return the images of ``split``; None if they are not in a folder that exists, but in a library or a tar file."""
+    data = args.get("data_dir") or args.get("data")
+    if not data or not Path(data).is_dir() or library_of(args)[0]:
+        return None
+    root = Path(split_folder(data, split))
+    if not root.is_dir():
+        return None
+    types = args["input_key"].split(";") if args.get("input_key") else None
+    found, classes = find_images_and_targets(str(root), types, sort=False)
+    folders = {os.path.dirname(path) for path, _ in found}
+    return Images(root, set(map(os.path.realpath, folders)), classes)
+
+
+def why_not_unseen(args: Mapping[str, Any], trained: Images | None) -> str | None:
     """Return why validation may have used training images or other class numbers; None if it used neither.
 
     For a split without its own folder, timm reads the whole data folder. timm numbers the classes of each folder by the
     names in it, so a class that is missing in one of them changes the numbers of others. Datasets of torchvision have
     only two splits, with several names for each. Copies of the same images in both folders are not detected.
+
+    Args:
+        trained: The images of the training split, from ``images_of``.
     """
     train, validation = args.get("train_split") or "train", args.get("val_split") or ""
     splits = f"--train-split {train!r} and --val-split {validation!r}"
     library, name = library_of(args)
-    is_folder = not library or (library == "torch" and _is_image_folder(name))
-    if library == "torch" and not is_folder:
-        if train in _TRAIN and validation in _VALIDATION:
+    if library == "torch":
+        if train in _TRAIN and validation in _VALIDATION and "folder" not in name.lower():
             return None
         return f"{splits} are not known to be different images of {library}/{name}"
-    if not is_folder:
+    if library:
         pairs = [(a, b) for a in _split_names(train) for b in _split_names(validation)]
         if any(a.startswith(b) or b.startswith(a) or "all" in (a, b) for a, b in pairs):
             return f"{splits} may have images in common"
         return None
-    ours, theirs = reader_root(args, train), reader_root(args, validation)
-    if ours is None or theirs is None:
-        return "without the data folder it is unknown whether training used the validation images"
-    seen, unseen = (_places(root, image_types(args)) for root in (ours, theirs))
-    if not unseen:
-        return f"{theirs} has no images now"
-    if shared := seen & unseen:
+    validated = images_of(args, validation)
+    if trained is None or validated is None:
+        return "without two folders of images it is unknown whether training used the validation images"
+    if not validated.folders:
+        return f"{validated.root} has no images now"
+    if shared := trained.folders & validated.folders:
         return f"train.py reads {min(shared)} for training and for validation: {splits}"
-    has_map = args.get("class_map") and not library  # torchvision does not use it
-    if ours.is_dir() and theirs.is_dir() and not has_map:
-        trained, validated = (class_index(root, args) for root in (ours, theirs))
-        for name, number in validated.items():
-            if trained.get(name) != number:
+    if not args.get("class_map"):
+        for name, number in validated.classes.items():
+            if trained.classes.get(name) != number:
                 return (
-                    f"class {name!r} has the number {number} in {theirs}, and {trained.get(name, 'none')} in {ours}, "
-                    "because train.py numbers the folders of each split. Give both splits the same classes, or train "
-                    "with --class-map"
+                    f"class {name!r} has the number {number} in {validated.root}, and "
+                    f"{trained.classes.get(name, 'none')} in {trained.root}, because train.py numbers the folders of "
+                    "each split. Give both splits the same classes, or train with --class-map"
                 )
     return None
-
-
-def class_index(folder: Path, args: Mapping[str, Any]) -> dict[str, int]:
-    """Return the number that train.py gives to each class of a folder of images if there is no class map.
-
-    Source: ``find_images_and_targets`` in timm/data/readers/reader_image_folder.py, ``find_classes`` in torchvision.
-    """
-    index = find_images_and_targets(str(folder), image_types(args), sort=False)[1]
-    # timm sorts "2" before "10", torchvision does not.
-    return {name: i for i, name in enumerate(sorted(index))} if library_of(args)[0] == "torch" else index
-
-
-def image_types(args: Mapping[str, Any]) -> set[str]:
-    """Return the file name extensions that train.py accepts as images."""
-    return set(args["input_key"].split(";")) if args.get("input_key") else set(get_img_extensions())
 
 
 def dataset_name(args: Mapping[str, Any]) -> str | None:
     """Return the name of a run's dataset on the Hub or in its library, or the name of its folder without the path."""
     library, name = library_of(args)
     if library in ("hfds", "hfids"):
-        return name if hub_dataset(args) else path_name(name)
-    if library in ("torch", "tfds") and not _is_image_folder(name):
+        return hub_id(name) or path_name(name)
+    if library in ("torch", "tfds"):
         return name.replace("/", " ")  # a name with a slash would be a dataset of the Hub
     return path_name(args.get("data_dir") or args.get("data") or "")
-
-
-def hub_dataset(args: Mapping[str, Any]) -> str | None:
-    """Return the id of a run's dataset on the Hub; None if it is not on the Hub."""
-    library, name = library_of(args)
-    return hub_id(name) if library in ("hfds", "hfids") else None
 
 
 def hub_id(name: str) -> str | None:
@@ -129,27 +128,12 @@ def hub_id(name: str) -> str | None:
     return name
 
 
-def _is_image_folder(name: str) -> bool:
-    return name.lower() in ("folder", "image_folder")
-
-
 def _split_names(split: str) -> list[str]:
     """Return the names of the splits in a ``--train-split`` or ``--val-split``, without the selection of images.
 
     "train[:90%]+test" gives ["train", "test"], and "data/train-{00..99}.tar" gives ["data/train-"].
     """
     return [re.split(r"[\[{|]", part)[0].strip() for part in split.split("+")]
-
-
-def _places(root: Path, types: set[str]) -> set[str]:
-    """Return the folders below ``root`` that contain images, or ``root`` if it is a tar file."""
-    if root.is_file():
-        return {os.path.realpath(root)}
-    return {
-        os.path.realpath(folder)
-        for folder, _, files in os.walk(root, followlinks=True)
-        if any(os.path.splitext(name)[1].lower() in types for name in files)
-    }
 
 
 def path_name(path: str) -> str | None:

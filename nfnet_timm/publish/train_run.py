@@ -19,7 +19,7 @@ from nfnet_timm.formats.train_checkpoint import TrainCheckpoint
 from nfnet_timm.models.state_dict import check_state_dict
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.read_folder import LABELS, check_preprocessing, described_model, read_config
-from nfnet_timm.publish.train_data import why_not_unseen
+from nfnet_timm.publish.train_data import Images, why_not_unseen
 
 __all__ = ["Accuracy", "accuracy_of", "network_of", "published_cfg", "shown_options"]
 
@@ -163,8 +163,12 @@ def published_cfg(model: Any, args: Mapping[str, Any], where: str) -> dict[str, 
     return cfg
 
 
-def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
-    """Return the accuracy of these weights on images that training did not see, or a reason why it is unknown."""
+def accuracy_of(checkpoint: TrainCheckpoint, model: Any, trained: Images | None) -> Accuracy | str:
+    """Return the accuracy of these weights on images that training did not see, or a reason why it is unknown.
+
+    Args:
+        trained: The images of the training split, from ``images_of``.
+    """
     args, metric = {"val_split": "validation", **checkpoint.args}, checkpoint.metric
     label = {"top1": "Top-1", "top5": "Top-5"}.get(args.get("eval_metric") or "top1")
     if metric is None:
@@ -181,7 +185,7 @@ def accuracy_of(checkpoint: TrainCheckpoint, model: Any) -> Accuracy | str:
         return f"--val-num-samples {args['val_num_samples']} may be a part of the validation split"
     if not 0 <= metric <= 100:
         return f"{metric} is not a percentage"
-    if reason := why_not_unseen(args):
+    if reason := why_not_unseen(args, trained):
         return reason
     # train.py validates at the training size, not the network's test size, with a centre crop.
     cfg = model.pretrained_cfg

@@ -110,6 +110,25 @@ def test_converted_folder_publishes_the_same_as_its_file_and_says_its_hash_is_no
     assert contents(Path("tiny")) == before
 
 
+def test_publish_says_that_a_state_dict_has_no_preprocessing_and_how_to_add_it(publish, tiny):
+    torch.save(tiny().state_dict(), "average.pth")  # as avg_checkpoints.py of timm writes it
+    options = ["--model", "nfnet_f0", "--model-kwargs", "depths=(1,2,2,1)", "channels=(32,64,96,96)", "group_size=8"]
+    _, out, _ = publish("average.pth", "--dry-run", *options)
+    assert "the image size and the preprocessing are those of nfnet_f0, because a state dict has none" in out
+    assert "may be the defaults of the network" in " ".join((BUILT / "README.md").read_text().split())
+    config = json.loads((BUILT / "config.json").read_text())
+    config["pretrained_cfg"] |= {"input_size": [3, 40, 40], "test_input_size": None}
+    (BUILT / "config.json").write_text(json.dumps(config))
+    (BUILT / "README.md").unlink()
+    assert publish(BUILT, "--dry-run", "--overwrite")[0] == 0
+    assert "| image size | 40 x 40 pixels, " in (BUILT / "README.md").read_text()
+
+
+def test_the_options_of_a_run_are_not_taken_for_its_weights(publish):
+    Path("args.yaml").touch()
+    assert "pass a checkpoint in the same folder, such as model_best.pth.tar" in publish("args.yaml")[2]
+
+
 def test_card_and_class_descriptions_of_a_folder_are_kept(publish, built, tmp_path):
     mine = built.rename(tmp_path / "mine")
     (mine / "README.md").write_bytes((mine / "README.md").read_bytes().replace(b"\n", b"\r\n") + b"By hand.")

@@ -11,15 +11,17 @@ import huggingface_hub
 import pytest
 import torch
 from hub_server import Fault
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from safetensors.torch import load_file, save_file
 
 from nfnet_timm.cli import main
 from nfnet_timm.formats.safetensors_file import read_header
-from nfnet_timm.publish.push import push, tag_commit
+from nfnet_timm.publish.push import publish, push
+from nfnet_timm.publish.sources import open_model
 from nfnet_timm.publish.verify import verify
 
 COMMAND = Path(sys.executable).parent / "nfnet-timm"
+SOURCE = golden.DATA / "nfnet_tiny_haiku_2021.npz"
 FILES = {"README.md", "config.json", "model.safetensors"}
 
 
@@ -35,7 +37,8 @@ def is_complete(hub, folder, revision="main"):
 
 
 def is_untouched(hub):
-    return "org/tiny" not in hub.repos or set(hub.files("org/tiny")) == {".gitattributes"}
+    repo = hub.repos.get("org/tiny")
+    return repo is None or (set(repo.branches) == {"main"} and set(hub.files("org/tiny")) == {".gitattributes"})
 
 
 def test_all_files_arrive_in_one_commit_and_a_second_push_makes_none(hub, built):
@@ -66,17 +69,15 @@ def test_other_content_is_replaced_only_with_force_or_on_a_new_branch(hub, built
 
 
 def test_a_tag_is_never_moved_and_is_checked_before_the_push(hub, built_once):
-    commit, _ = push(built_once, "org/tiny")
-    tag_commit("org/tiny", "v1", commit)
-    tag_commit("org/tiny", "v1", commit)
+    source = open_model(SOURCE)
+    for _ in range(2):
+        commit = publish(source, built_once, "org/tiny", tag="v1")[0].commit
     assert hub.repos["org/tiny"].tags == {"v1": commit}
     assert push(built_once, "org/tiny", tag="v1", revision="same") == (commit, False)  # a branch without a new commit
     assert hub.repos["org/tiny"].branches == {"main": commit, "same": commit}
     theirs = hub.push("org/tiny", "config.json", b"{}")
     with pytest.raises(ValueError, match=r"has the tag v1 at .*: choose another name for the tag. Nothing was"):
         push(built_once, "org/tiny", tag="v1", force=True)
-    with pytest.raises(ValueError, match="choose another name for the tag"):
-        tag_commit("org/tiny", "v1", theirs)
     assert hub.repos["org/tiny"].branches["main"] == theirs
     assert hub.repos["org/tiny"].tags == {"v1": commit}
 
@@ -87,7 +88,7 @@ def test_a_tag_is_never_moved_and_is_checked_before_the_push(hub, built_once):
 def test_no_name_becomes_both_a_branch_and_a_tag(hub, built_once, names):
     commit, _ = push(built_once, "org/tiny")
     push(built_once, "org/tiny", revision="dev")
-    tag_commit("org/tiny", "v1", commit)
+    HfApi().create_tag("org/tiny", tag="v1")
     with pytest.raises(ValueError, match="would be a branch and a tag of org/tiny.*Nothing was pushed"):
         push(built_once, "org/tiny", **names)
     assert hub.repos["org/tiny"].branches == {"main": commit, "dev": commit}
@@ -142,29 +143,17 @@ STAGES = {
     ],
 )
 def test_lasting_fault_leaves_the_repo_unchanged_and_the_next_run_finishes(hub, built_once, stage, action, advice):
+    """Without a new branch: the second run would find other content there."""
     fault = Fault(*STAGES[stage], action, times=99, headers={"Retry-After": "7"})
     hub.faults.append(fault)
     with pytest.raises(OSError, match=f"failed: .*To do: .*{advice}"):
-        push(built_once, "org/tiny")
+        push(built_once, "org/tiny", revision="v2")
     assert fault.times < 99
     assert is_untouched(hub)
     hub.faults.clear()
-    assert push(built_once, "org/tiny")[1]
-    assert is_complete(hub, built_once)
-    assert len(hub.repos["org/tiny"].commits) == 2
-
-
-@pytest.mark.parametrize("path", ["/preupload/", "objects/batch", "/commit/"])
-def test_new_branch_is_removed_if_its_commit_fails(hub, built_once, path):
-    hub.push("org/tiny", "config.json", b"{}")
-    before = dict(hub.repos["org/tiny"].branches)
-    hub.faults.append(Fault("POST", path, 500, times=99))
-    with pytest.raises(OSError, match="pushing to org/tiny failed"):
-        push(built_once, "org/tiny", revision="v2")
-    assert hub.repos["org/tiny"].branches == before
-    hub.faults.clear()
-    push(built_once, "org/tiny", revision="v2")
+    assert push(built_once, "org/tiny", revision="v2")[1]
     assert is_complete(hub, built_once, "v2")
+    assert len(hub.repos["org/tiny"].commits) == 2
 
 
 def test_commit_whose_answer_is_lost_counts_as_pushed(hub, built_once):
@@ -202,7 +191,7 @@ def test_push_of_another_user_in_between_is_kept_and_gives_an_error(hub, built_o
 @pytest.mark.parametrize("stage", STAGES)
 def test_ctrl_c_leaves_the_repo_unchanged_or_complete_and_the_next_run_finishes(hub, tmp_path, monkeypatch, stage):
     monkeypatch.chdir(tmp_path)
-    command = ["publish", str(golden.DATA / "nfnet_tiny_haiku_2021.npz"), "org/tiny", "--license", "mit"]
+    command = ["publish", str(SOURCE), "org/tiny", "--license", "mit"]
     process = subprocess.Popen([COMMAND, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     answer, requests = threading.Event(), []
 
@@ -252,14 +241,6 @@ def test_verify_reports_the_commit_and_the_hashes_also_of_a_repo_with_other_fold
     assert set(report.files) == {*FILES, "onnx/config.json", "onnx/model.safetensors"}
     assert report.difference < 1e-6
     assert report.bad_cached == []
-
-
-@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
-def test_a_download_with_a_wrong_bit_is_found(hub, built_once, name):
-    push(built_once, "org/tiny")
-    hub.faults.append(Fault("GET", f"/resolve/.*/{name}", "flip"))
-    with pytest.raises(ValueError, match=f"the hash of the download of {name} is .*: the Hub records "):
-        verify("org/tiny")
 
 
 @pytest.mark.parametrize("answer", ["y", "n", "--remove", "closed"])
@@ -332,9 +313,7 @@ def config(text):
         (flipped_bit, "the arrays of org/tiny/model.safetensors do not have the hash in its header"),
         (logits("[1.0]"), "1 logits to compare with, expected 8"),
         (logits("[NaN" + ", 1.0" * 7 + "]"), "logits"),
-        (logits("[[1.0]" + ", 1.0" * 7 + "]"), "logits that cannot be read"),
         (logits("[" * 100_000), "logits that cannot be read"),
-        (logits("[1" + "0" * 400 + ", 1" * 7 + "]"), "logits that cannot be read"),
         (config(b"{"), "org/tiny/config.json is not JSON"),
         (config(b'{"architecture": "nfnet_f0", "num_classes": 10}'), "stages.2"),
         (lambda hub, built: hub.push("org/tiny", "pytorch_model.bin", b""), "org/tiny has no safetensors file, but "),
@@ -367,8 +346,6 @@ def test_names_of_a_hostile_repo_do_not_control_the_terminal(hub, built_once, ca
         (401, "GatedRepo", "To do: ask for access on the page of the repo"),
         (403, "GatedRepo", "To do: ask for access on the page of the repo"),
         (b"<html>", "", "the answer cannot be read: JSONDecodeError .*To do: run the same command"),
-        (b"{}", "", "the answer cannot be read: KeyError .*To do: run the same command"),
-        (b"null", "", "the answer cannot be read: TypeError .*To do: run the same command"),
     ],
 )
 def test_error_for_an_answer_of_the_hub_says_what_to_do(hub, built_once, action, code, message):

@@ -21,6 +21,7 @@ import nfnet_timm
 from nfnet_timm.cli import main
 from nfnet_timm.formats.safetensors_file import read_header
 from nfnet_timm.publish.fingerprints import logits_of
+from nfnet_timm.publish.verify import verify
 
 REPO = "org/tiny"
 
@@ -53,11 +54,17 @@ def loaded():
     return timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()
 
 
+def with_cfg_of_timm(model):
+    model.pretrained_cfg = timm.get_pretrained_cfg("nfnet_f0")  # an object, not a dict
+    return model
+
+
 WRAPPERS = {
     "ModelEmaV3": ModelEmaV3,
     "compiled in a training module": lambda model: Training(torch.compile(model)),
     "DDP": DistributedDataParallel,
     "prepared by Accelerate": lambda model: prepared(model),
+    "with another form of pretrained_cfg": with_cfg_of_timm,
     "in bfloat16": lambda model: model.to(torch.bfloat16),
 }
 
@@ -79,16 +86,20 @@ def test_the_network_arrives_from_every_wrapper_and_stays_as_it_is(hub, tiny, on
         assert all(module.training for module in model.modules())
 
 
-def test_the_default_dtype_and_device_do_not_matter(hub, tiny):
+def test_the_users_dtype_device_autocast_and_precision_do_not_matter(hub, tiny):
     model = tiny()
     torch.set_default_dtype(torch.bfloat16)
+    torch.set_float32_matmul_precision("medium")  # Lightning's advice; then some CPUs compute in bfloat16
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
             push(model)
         assert torch.get_default_dtype() == torch.bfloat16
+        assert torch.backends.mkldnn.enabled
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in loaded().state_dict().items())
+    assert verify(REPO).difference < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -242,20 +253,15 @@ def with_cfg(model, **entries):
 
 REFUSED = {
     "a mean for all channels": (lambda model: with_cfg(model, mean=0.5), "pretrained_cfg: mean is 0.5, expected Tuple"),
-    "a mean as a tensor": (lambda model: with_cfg(model, mean=torch.ones(3)), "mean is tensor.*, expected Tuple"),
-    "a size for both sides": (lambda model: with_cfg(model, input_size=224), "input_size is 224, expected Tuple"),
     "reparameterized": (lambda model: model.reparameterize(), "reparameterized"),
     "another head": (lambda model: replaced(model, "head", nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), "head"),
-    "another activation": (lambda model: replaced(model, "final_act", nn.ReLU()), "the logits differ"),
     "another activation in a new one": (lambda model: replaced(fresh(model), "stages.1.0.act2", nn.ReLU()), "logits"),
     "another eps": (lambda model: constant(fresh(model), "stages.1.0.conv2", "eps"), "stages.1.0.conv2.eps is 0.01"),
-    "another scale": (lambda model: constant(fresh(model), "stages.1.0.conv2", "scale"), "conv2.scale is 0.01"),
     "another alpha": (lambda model: constant(fresh(model), "stages.1.0", "alpha"), "stages.1.0.alpha is 0.01"),
     "another forward": (scaled, "del model.forward"),
     "another forward, put over Accelerate's": (lambda model: scaled(prepared(model)), "del model.forward"),
     "a lock": (lambda model: replaced(model, "stem.lock", threading.Lock()), "lock"),
     "pruned": (pruned, "cannot be copied"),
-    "a layer more": (lambda model: replaced(model, "head.drop", nn.Linear(192, 192)), "head.drop"),
     "a head of its own": (lambda model: nn.Sequential(model, nn.Linear(10, 2)), "1.weight"),
     "two networks": (lambda model: nn.ModuleDict({"one": model, "ema": copy.deepcopy(model)}), "'ema'"),
     "timm's network": (lambda model: timm.create_model("test_nfnet"), "NormFreeNet"),
@@ -277,7 +283,6 @@ def test_network_that_timm_cannot_load_is_refused_before_anything_is_sent(hub, t
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"model": "nfnet_f0"}, "model is 'nfnet_f0', expected Module"),
         ({"repo_id": None}, "repo_id is None, expected str"),
         ({"label_names": ["cat", "dog"]}, "2 class names for 10"),
         ({"label_names": "abcdefghij"}, "'abcdefghij'"),
@@ -285,14 +290,10 @@ def test_network_that_timm_cannot_load_is_refused_before_anything_is_sent(hub, t
         ({"label_names": dict.fromkeys("abcdefghij", 0)}, r"label_names is .*expected list\[str\]"),
         ({"metrics": {"top1": "high"}}, "high"),
         ({"metrics": {"top1": math.nan}}, "nan"),
-        ({"metrics": {"top1": torch.tensor([1.0, 2.0])}}, r"metrics is .*tensor\(\[1., 2.\]\)"),
         ({"metrics": {"top1": 975}}, "top1 is 975, expected a percentage"),
-        ({"metrics": 97.5}, "metrics is 97.5"),
-        ({"dataset": 3}, "dataset"),
         ({"license": "Apache 2.0"}, "expected the name of a licence on the Hub"),
         ({"license": None}, "license"),
         ({"revision": "a b"}, "'a b'"),
-        ({"revision": ""}, "'' cannot be the name of a branch"),
     ],
     ids=str,
 )

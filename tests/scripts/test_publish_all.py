@@ -58,7 +58,13 @@ def test_a_missing_file_is_named_with_its_address_and_downloaded_on_demand(run, 
     assert status == 1
     assert "--download" in error
     assert "https://storage.googleapis.com/dm-nfnets/F1_haiku.npz" in error
-    monkeypatch.setattr(download, "download", lambda name, folder: (folder / "F1_haiku.npz").write_bytes(content))
+
+    def fetch(name, folder):
+        path = folder / load_published()["checkpoints"][name]["file"]
+        path.write_bytes(content) if "f1" in name else None
+        return path, True
+
+    monkeypatch.setattr(download, "download", fetch)
     assert run("--dry-run", "--download")[0] == 0
 
 
@@ -73,10 +79,10 @@ def test_another_file_of_that_name_is_not_published(hub, run, tmp_path):
 def test_a_signal_ends_it_and_the_next_run_does_the_rest(hub, run, monkeypatch):
     real = push.publish
 
-    def interrupted(source, folder, repo_id, **kwargs):
+    def interrupted(source, folder, repo_id, **options):
         if "f1" in repo_id:
             signal.raise_signal(signal.SIGTERM)
-        return real(source, folder, repo_id, **kwargs)
+        return real(source, folder, repo_id, **options)
 
     monkeypatch.setattr(push, "publish", interrupted)
     assert run()[0] == 128 + signal.SIGTERM

@@ -224,7 +224,10 @@ class Hub:
         elif verb == "branch":
             repo.branches[revision] = repo.resolve((await request.json()).get("startingPoint") or "main").oid
         elif verb == "tag":
-            repo.tags[(await request.json())["tag"]] = repo.resolve(revision).oid
+            tag = (await request.json())["tag"]
+            if tag in repo.tags:
+                raise HubError(409, "Tag reference exists already")
+            repo.tags[tag] = repo.resolve(revision).oid
         else:
             raise HubError(404, f"no such path: {verb}")
         return JSONResponse({})
