@@ -131,7 +131,7 @@ def test_card_code_of_a_grey_network_runs_and_its_comments_are_right(publish_run
         exec(compile(block, "card", "exec"), {})
     assert f"torch.Size([{embeddings.strip('()')}])" in capsys.readouterr().out
     assert f"print(vectors.shape)  # {embeddings}" in text
-    assert "| image size | 32 x 32 pixels, according to config.json |" in text
+    assert "| image size | 32 x 32 pixels (from config.json) |" in text
 
 
 def test_run_that_started_from_a_published_folder_is_published_while_the_folder_is_there(publish_run, refused):
