@@ -1,11 +1,14 @@
 """Training loops of other libraries end in the weights of a plain one, to the bit."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from compat_table import BATCH, assert_weights_of_a_plain_loop, images_and_labels, optimizer_of
+from timm.optim import create_optimizer_v2
 
 
 def loader():
@@ -33,9 +36,13 @@ def test_accelerate_ends_in_the_weights_of_a_plain_loop(tiny):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*treespec")
-def test_lightning_ends_in_the_weights_of_a_plain_loop(tiny, tmp_path):
+@pytest.mark.parametrize("by_callback", [False, True], ids=["optimizer", "callback"])
+def test_lightning_ends_in_the_weights_of_a_plain_loop(tiny, tmp_path, by_callback):
     """Lightning with an optimizer of create_optimizer ends in the weights of a plain loop, to the bit."""
     lightning = pytest.importorskip("lightning")
+    names: dict = {}  # of the callback in the documentation
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    exec(re.search(r"```python lightning\n(.*?)```", page, flags=re.DOTALL)[1], names)
 
     class Module(lightning.LightningModule):
         def __init__(self, model):
@@ -47,11 +54,14 @@ def test_lightning_ends_in_the_weights_of_a_plain_loop(tiny, tmp_path):
             return F.cross_entropy(self.model(images), labels)
 
         def configure_optimizers(self):
+            if by_callback:
+                return create_optimizer_v2(self.model, "sgd", lr=0.05, momentum=0.9)
             return optimizer_of(self.model)
 
     model = tiny(num_classes=10).train()
     plain = copy.deepcopy(model)
     trainer = lightning.Trainer(
+        callbacks=[names["AdaptiveClipping"]()] if by_callback else [],
         max_epochs=1,
         accelerator="cpu",
         devices=1,

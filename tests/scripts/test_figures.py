@@ -23,6 +23,12 @@ def test_a_run_writes_its_results_and_draws_them(run_script, name, small, tmp_pa
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
+def test_each_picture_is_shown_on_a_page(picture):
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert any(f"pictures/{picture.name})" in page.read_text() for page in pages)
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
 def test_the_pictures_in_docs_are_those_of_the_recorded_results(run_script, picture, tmp_path):
     (tmp_path / f"{picture.stem}.json").write_text(picture.with_suffix(".json").read_text())
     status, _, error = run_script(FOLDER / f"{picture.stem}.py", "--from-json", "--out", tmp_path)
