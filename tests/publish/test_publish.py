@@ -121,7 +121,7 @@ def test_publish_says_that_a_state_dict_has_no_preprocessing_and_how_to_add_it(p
     (BUILT / "config.json").write_text(json.dumps(config))
     (BUILT / "README.md").unlink()
     assert publish(BUILT, "--dry-run", "--overwrite")[0] == 0
-    assert "| image size | 40 x 40 pixels, " in (BUILT / "README.md").read_text()
+    assert "| image size | 40 x 40 pixels" in (BUILT / "README.md").read_text()
 
 
 def test_the_options_of_a_run_are_not_taken_for_its_weights(publish):
