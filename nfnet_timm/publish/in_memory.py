@@ -11,11 +11,10 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from nfnet_timm.formats.typed import check_types
 from nfnet_timm.models.nfnet import NormFreeNet
 from nfnet_timm.models.variants import VARIANTS
 from nfnet_timm.publish.fingerprints import check_logits, logits_of
-from nfnet_timm.publish.read_folder import PRETRAINED_CFG
+from nfnet_timm.publish.read_folder import LABELS, check_cfg
 from nfnet_timm.publish.sources import Source
 from nfnet_timm.publish.train_run import network_of, published_cfg
 
@@ -100,7 +99,7 @@ def open_network(model: nn.Module) -> Source:
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:  # also from a state dict without arrays
         raise ValueError(f"{_CHANGED}: {error}") from None
     where = "the network's pretrained_cfg"
-    check_types({k: v for k, v in cfg.items() if k != "file"}, PRETRAINED_CFG, where)  # file may be a Path or bytes
+    check_cfg({k: v for k, v in cfg.items() if k not in ("file", *LABELS)}, where)  # file may be a Path or bytes
     built.pretrained_cfg = cfg
     built.pretrained_cfg = published_cfg(built, {}, where)
     return Source(built, arguments, metadata={})

@@ -25,9 +25,9 @@ from nfnet_timm.models.variants import VARIANTS, NormFreeCfg
 __all__ = [
     "DEFAULTS",
     "LABELS",
-    "PRETRAINED_CFG",
     "Config",
     "card_metadata",
+    "check_cfg",
     "check_preprocessing",
     "described_model",
     "is_ours",
@@ -46,7 +46,7 @@ _ARGUMENTS = {
     **get_type_hints(NormFreeCfg),
 }
 # Entries of pretrained_cfg, with their types.
-PRETRAINED_CFG = get_type_hints(PretrainedCfg)
+_PRETRAINED_CFG = get_type_hints(PretrainedCfg)
 # Entries about the classes, with their types.
 LABELS = {"label_names": list[str] | None, "label_descriptions": dict[str, str] | None}
 # Entries of a card that check_folder requires, with their types.
@@ -104,7 +104,7 @@ def read_config(path: Path) -> Config:
     labels = {name: config.get(name, pretrained_cfg.get(name)) for name in LABELS}
     check_types({**config, **labels}, {"num_classes": int, **LABELS}, str(path))
     cfg = {k: v for k, v in pretrained_cfg.items() if k not in LABELS}
-    _check_entries(cfg, PRETRAINED_CFG, f"{path}: pretrained_cfg")
+    check_cfg(cfg, f"{path}: pretrained_cfg")
     _check_entries(arguments, _ARGUMENTS, f"{path}: model_args")
     check_preprocessing({**PretrainedCfg().to_dict(), **cfg}, f"{path}: pretrained_cfg")
     num_classes = config.get("num_classes", cfg.get("num_classes", PretrainedCfg.num_classes))
@@ -215,6 +215,11 @@ def card_metadata(text: str, where: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())  # YAML's message has several lines
         raise ValueError(f"the metadata of {where}, between its two ---, cannot be read: {reason}") from None
     return metadata
+
+
+def check_cfg(cfg: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError unless ``cfg`` has only entries of timm's ``PretrainedCfg``, with its types."""
+    _check_entries(cfg, _PRETRAINED_CFG, where)
 
 
 def _check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:

@@ -253,6 +253,10 @@ def with_cfg(model, **entries):
 
 REFUSED = {
     "a mean for all channels": (lambda model: with_cfg(model, mean=0.5), "pretrained_cfg: mean is 0.5, expected Tuple"),
+    "an entry that timm does not know": (
+        lambda model: with_cfg(model, note="mine"),
+        "the network's pretrained_cfg: unknown entry 'note'",
+    ),
     "reparameterized": (lambda model: model.reparameterize(), "reparameterized"),
     "another head": (lambda model: replaced(model, "head", nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), "head"),
     "another activation in a new one": (lambda model: replaced(fresh(model), "stages.1.0.act2", nn.ReLU()), "logits"),
