@@ -82,6 +82,15 @@ def test_the_kernels_are_compared_on_every_gpu(capsys, monkeypatch, is_right):
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_relative_cache_is_reported_by_its_full_path(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "relative/hub")
+    assert main(["doctor"]) == 0
+    assert f"Hub's cache: {tmp_path / 'relative/hub'}\n" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("place", ["file/hub", "dangling/hub"])
 def test_a_cache_that_cannot_be_written_is_reported(capsys, monkeypatch, tmp_path, place):
     (tmp_path / "file").touch()
@@ -91,6 +100,16 @@ def test_a_cache_that_cannot_be_written_is_reported(capsys, monkeypatch, tmp_pat
     out, error = capsys.readouterr()
     assert re.search(rf"Hub's cache: .*{place} cannot be written.*\n    WRONG.*HF_HOME", out)
     assert "1 thing is wrong" in error
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_package_that_cannot_be_imported_is_named(capsys, monkeypatch):
+    def broken(name):
+        raise ImportError("no luck")
+
+    monkeypatch.setattr("nfnet_timm.doctor.import_module", broken)
+    assert main(["doctor"]) == 1
+    assert "import timm.models: ImportError: no luck\n    WRONG." in capsys.readouterr().out
 
 
 def test_missing_package_is_reported_with_the_command_to_run(run_in):

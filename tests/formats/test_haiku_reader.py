@@ -1,5 +1,6 @@
 """The reader reads the authors' files and refuses pickles that contain anything but a tree of arrays."""
 
+import os
 import pickle
 import pickletools
 import random
@@ -83,6 +84,12 @@ def test_arrays_are_not_copied_and_the_file_is_not_changed(tmp_path):
 
 
 # --- files that are no such tree
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "F0_haiku.npz")
+    with pytest.raises(ValueError, match="F0_haiku.npz is not a regular file"):
+        read_tree(tmp_path / "F0_haiku.npz")
 
 
 @pytest.mark.parametrize(

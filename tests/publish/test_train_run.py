@@ -243,6 +243,7 @@ def has_accuracy(metric=87.5, **options):
         ({"eval_metric": "loss", "metric": 2.31}, False),
         ({"tta": 3}, False),
         ({"metric": None}, False),
+        ({"metric": float("nan")}, False),
         ({"val_num_samples": 100}, False),  # a part of the split
         ({"data_dir": "elsewhere"}, False),
         ({"train_split": "training", "val_split": "train"}, False),  # the same by another name
