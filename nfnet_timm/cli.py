@@ -95,8 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "directory), to a folder that timm loads with its local-dir: prefix. If OUT ends in .npz, convert such a "
         "folder to a file that the authors' code loads.",
     )
-    help = "F*_haiku.npz, an Orbax directory or a folder; also a URL of fsspec"
-    convert.add_argument("source", type=os.path.expanduser, help=help)
+    convert.add_argument(
+        "source",
+        type=os.path.expanduser,
+        help="F*_haiku.npz, an Orbax directory or a folder; also a URL of fsspec",
+    )
     convert.add_argument("--out", type=_path, required=True, help="folder to write, or a file ending in .npz")
     convert.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     convert.set_defaults(run=_convert)
@@ -261,8 +264,16 @@ def _publish(args: argparse.Namespace) -> None:
     if args.dry_run:
         print("dry run: nothing was pushed")
         return
-    options = {name: getattr(args, name) for name in ("private", "revision", "tag", "message", "force")}
-    report, new = publish(source, folder, args.repo, **options)
+    report, new = publish(
+        source,
+        folder,
+        args.repo,
+        tag=args.tag,
+        private=args.private,
+        revision=args.revision,
+        message=args.message,
+        force=args.force,
+    )
     print(f"{'pushed' if new else 'nothing to push, the repo has the same content'}: commit {report.commit}")
     _report(report)
     print(f'timm.create_model("hf-hub:{args.repo}", pretrained=True)')

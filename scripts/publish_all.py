@@ -19,6 +19,7 @@ from nfnet_timm import cli
 from nfnet_timm.publish.card import render_card
 from nfnet_timm.publish.checkpoints import load_published
 from nfnet_timm.publish.sources import Source
+from nfnet_timm.signals import exit_status
 
 
 def main() -> int:
@@ -65,4 +66,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as error:  # between two commands; each command handles its own
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(exit_status(error))

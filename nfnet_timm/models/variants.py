@@ -13,7 +13,7 @@ __all__ = ["VARIANTS", "NormFreeCfg", "UnknownFieldError", "Variant", "checked_c
 
 
 def checked_count(name: str, value: Any, smallest: int) -> int:
-    """Return ``value``, a whole number of Python or NumPy, as an int. If it is below ``smallest``: ValueError."""
+    """Return ``value`` as an int. Raise ValueError unless it is a whole number of at least ``smallest``."""
     if not isinstance(value, Integral) or value < smallest:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {smallest}")
     return int(value)

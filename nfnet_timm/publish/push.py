@@ -92,8 +92,9 @@ def push_to_hub(
     # check_types refuses a set and a mapping: their order need not be that of the outputs.
     if not isinstance(names, str | Set | Mapping | None):
         names = list(names)
-    # Scalars of torch and NumPy become numbers.
-    figures = {name: value.item() if hasattr(value, "item") else value for name, value in (metrics or {}).items()}
+    figures: Any = {} if metrics is None else metrics
+    if isinstance(figures, Mapping):
+        figures = {name: _number(value) for name, value in figures.items()}
     given = {"model": model, "repo_id": repo_id, "revision": revision, "license": license, "dataset": dataset}
     check_types({**given, "label_names": names, "metrics": figures}, _GIVEN, "push_to_hub")
     for name in ("top1", "top5"):
@@ -108,6 +109,14 @@ def push_to_hub(
         folder = Path(parent) / repo_id.split("/")[-1]
         build_repo(source, repo_id, folder, license)
         return publish(source, folder, repo_id, private=private, revision=revision, force=force)[0]
+
+
+def _number(value: Any) -> Any:
+    """Return the number in a scalar of torch or NumPy; else ``value``."""
+    try:
+        return value.item()
+    except (AttributeError, ValueError, RuntimeError):
+        return value
 
 
 def publish(source: Source, folder: Path, repo_id: str, tag: str | None = None, **options: Any) -> tuple[Report, bool]:

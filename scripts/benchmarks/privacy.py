@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from networks import peak_memory, with_skip_gains
-from results import add_record, new_file, positive, run
+from results import add_record, positive, records_file, run
 from torch import nn
 
 from nfnet_timm.installation import to_install
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=8, help="images (%(default)s)")
     parser.add_argument("--pixels", type=positive, default=96, help="height and width of the images (%(default)s)")
     parser.add_argument("--repeat", type=positive, default=21, help="repetitions of each (%(default)s)")
-    parser.add_argument("--json", type=new_file, help="file to add the results to")
+    parser.add_argument("--json", type=records_file, help="file to add the results to")
     args = parser.parse_args()
     if args.name not in VARIANTS:
         parser.error(f"--name {args.name}: expected one of {', '.join(VARIANTS)}")

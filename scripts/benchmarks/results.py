@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "ROOT", "add_record", "positive", "new_file", "run", "table", "write_json"]
+__all__ = ["RESULTS", "ROOT", "add_record", "new_file", "positive", "records_file", "run", "table", "write_json"]
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,14 +31,27 @@ def positive(text: str) -> int:
 
 
 def new_file(text: str) -> Path:
-    """Return the path of a new file in a folder that exists, or of one with earlier results; the type of an option."""
+    """Return the path of a new file, or of one with earlier results, in a folder that exists; the type of an option."""
     path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: expected a file in a folder that exists")
     try:
-        if path.exists() or not path.parent.is_dir():
-            json.loads(path.read_text(encoding="utf-8"))
+        _earlier(path)
     except (ValueError, OSError) as error:
         raise argparse.ArgumentTypeError(f"{path}: {error}; expected earlier results or a new file") from None
     return path
+
+
+def records_file(text: str) -> Path:
+    """Return the path of a file for ``add_record``; the type of an option."""
+    path = new_file(text)
+    if not isinstance(_earlier(path), list):
+        raise argparse.ArgumentTypeError(f"{path}: no list of results; expected earlier results or a new file")
+    return path
+
+
+def _earlier(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def write_json(path: Path, results: Any) -> None:
@@ -50,8 +63,7 @@ def write_json(path: Path, results: Any) -> None:
 
 def add_record(path: Path, record: dict[str, Any], is_replaced: Callable[[dict[str, Any]], bool]) -> None:
     """Add ``record`` to the results in ``path`` and remove those for which ``is_replaced`` is true."""
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    write_json(path, [*(each for each in earlier if not is_replaced(each)), record])
+    write_json(path, [*(each for each in _earlier(path) if not is_replaced(each)), record])
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:

@@ -24,7 +24,7 @@ import tempfile
 from functools import partial
 from typing import Any
 
-from results import add_record, new_file, positive, run
+from results import add_record, positive, records_file, run
 
 # Puts a repository as timm publishes it, with random weights, into a Hub cache. A separate process does it, because the
 # peak memory of a process includes that of its parent.
@@ -77,7 +77,7 @@ def main() -> None:
         command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
         command.add_argument("--repeat", type=positive, default=15, help="repetitions of each (%(default)s)")
     for command in (coldstart, agc, forward, train):
-        command.add_argument("--json", type=new_file, help="file to add the results to")
+        command.add_argument("--json", type=records_file, help="file to add the results to")
     args = parser.parse_args()
     if args.device == "cuda":
         import torch

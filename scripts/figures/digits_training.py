@@ -47,7 +47,7 @@ def accuracy_after_training(
     """Train on the first ``images`` and return the test accuracy: 0.1, that of guessing, if the loss became NaN.
 
     Training ends after ``epochs``, or later, after ``updates``. The learning rate rises for 5 of 90 epochs, as in arXiv
-    2101.08692 and at least for one, and then falls by a cosine. Images have 16 x 16 pixels, which is twice the size of
+    2101.08692, but for at least one. Then it falls by a cosine. Images have 16 x 16 pixels, which is twice the size of
     the original digits.
     """
     x, y = F.avg_pool2d(digits.train[:images], 2), digits.train_classes[:images]

@@ -292,6 +292,8 @@ def test_network_that_timm_cannot_load_is_refused_before_anything_is_sent(hub, t
         ({"label_names": "abcdefghij"}, "'abcdefghij'"),
         ({"label_names": {"cat"}}, r"label_names is .*expected list\[str\]"),
         ({"label_names": dict.fromkeys("abcdefghij", 0)}, r"label_names is .*expected list\[str\]"),
+        ({"metrics": [87.5]}, r"metrics is \[87.5\], expected dict\[str, float\]"),
+        ({"metrics": {"top1": torch.ones(2)}}, "metrics is .*tensor"),
         ({"metrics": {"top1": "high"}}, "high"),
         ({"metrics": {"top1": math.nan}}, "nan"),
         ({"metrics": {"top1": 975}}, "top1 is 975, expected a percentage"),

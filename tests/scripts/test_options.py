@@ -81,6 +81,11 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(run, monk
         ("scripts/benchmarks/speed.py", ["agc", "--json", "nowhere/out.json"], "nowhere"),
         ("scripts/benchmarks/speed.py", ["agc", "--device", "cuda"], "--device cuda"),
         ("scripts/benchmarks/speed.py", ["agc", "--json", __file__], __file__),
+        (
+            "scripts/benchmarks/speed.py",
+            ["agc", "--json", f"{ROOT}/benchmarks/results/deployment.json"],
+            "no list of results",
+        ),
         ("scripts/benchmarks/memory.py", ["--name", "resnet50"], "--name resnet50"),
         ("scripts/figures/signal_controls.py", ["--from-json", "--out", "nowhere"], "nowhere/signal_controls.json"),
         ("scripts/figures/signal_controls.py", ["--batch", "0"], "--batch 0"),
