@@ -164,9 +164,8 @@ def test_the_average_is_published_if_there_is_one(publish_run):
     assert "weights: as trained; the checkpoint has no EMA" in out
     card = (BUILT / "README.md").read_text()
     assert "The run kept no moving average" in card
-    assert (
-        "epochs" not in card.partition("| option |")[0]
-    )  # a recovery checkpoint, of the middle of an epoch, has no metric
+    # A recovery checkpoint, of the middle of an epoch, has no metric.
+    assert "epochs" not in card.partition("| option |")[0]
     out, average = publish_run("--out", "average", ema=True)
     assert "weights: the moving average (EMA)" in out
     assert "of the weights after 3 epochs" in Path("average/README.md").read_text()
